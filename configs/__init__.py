@@ -1,0 +1,1 @@
+"""YAML groups, one folder a group."""

@@ -1,0 +1,1 @@
+"""The shipped catalog of datasets, checkpoints and caches."""

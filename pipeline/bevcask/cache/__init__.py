@@ -1,0 +1,1 @@
+"""Cache: how targets are stored. Knows no models."""

@@ -1,0 +1,316 @@
+"""Configuration: YAML groups, dotted overrides, frozen validated models.
+
+`compose(["dataset=mini", "trainer.max_steps=100"])` picks one YAML a group, merges the other
+`key=value` words over it (OmegaConf dotlist) and validates the whole into a `RunConfig`. Plug-in
+sections (`teacher.detector`, `student.detector`, `method`) stay plain mappings here, because their
+models live beside torch code; the stage that builds a plug-in validates its section with `build_config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bevcask.errors import ConfigError, UnknownNameError
+from bevcask.registry import load_class, suggest
+
+GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
+LITERAL_KEYS = frozenset(
+    {
+        "dataset.root",
+        "teacher.checkpoint",
+        "student.checkpoint",
+        "student.init",
+        "student.head",
+        "cache",
+        "run",
+        "out",
+    }
+)
+
+
+class Config(BaseModel):
+    """Base of every configuration model: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetConfig(Config):
+    """Which frames."""
+
+    root: str = Field(
+        "data/nuscenes", description="folder with samples/, maps/ and the version folder"
+    )
+    version: str = Field("v1.0-trainval", description="name of the folder with the 13 tables")
+    split: str = Field("train", description="a devkit split, a name in splits.json, or `all`")
+    scenes: tuple[str, ...] | None = Field(None, description="only these scenes, e.g. [scene-0916]")
+    limit: int | None = Field(None, ge=1, description="only the first N frames of the selection")
+
+
+class TeacherConfig(Config):
+    """Who is imitated."""
+
+    type: str = Field("native", description="native: a bevcask detector and its checkpoint")
+    checkpoint: str = Field("random", description="FILE | catalog:NAME | random (seeded, recorded)")
+    detector: dict[str, Any] = Field(
+        default_factory=dict, description="architecture, see configs/detector"
+    )
+
+
+class StudentConfig(Config):
+    """Who is trained."""
+
+    detector: dict[str, Any] = Field(
+        default_factory=dict, description="architecture, see configs/detector"
+    )
+    checkpoint: str | None = Field(None, description="start from, or evaluate, this checkpoint")
+    init: str | None = Field(None, description="ImageNet weights for the image backbone")
+    head: str | None = Field(
+        None, description="head file exported at extraction (head inheritance)"
+    )
+
+
+class StoreConfig(Config):
+    """How targets are stored."""
+
+    codec: Literal["auto", "uint8", "int8", "float16", "float32"] = Field(
+        "auto", description="auto: the default of each kind"
+    )
+    shard_rows: int = Field(8, ge=1, le=4096, description="frames a shard; scenes start on a shard")
+    queue: int = Field(2, ge=1, description="shards waiting for the writer; bounds memory")
+
+
+class LoaderConfig(Config):
+    """How samples are read."""
+
+    batch_size: int = Field(4, ge=1)
+    num_workers: int = Field(2, ge=0, description="loader processes; 0 loads in this process")
+
+
+class AugmentConfig(Config):
+    """The student's augmentation; ranges are uniform. Defaults: none."""
+
+    resize: tuple[float, float] = Field(
+        (0.0, 0.0), description="added to the covering resize factor"
+    )
+    crop: bool = Field(False, description="random horizontal crop instead of the centre")
+    image_flip: bool = False
+    image_rotation: float = Field(0.0, ge=0, description="+- degrees")
+    bev_rotation: float = Field(0.0, ge=0, description="+- radians")
+    bev_scale: tuple[float, float] = (1.0, 1.0)
+    bev_flip_x: bool = Field(False, description="x becomes -x half of the time")
+    bev_flip_y: bool = Field(False, description="y becomes -y half of the time")
+
+
+class TrainerConfig(Config):
+    """How the student is trained."""
+
+    max_steps: int = Field(1000, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    clip: float = Field(5.0, gt=0, description="gradient norm")
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    validate_every: int = Field(
+        0, ge=0, description="steps between validations; 0: only at the end"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
+    log_every: int = Field(10, ge=1)
+
+
+class OnlineConfig(Config):
+    """The teacher-in-the-loop reference."""
+
+    input: Literal["canonical", "augmented"] = Field(
+        "augmented", description="canonical: the clean frame; augmented: what the student sees"
+    )
+
+
+class RunConfig(Config):
+    """Everything a verb may read."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    val: DatasetConfig | None = Field(
+        None, description="frames to validate on; none: no validation"
+    )
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    method: dict[str, Any] = Field(default_factory=lambda: {"type": "none"})
+    store: StoreConfig = StoreConfig()
+    loader: LoaderConfig = LoaderConfig()
+    augment: AugmentConfig = AugmentConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    cache: str | None = Field(None, description="cache URL or catalog:NAME")
+    run: str = Field("runs/latest", description="folder for checkpoints, logs, results")
+    targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
+    online: OnlineConfig = OnlineConfig()
+    on_missing: Literal["raise", "skip"] = Field(
+        "raise", description="a frame without a cached row"
+    )
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
+    seed: int = Field(0, ge=0)
+    dry_run: bool = Field(False, description="say what would happen and stop")
+    resume: bool = Field(True, description="go on from the last checkpoint in run")
+    sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
+    picture: str | None = Field(None, description="inspect: write the picture to this PNG")
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def compose(words: Sequence[str], defaults: Mapping[str, str] | None = None) -> RunConfig:
+    """Turn `key=value` words into a validated configuration.
+
+    Args:
+        words: command-line words; `group=name` picks a YAML (a path ending in .yaml works too).
+        defaults: group picks used where the words and the experiment name none.
+
+    Raises:
+        ConfigError: a word without `=`, an unknown key or group member, a value out of range; all
+            problems in one message.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    picks, values, literals = _split(words)
+    tree: dict[str, Any] = {}
+    overlay: dict[str, Any] = {}
+    if "experiment" in picks:
+        overlay = load_group("experiment", picks.pop("experiment"))
+        picks = {**overlay.pop("groups", {}), **picks}
+    for group, name in {**(defaults or {}), **picks}.items():
+        tree[group] = load_group(group, name)
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.create(tree), OmegaConf.create(overlay), OmegaConf.from_dotlist(values)
+        )
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
+    assert isinstance(plain, dict)
+    for key, value in literals.items():
+        _assign(plain, key, value)
+    return validate(RunConfig, {str(key): value for key, value in plain.items()}, where="")
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Sort words into group picks, dotlist values and literal (path) values."""
+    picks: dict[str, str] = {}
+    values: list[str] = []
+    literals: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, got {word!r}. Example: trainer.max_steps=100.")
+        if key in GROUPS:
+            picks[key] = value
+        elif key in LITERAL_KEYS or key == "val.root":
+            literals[key] = value
+        else:
+            values.append(word)
+    return picks, values, literals
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: str) -> None:
+    *path, leaf = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[leaf] = value
+
+
+def group_members(group: str) -> list[str]:
+    """Return the names of a shipped group."""
+    folder = resources.files("bevcask.configs") / group
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_group(group: str, name: str) -> dict[str, Any]:
+    """Load one YAML of a group; a mapping with `include: GROUP/NAME` starts from that file.
+
+    Raises:
+        ConfigError: no such group member or file, or the file is not a mapping.
+    """
+    from omegaconf import OmegaConf
+
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"{group}={name}: no such file.")
+        text = path.read_text()
+    else:
+        members = group_members(group)
+        if name not in members:
+            raise ConfigError(
+                f"{group}={name}: no such {group}.{suggest(name, members)} "
+                f"Known: {', '.join(members)}; or give a path ending in .yaml."
+            )
+        text = (resources.files("bevcask.configs") / group / f"{name}.yaml").read_text()
+    data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{group}={name}: expected a mapping, got {type(data).__name__}.")
+    return _expand({str(key): value for key, value in data.items()})
+
+
+def _expand(data: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {}
+    if "include" in data:
+        group, _, name = str(data.pop("include")).partition("/")
+        base = load_group(group, name)
+    own = {key: _expand(value) if isinstance(value, dict) else value for key, value in data.items()}
+    return {**base, **own}
+
+
+def build_config(table: str, section: Mapping[str, Any], where: str) -> tuple[type, Config]:
+    """Validate a plug-in section `{type: NAME, ...}` with the plug-in's own nested Config.
+
+    Args:
+        table: registry table, e.g. `detector`.
+        section: the mapping; `type` names the plug-in.
+        where: dotted path for messages, e.g. `student.detector`.
+
+    Returns:
+        The plug-in class and its validated config.
+    """
+    values = dict(section)
+    name = values.pop("type", None)
+    if name is None:
+        group = where.partition(".")[0]
+        raise ConfigError(
+            f"{where}: no type given. Pick one with {group}=NAME; known: "
+            f"{', '.join(group_members(group))}."
+        )
+    try:
+        plugin = load_class(table, str(name))
+    except UnknownNameError as error:
+        raise ConfigError(f"{where}.type: {error}") from error
+    model: type[Config] = plugin.Config  # type: ignore[attr-defined]
+    return plugin, validate(model, values, where)
+
+
+def validate(model: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Validate plain data with a model; all problems in one ConfigError, with suggestions."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem, model, where) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(problem: Any, model: type[Config], where: str) -> str:
+    """Turn one pydantic problem into `key: what is wrong, expected, got`."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(([where] if where else []) + location)
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg']}, got {problem['input']!r}."
+    owner: Any = model
+    for part in location[:-1]:
+        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        owner = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), owner
+        )
+    known = list(owner.model_fields)
+    return f"{key}: unknown key.{suggest(location[-1], known)} Known: {', '.join(known)}."

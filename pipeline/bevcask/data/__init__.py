@@ -1,0 +1,1 @@
+"""Data: nuScenes tables and files on disk -> frames, samples, batches."""

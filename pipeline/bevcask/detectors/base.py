@@ -1,0 +1,160 @@
+"""What every detector takes, gives and promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from bevcask.config import Config
+from bevcask.targets.spec import TapInfo
+
+
+@dataclass
+class Batch:
+    """What a detector sees. Everything geometric is already augmented unless it says canonical.
+
+    Attributes:
+        tokens: sample tokens, one a sample.
+        images_BVCHW: float32, normalised (ImageNet mean and std of 0..255 RGB); None without cameras.
+        intrinsics_BV33: camera matrix of the *original* image, pixels.
+        image_aug_BV33: original pixel (u, v, 1) -> network pixel (resize, crop, flip, rotate).
+        camera_to_lidar_BV44: camera frame -> canonical keyframe LIDAR_TOP frame (ego motion between
+            the exposures included).
+        bev_aug_B44: canonical LIDAR_TOP -> augmented LIDAR_TOP (`geometry.bev_matrix`).
+        points: per sample (P, 5) float32: x, y, z, intensity (0..255), seconds before keyframe;
+            augmented; None without LiDAR.
+        depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when the
+            detector asks for none.
+        labels: ground truth; None when the split has none.
+    """
+
+    tokens: list[str]
+    bev_aug_B44: Tensor
+    images_BVCHW: Tensor | None = None
+    intrinsics_BV33: Tensor | None = None
+    image_aug_BV33: Tensor | None = None
+    camera_to_lidar_BV44: Tensor | None = None
+    points: list[Tensor] | None = None
+    depth_BVHW: Tensor | None = None
+    labels: "Labels | None" = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            bev_aug_B44=self.bev_aug_B44.to(device, non_blocking=True),
+            images_BVCHW=move(self.images_BVCHW),
+            intrinsics_BV33=move(self.intrinsics_BV33),
+            image_aug_BV33=move(self.image_aug_BV33),
+            camera_to_lidar_BV44=move(self.camera_to_lidar_BV44),
+            points=None
+            if self.points is None
+            else [p.to(device, non_blocking=True) for p in self.points],
+            depth_BVHW=move(self.depth_BVHW),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+
+@dataclass
+class Labels:
+    """Ground truth of a batch.
+
+    Attributes:
+        boxes: per sample (N, 9) float32, augmented LIDAR_TOP frame, `geometry.BOX_FIELDS`.
+        classes: per sample (N,) int64, index into `geometry.CLASSES`.
+        canonical_boxes: the same boxes, same order, before BEV augmentation.
+    """
+
+    boxes: list[Tensor]
+    classes: list[Tensor]
+    canonical_boxes: list[Tensor]
+
+    def to(self, device: torch.device | str) -> "Labels":
+        """Return the labels on a device."""
+        return Labels(
+            *(
+                [t.to(device, non_blocking=True) for t in group]
+                for group in (self.boxes, self.classes, self.canonical_boxes)
+            )
+        )
+
+
+@dataclass
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+        taps: name -> tensor, batch first, exactly as `Detector.taps()` describes a sample
+            (dense_bev and heatmap (B, C, Y, X); heatmaps are probabilities).
+        preds: the head's raw output; only the same detector's `loss` and `decode` read it.
+    """
+
+    taps: dict[str, Tensor]
+    preds: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Detections:
+    """Boxes of one sample, best first.
+
+    Attributes:
+        boxes_N9: float32, same frame as the input (augmented where the input was).
+        scores_N: float32 in [0, 1].
+        classes_N: int64, index into `geometry.CLASSES`.
+    """
+
+    boxes_N9: Tensor
+    scores_N: Tensor
+    classes_N: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a detector wants loaded.
+
+    Attributes:
+        image_size_HW: network input size in pixels; None for no images.
+        num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
+        depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
+    """
+
+    image_size_HW: tuple[int, int] | None = None
+    num_sweeps: int = 0
+    depth: bool = False
+
+
+class Detector(nn.Module, ABC):
+    """A module that finds boxes, as teacher or student.
+
+    Subclasses carry a nested `Config` and are built with it: `CenterPoint(CenterPoint.Config(...))`.
+    """
+
+    Config: type[Config]
+
+    @classmethod
+    @abstractmethod
+    def inputs(cls, config: Config) -> Inputs:
+        """Return what the loader must provide."""
+
+    @classmethod
+    @abstractmethod
+    def describe_taps(cls, config: Config) -> Mapping[str, TapInfo]:
+        """Return every tap by name from the config alone: no weights, no data."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Run the network."""
+
+    @abstractmethod
+    def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Return named scalar losses whose sum is trained; `batch.labels` must be present."""
+
+    @abstractmethod
+    def decode(self, output: Output) -> list[Detections]:
+        """Return the boxes of each sample after non-maximum suppression, at most 500 a sample."""

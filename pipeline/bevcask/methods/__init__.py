@@ -1,0 +1,1 @@
+"""Methods: published distillation losses. See tensors, specs and an `align` object only."""

@@ -1,0 +1,73 @@
+"""What a distillation method is: needs, student taps, and a pure loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from bevcask.config import Config
+from bevcask.detectors.base import Labels
+from bevcask.targets.spec import Need, TapInfo, TargetSpec
+
+if TYPE_CHECKING:
+    from bevcask.targets.align import Align
+
+
+@dataclass
+class Target:
+    """A teacher target of a batch, dequantised.
+
+    Attributes:
+        values: float32, batch first. dense_bev, heatmap (B, C, Y, X) in the *canonical* frame;
+            box_set (B, N, 11): nine box fields, score, class; query_set (B, Q, C);
+            image_feature (B, V, C, H, W).
+        region_BYX: bool, cells that were stored; None where everything is.
+        count_B: int64, valid rows of padded sets; None otherwise.
+    """
+
+    values: Tensor
+    region_BYX: Tensor | None = None
+    count_B: Tensor | None = None
+
+
+class Method(nn.Module, ABC):
+    """A distillation loss. Pure: no files, no device moves, no logging, no randomness."""
+
+    Config: type[Config]
+
+    @abstractmethod
+    def needs(self) -> list[Need]:
+        """Return what the teacher must provide."""
+
+    @abstractmethod
+    def student_taps(self) -> list[str]:
+        """Return the student taps the loss reads."""
+
+    @abstractmethod
+    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
+        """Create the adapters for these student taps and target specs.
+
+        Raises:
+            TargetMismatchError: shapes, grids or kinds cannot meet; all mismatches in one message.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        student: Mapping[str, Tensor],
+        targets: Mapping[str, Target],
+        labels: Labels,
+        align: "Align",
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """Return named scalar losses.
+
+        Args:
+            student: student taps by name, in the augmented frame.
+            targets: by teacher tap name, in the canonical frame.
+            labels: ground truth in both frames.
+            align: how the two frames meet for this batch.
+            progress: share of training done, 0..1.
+        """

@@ -1,0 +1,1 @@
+"""Targets: what may be cached and how it meets an augmented student."""

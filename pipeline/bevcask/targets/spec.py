@@ -1,0 +1,106 @@
+"""Descriptions without tensors: what a tap is, what a method needs, what a cache stores."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from bevcask.geometry import Grid
+
+Alignment = Literal["exact", "aligned", "replay", "approximate"]
+Codec = Literal["uint8", "int8", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """What a detector says about one of its taps, without weights or data.
+
+    Attributes:
+        name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
+        kind: a key of `registry.KINDS`.
+        shape: of one sample: dense_bev and heatmap (C, Y, X); box_set (N_max, 9); query_set (Q, C);
+            image_feature (V, C, H, W).
+        grid: the BEV grid of dense kinds, else None.
+        nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
+        classes: class name per channel (heatmap) or per label (box_set), else empty.
+        depends_on_images: the value changes when pixels change, so BEV alignment alone cannot
+            replay it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    grid: Grid | None = None
+    nonnegative: bool = False
+    classes: tuple[str, ...] = ()
+    depends_on_images: bool = False
+
+
+@dataclass(frozen=True)
+class Region:
+    """Which cells of a dense target are stored.
+
+    Attributes:
+        name: `all`, or `confident`: the maximum over channels is above `threshold`, decided in
+            float32 at extraction.
+        threshold: used by `confident` only.
+    """
+
+    name: Literal["all", "confident"] = "all"
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a method asks of a teacher.
+
+    Attributes:
+        role: the method's word for it, e.g. `neck`.
+        tap: the teacher tap that plays the role (from the method's config).
+        kind: the kind it must be.
+        region: the cells the loss reads.
+        normaliser: the cells its sums and softmaxes run over; `all` forces region `all`.
+    """
+
+    role: str
+    tap: str
+    kind: str
+    region: Region = field(default_factory=Region)
+    normaliser: Literal["all", "region"] = "region"
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """A tap as stored in the cache.
+
+    Attributes:
+        tap: the teacher's description of the tensor.
+        codec: how values are stored.
+        region: which cells are stored.
+        alignment: how exactly it can meet an augmented student.
+    """
+
+    tap: TapInfo
+    codec: Codec
+    region: Region = field(default_factory=Region)
+    alignment: Alignment = "exact"
+
+    @property
+    def name(self) -> str:
+        return self.tap.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TargetSpec":
+        """Rebuild a spec from `to_dict` (lists from JSON become tuples again)."""
+        tap = dict(data["tap"])
+        tap["shape"] = tuple(tap["shape"])
+        tap["classes"] = tuple(tap["classes"])
+        tap["grid"] = Grid(**tap["grid"]) if tap["grid"] else None
+        return cls(
+            tap=TapInfo(**tap),
+            codec=data["codec"],
+            region=Region(**data["region"]),
+            alignment=data["alignment"],
+        )

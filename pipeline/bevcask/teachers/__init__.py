@@ -1,0 +1,1 @@
+"""Teachers: where targets come from."""

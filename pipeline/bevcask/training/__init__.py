@@ -1,0 +1,1 @@
+"""Training: the student loop on Lightning."""

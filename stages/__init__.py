@@ -1,0 +1,1 @@
+"""Stages: each verb of the command line, readable top to bottom."""
