@@ -3,7 +3,8 @@
 `compose(["dataset=mini", "trainer.max_steps=100"])` picks one YAML a group, merges the other
 `key=value` words over it (OmegaConf dotlist) and validates the whole into a `RunConfig`. Plug-in
 sections (`teacher.detector`, `student.detector`, `method`) stay plain mappings here, because their
-models live beside torch code; the stage that builds a plug-in validates its section with `build_config`.
+models live beside torch code; the stage that builds a plug-in validates its section with
+`build_config`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,8 @@ class RunConfig(Config):
     resume: bool = Field(True, description="go on from the last checkpoint in run")
     sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
     picture: str | None = Field(None, description="inspect: write the picture to this PNG")
+    out: str | None = Field(None, description="export: write the weights to this file")
+    name: str | None = Field(None, description="catalog: show this entry")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

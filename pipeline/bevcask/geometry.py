@@ -5,8 +5,8 @@ counter-clockwise, radians. A box is (x, y, z, l, w, h, yaw, vx, vy): centre, le
 heading, width, height, velocity in m/s. BEV arrays end in `[..., Y, X]`, both rising with metres,
 values at cell centres. A 4x4 called `a_to_b` maps column points of frame a to frame b.
 
-Shape letters used across the package: B batch, V cameras, C channels, H W image, Y X BEV, Q queries,
-N boxes, P points, K classes, D depth bins.
+Shape letters used across the package: B batch, V cameras, C channels, H W image, Y X BEV,
+Q queries, N boxes, P points, K classes, D depth bins.
 
 Functions that take "array" work on numpy arrays and torch tensors alike and return the same sort.
 """

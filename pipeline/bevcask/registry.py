@@ -54,7 +54,8 @@ def load_class(table: str, name: str) -> type:
     entries = _TABLES[table]
     if name not in entries:
         raise UnknownNameError(
-            f"unknown {table} {name!r}.{suggest(name, entries)} Known: {', '.join(sorted(entries))}."
+            f"unknown {table} {name!r}.{suggest(name, entries)} "
+            f"Known: {', '.join(sorted(entries))}."
         )
     module, _, attribute = entries[name].partition(":")
     loaded: type = getattr(importlib.import_module(module), attribute)

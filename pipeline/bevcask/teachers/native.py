@@ -1,0 +1,111 @@
+"""A bevcask detector and its checkpoint as teacher."""
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bevcask.catalog import resolve
+from bevcask.config import TeacherConfig, build_config
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs
+from bevcask.detectors.weights import load_weights
+from bevcask.errors import TargetMismatchError
+from bevcask.fingerprint import weights_digest
+from bevcask.geometry import CLASSES
+from bevcask.registry import suggest
+from bevcask.targets.spec import TapInfo
+from bevcask.teachers.base import Teacher
+
+_log = logging.getLogger(__name__)
+
+
+class NativeTeacher(Teacher):
+    """A detector of ours, frozen: evaluation mode, inference mode, no gradient."""
+
+    def __init__(self, config: TeacherConfig, seed: int) -> None:
+        plugin, self._config = build_config("detector", config.detector, "teacher.detector")
+        self._plugin = cast(type[Detector], plugin)
+        self._type = str(config.detector["type"])
+        self._checkpoint = config.checkpoint
+        self._seed = seed
+        self._detector: Detector | None = None
+
+    def taps(self) -> Mapping[str, TapInfo]:
+        return self._plugin.describe_taps(self._config)
+
+    def inputs(self) -> Inputs:
+        inputs = self._plugin.inputs(self._config)
+        return Inputs(inputs.image_size_HW, inputs.num_sweeps, depth=False)
+
+    @property
+    def detector(self) -> Detector:
+        """The network, on the CPU until `load` moves it."""
+        if self._detector is None:
+            self._detector = self._build().eval().requires_grad_(False)
+        return self._detector
+
+    def _build(self) -> Detector:
+        if self._checkpoint != "random":
+            detector = self._plugin(self._config)
+            load_weights(detector, Path(resolve("checkpoint", self._checkpoint)))
+            return detector
+        _log.warning(
+            "teacher.checkpoint=random: weights drawn from seed %d. Good for trying things out, "
+            "useless as a teacher.",
+            self._seed,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            return self._plugin(self._config)
+
+    def load(self, device: torch.device | str) -> None:
+        self.detector.to(device)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "type": f"native/{self._type}",
+            "config": self._config.model_dump(mode="json"),
+            "weights": weights_digest(self.detector.state_dict()),
+            "classes": list(CLASSES),
+            "checkpoint": f"random, seed {self._seed}" if self._checkpoint == "random" else "file",
+        }
+
+    def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        taps = self.taps()
+        unknown = [name for name in names if name not in taps]
+        if unknown:
+            raise TargetMismatchError(
+                f"teacher has no tap {unknown[0]!r}.{suggest(unknown[0], taps)} "
+                f"Known: {', '.join(taps)}."
+            )
+        with torch.inference_mode():
+            output = self.detector(batch)
+            found = {name: output.taps[name] for name in names if taps[name].kind != "box_set"}
+            if len(found) < len(names):
+                detections = self.detector.decode(output)
+                for name in names:
+                    if taps[name].kind == "box_set":
+                        found[name], found[f"{name}.count"] = pad_boxes(
+                            detections, taps[name].shape
+                        )
+        assert not any(module.training for module in self.detector.modules())
+        return found
+
+
+def pad_boxes(detections: list[Detections], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Pack detections of B samples into (B, N, 11) float32 and a count (B,) int64.
+
+    Columns: the nine box fields, score, class; rows best first, zeros behind the count.
+    """
+    rows = [
+        torch.cat([d.boxes_N9, d.scores_N[:, None], d.classes_N[:, None].float()], dim=1)
+        for d in detections
+    ]
+    packed = rows[0].new_zeros((len(rows), *shape))
+    for sample, row in enumerate(rows):
+        packed[sample, : len(row)] = row[: shape[0]]
+    count = torch.tensor([min(len(row), shape[0]) for row in rows], dtype=torch.int64)
+    return packed, count

@@ -1,0 +1,49 @@
+"""Datasets on disk that several rooms test with."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_KEYFRAMES = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "nuscenes"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bevcask_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep indexes and the user catalog out of the user's own folder."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["BEVCASK_HOME"] = str(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic dataset: 2 scenes (train, val) x 3 keyframes, 200x112 images."""
+    from bevcask.data.synthetic import SynthesizeConfig, synthesize
+
+    out = tmp_path_factory.mktemp("world") / "tiny"
+    synthesize(
+        SynthesizeConfig(
+            out=str(out),
+            seed=7,
+            num_scenes=2,
+            num_keyframes=3,
+            val_scenes=1,
+            image_width=200,
+            image_height=112,
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def nuscenes_root() -> Path:
+    """The real keyframes: `BEVCASK_NUSCENES` or `../shared/data/nuscenes`."""
+    named = os.environ.get("BEVCASK_NUSCENES")
+    root = Path(named) if named else _KEYFRAMES
+    if not (root / "v1.0-mini" / "sample.json").is_file():
+        message = f"no nuScenes keyframes at {root}; set BEVCASK_NUSCENES to a folder that has them"
+        if named:
+            pytest.fail(message)
+        pytest.skip(message)
+    return root
