@@ -36,6 +36,10 @@ class Teacher(ABC):
     def inputs(self) -> Inputs:
         """Return what the loader must provide."""
 
+    def head(self) -> dict[str, Tensor]:
+        """Return the head's task branches (`head.tasks.*`) a student may start from; or nothing."""
+        return {}
+
     @abstractmethod
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         """Return the named taps in eval and inference mode.

@@ -73,6 +73,10 @@ class NativeTeacher(Teacher):
             "checkpoint": f"random, seed {self._seed}" if self._checkpoint == "random" else "file",
         }
 
+    def head(self) -> dict[str, Tensor]:
+        state = self.detector.state_dict()
+        return {name: state[name] for name in state if name.startswith("head.tasks.")}
+
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         taps = self.taps()
         unknown = [name for name in names if name not in taps]

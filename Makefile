@@ -1,0 +1,47 @@
+# Everything below sets itself up from a fresh clone with Python 3.11 or 3.12 and nothing else.
+# PIP_ARGS is handed to pip, e.g. to point it at the CPU or CUDA build of torch you want.
+
+PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow lint types format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), \
+	  "bevcask needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; set PYTHON="'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(READY)  ## virtual environment in .venv with everything
+
+demo: $(READY)  ## the whole job on a synthetic world, into runs/demo
+	$(BIN)/python -m bevcask.stages.demo runs/demo
+
+test: $(READY)  ## default tests: under five minutes on two cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff, formatting and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(READY)  ## fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

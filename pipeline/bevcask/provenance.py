@@ -1,0 +1,71 @@
+"""Where and how a file was made: versions, host, command, git, time. State, never identity."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bevcask import __version__
+from bevcask.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("torch", "numpy", "zarr", "numcodecs", "nuscenes-devkit")
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, host, command, git revision and UTC time as plain JSON data."""
+    return {
+        "bevcask": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "host": platform.node(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "command": command(),
+        "git": git_revision(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def command() -> str:
+    """Return this process's command line, program folder left out."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def git_revision() -> str | None:
+    """Return `git describe` of the source tree; None outside a checkout or without git."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def pick_device(name: str) -> "torch.device":
+    """Turn `auto | cpu | cuda | cuda:N` into a device.
+
+    Raises:
+        ConfigError: not a device, or CUDA asked for where there is none.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}: this torch sees no CUDA device. Use device=cpu.")
+    return device

@@ -1,0 +1,113 @@
+"""demo: the whole job in one process on a synthetic world, from nothing to scores and pictures.
+
+    synthesize -> teacher-extract -> evaluate the cache -> student-distill twice (none, distillbev)
+    -> inspect -> metrics.json
+
+Both students continue from the same start for the same number of steps on the same batches; only
+the distillation loss differs. Run it with `make demo`.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bevcask.config import compose
+from bevcask.errors import BevcaskError
+from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize, teacher_extract
+
+_log = logging.getLogger(__name__)
+SEED = 42  # neither the teacher's nor the start's training world
+SCORES = ("mAP", "NDS")
+
+
+def run(folder: Path) -> dict[str, dict[str, float]]:
+    """Run every step into `folder`; return the scores also written to `metrics.json`.
+
+    Teacher: mAP and NDS of the cached boxes on the world's validation scenes. Students: the same
+    scenes, plus the median seconds a training step.
+    """
+    world, cache = folder / "world", folder / "cache.zarr"
+    data = ["dataset=synthetic", f"dataset.root={world}"]
+    val = [f"val.root={world}", "val.version=v1.0-synthetic", "val.split=val"]
+    synthesize.run(
+        synthesize.SynthesizeConfig(
+            out=str(world), seed=SEED, num_scenes=12, num_keyframes=10, val_scenes=4
+        )
+    )
+    teacher_extract.run(
+        compose(
+            [
+                f"cache={cache}",
+                "teacher=centerpoint_tiny",
+                "teacher.checkpoint=catalog:centerpoint_tiny_synthetic",
+                "method=distillbev",
+                "dataset.split=all",
+                *data,
+            ]
+        )
+    )
+    scores = {
+        "teacher": evaluate.run(
+            compose([f"cache={cache}", f"run={folder}/teacher", "dataset.split=val", *data])
+        )
+    }
+    for method in ("none", "distillbev"):
+        scores[method] = student_distill.run(
+            compose(
+                [
+                    "experiment=demo",
+                    f"method={method}",
+                    f"run={folder}/{method}",
+                    *([f"cache={cache}"] if method != "none" else []),
+                    "dataset.split=train",
+                    *data,
+                    *val,
+                ]
+            )
+        )
+    inspect_cache.run(
+        compose([f"cache={cache}", "sample=first", f"picture={folder}/cache.png", *data])
+    )
+    metrics = {
+        "teacher": {key: scores["teacher"][key] for key in SCORES},
+        **{
+            name: {key: scores[name][key] for key in (*SCORES, "seconds_per_step")}
+            for name in ("none", "distillbev")
+        },
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def main(arguments: list[str]) -> int:
+    """Run the demo into the folder named on the command line; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = Path(arguments[0] if arguments else "runs/demo")
+    start = time.perf_counter()
+    try:
+        metrics = run(folder)
+    except BevcaskError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(table(metrics))
+    sys.stdout.write(
+        f"\nsynthetic world, seed {SEED}; {time.perf_counter() - start:.0f} s. Look at {folder}/, "
+        f"then try: bevcask inspect {folder}/cache.zarr\n"
+    )
+    return 0
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Format the scores as text."""
+    lines = [f"{'':12}{'mAP':>8}{'NDS':>8}{'s/step':>8}"]
+    for name, row in metrics.items():
+        step = f"{row['seconds_per_step']:8.3f}" if "seconds_per_step" in row else ""
+        lines.append(f"{name:12}{row['mAP']:8.3f}{row['NDS']:8.3f}{step}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
