@@ -102,7 +102,7 @@ def identity(teacher: Teacher, frames: Frames) -> dict[str, Any]:
 
 
 class ShardBatches(Dataset[tuple[int, Batch, bool]]):
-    """Teacher input in row order; a batch never crosses a shard, so resume repeats the same ones."""
+    """Teacher input in row order; no batch crosses a shard, so resume repeats the same batches."""
 
     def __init__(
         self, reader: SampleReader, shards: list[tuple[int, list[str]]], batch_size: int
@@ -193,10 +193,11 @@ def check_free_disk(writer: Writer, shards_left: int) -> None:
     free = shutil.disk_usage(writer.local_path).free
     if needed > free:
         raise DiskFullError(
-            f"{writer.local_path}: {shards_left} shards of about {needed / shards_left / 1e6:.1f} MB "
-            f"need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free, "
-            f"{(needed - free) / 1e9:.2f} GB short. What is committed stays; free some space or pick "
-            "a smaller store.codec, then run the same command again."
+            f"{writer.local_path}: {shards_left} more shards of about "
+            f"{needed / shards_left / 1e6:.1f} MB need {needed / 1e9:.2f} GB, the disk has "
+            f"{free / 1e9:.2f} GB free, {(needed - free) / 1e9:.2f} GB short. What is committed "
+            "stays; free some space, then run the same command again, or pick a smaller "
+            "store.codec and another URL."
         )
 
 

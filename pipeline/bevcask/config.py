@@ -227,6 +227,8 @@ def _assign(tree: dict[str, Any], dotted: str, value: str) -> None:
 def group_members(group: str) -> list[str]:
     """Return the names of a shipped group."""
     folder = resources.files("bevcask.configs") / group
+    if not folder.is_dir():
+        return []
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 

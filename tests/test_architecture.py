@@ -1,0 +1,119 @@
+"""The tree keeps its promises: imports go one way, heavy libraries stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "pipeline" / "bevcask"
+# Lower imports from higher never; equal ranks only within the same room.
+RANKS = {
+    "errors": 0,
+    "geometry": 0,
+    "fingerprint": 0,
+    "registry": 0,
+    "progress": 0,
+    "provenance": 0,
+    "config": 1,
+    "catalog": 2,
+    "targets": 2,
+    "cache": 3,
+    "detectors": 3,
+    "teachers": 4,
+    "methods": 4,
+    "data": 4,
+    "training": 5,
+    "evaluation": 5,
+    "viz": 5,
+    "stages": 6,
+    "cli": 7,
+}
+SAME_RANK = {
+    ("registry", "errors"),
+    ("provenance", "errors"),
+    ("geometry", "errors"),
+    ("fingerprint", "errors"),
+}
+
+
+def _sources() -> list[Path]:
+    return sorted([*PACKAGE.rglob("*.py"), *(REPOSITORY / "stages").glob("*.py")])
+
+
+def _room(path: Path) -> str:
+    if path.is_relative_to(PACKAGE):
+        return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "stages"
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def _rooms_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in _imports(path))
+    return {parts[1] for parts in names if parts[0] == "bevcask" and len(parts) > 1}
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = _room(path)
+    if room == "__init__":
+        return
+    for other in _rooms_imported(path) - {room}:
+        legal = RANKS[other] < RANKS[room] or (room, other) in SAME_RANK
+        if room == "data" and path.name != "join.py" and other == "cache":
+            legal = False
+        assert legal, f"{path.name} ({room}) must not import bevcask.{other}"
+
+
+def test_cache_knows_no_model() -> None:
+    for path in (PACKAGE / "cache").glob("*.py"):
+        assert not _rooms_imported(path) & {"detectors", "teachers", "methods", "data"}
+
+
+def test_one_stage_imports_lightning() -> None:
+    users = {
+        str(path.relative_to(REPOSITORY))
+        for path in _sources()
+        if any(name.partition(".")[0] == "lightning" for name in _imports(path))
+    }
+    assert all("training/" in user or user == "stages/student_distill.py" for user in users), users
+
+
+@pytest.mark.parametrize("code", ["import bevcask", "import bevcask.cli", "import bevcask.config"])
+def test_light_imports_load_no_torch(code: str) -> None:
+    program = f"import sys; {code}; print([m for m in ('torch', 'zarr', 'lightning') if m in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_files_stay_small() -> None:
+    long = {
+        str(path.relative_to(REPOSITORY)): lines
+        for path in _sources()
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long, long
+
+
+def test_every_package_is_listed() -> None:
+    import tomllib
+
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        ".".join(("bevcask", *path.parent.relative_to(PACKAGE).parts))
+        for path in PACKAGE.rglob("__init__.py")
+    }
+    assert folders <= set(listed["packages"])

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from bevcask.config import RunConfig, build_config, compose, group_members, load_group
+from bevcask.errors import ConfigError
+
+
+def test_defaults_are_a_valid_run() -> None:
+    assert compose([]) == RunConfig()
+
+
+def test_dotted_override_reaches_its_leaf() -> None:
+    config = compose(["trainer.max_steps=7", "dataset.scenes=[scene-0916]", "seed=3"])
+    assert config.trainer.max_steps == 7
+    assert config.dataset.scenes == ("scene-0916",)
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize("path", ["1e5", "null", "${oc.env:HOME}", "a=b", "0012", "[x]"])
+def test_paths_are_taken_literally(path: str) -> None:
+    config = compose([f"dataset.root={path}", f"cache={path}"])
+    assert config.dataset.root == path
+    assert config.cache == path
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.max_step=3", "trainer.max_step: unknown key. Did you mean 'max_steps'?"),
+        ("dataste.limit=3", "dataste: unknown key. Did you mean 'dataset'?"),
+        ("trainer.lr=fast", "trainer.lr:"),
+        ("trainer.schedule=cosin", "trainer.schedule: Input should be 'constant', 'cosine'"),
+        ("teacher=centrepoint", "teacher=centrepoint: no such teacher. Did you mean 'centerpoint'"),
+        ("store.codec=uint4", "store.codec: Input should be 'auto'"),
+        ("verbose", "expected key=value, got 'verbose'"),
+        ("dataset=missing.yaml", "dataset=missing.yaml: no such file"),
+    ],
+)
+def test_wrong_word_has_its_message(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([word])
+    assert message in str(caught.value)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["trainer.max_step=3", "loader.batch_size=0", "seed=-1"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_yaml_file_as_group_member(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("root: /somewhere\nlimit: 4\n")
+    config = compose([f"dataset={own}", "dataset.limit=5"])
+    assert config.dataset.root == "/somewhere"
+    assert config.dataset.limit == 5
+
+
+def test_include_starts_from_another_file(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("detector:\n  include: detector/centerpoint_tiny\n")
+    assert load_group("student", str(own))["detector"]["type"] == "centerpoint"
+
+
+def test_every_shipped_group_member_loads() -> None:
+    for group in ("dataset", "teacher", "student", "method", "store", "trainer", "experiment"):
+        for name in group_members(group):
+            compose([f"{group}={name}"])
+
+
+def test_plugin_section_is_validated_by_the_plugin() -> None:
+    with pytest.raises(ConfigError, match="student.detector.type: unknown detector 'centrepoint'"):
+        build_config("detector", {"type": "centrepoint"}, "student.detector")
+    with pytest.raises(ConfigError, match=r"student\.detector\.nek: unknown key"):
+        build_config("detector", {"type": "centerpoint", "nek": 3}, "student.detector")
+    with pytest.raises(ConfigError, match="no type given. Pick one with student=NAME"):
+        build_config("detector", {}, "student.detector")
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        compose([]).seed = 3  # type: ignore[misc]
