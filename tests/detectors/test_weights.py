@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bevcask.detectors.weights import load_weights, read_note, save_weights
+from bevcask.errors import CheckpointError
+
+
+def test_round_trip_keeps_values_and_note(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model.safetensors"
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_weights(source.state_dict(), path, {"command": "bevcask export"})
+    load_weights(target, path)
+    assert torch.equal(source.weight, target.weight)
+    assert read_note(path) == {"command": "bevcask export"}
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_other_architecture_is_counted_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).state_dict(), path, {})
+    other = nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Linear(2, 5))
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(other, path)
+    text = str(caught.value)
+    assert "2 missing: 2.bias, 2.weight" in text
+    assert "2 unexpected: 1.bias, 1.weight" in text
+    assert "1 of another shape: 0.weight (expected (2, 4), got (2, 3))" in text
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_weights(nn.Linear(1, 1), tmp_path / "no.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_weights(nn.Linear(1, 1), broken)

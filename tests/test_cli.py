@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bevcask.cli import app
+
+VERBS = (
+    "plan",
+    "teacher-extract",
+    "student-distill",
+    "evaluate",
+    "inspect",
+    "verify",
+    "synthesize",
+    "export",
+    "catalog",
+)
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    answer = CliRunner().invoke(app, list(words))
+    return answer.exit_code, answer.stdout, answer.stderr
+
+
+def test_help_is_fast_and_lists_every_verb() -> None:
+    program = "import sys; from bevcask.cli import app; sys.argv = ['bevcask', '--help']; app()"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answer = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    assert all(verb in answer.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["plan", "student-distill", "teacher-extract"])
+def test_verb_help_teaches_the_keys(verb: str) -> None:
+    program = (
+        f"import sys; sys.argv = ['bevcask', {verb!r}, '--help']; from bevcask.cli import main\n"
+        "try: main()\nfinally: print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "dataset.root=" in answer.stdout
+    assert "default" in answer.stdout
+    assert answer.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("plan", "trainer.max_step=3"), "Did you mean 'max_steps'"),
+        (("plan", "method=distilbev"), "Did you mean 'distillbev'"),
+        (("plan", "here"), "takes no URL"),
+        (("teacher-extract", "teacher=centerpoint_tiny"), "needs a cache URL"),
+        (("verify",), "needs a cache URL"),
+        (("synthesize",), "needs a folder"),
+        (("teacher-extract", "x.zarr", "oops"), "expected key=value, got 'oops'"),
+    ],
+)
+def test_wrong_words_are_one_message_and_exit_2(words: tuple[str, ...], message: str) -> None:
+    code, out, err = call(*words)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_unknown_verb_is_exit_2() -> None:
+    code, _, err = call("extract")
+    assert code == 2
+    assert "No such command" in err
+
+
+def test_plan_needs_no_data(tmp_path: Path) -> None:
+    code, out, err = call("plan", "teacher=centerpoint", f"dataset.root={tmp_path / 'no'}", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["frames"] == 28130
+    assert {row["name"] for row in result["targets"]} >= {"bev.neck", "head.boxes"}
+    assert result["total_bytes"] == sum(row["bytes"] for row in result["targets"])
+
+
+def test_version() -> None:
+    assert call("--version")[1].startswith("bevcask 0.")
