@@ -1,0 +1,305 @@
+"""CenterHead: six groups of classes, one heatmap a class, one box code a group.
+
+Box code, 10 numbers a cell: offset of the centre in the cell (x, y, cells), height of the centre
+(metres), log of (l, w, h), sin and cos of yaw, velocity (vx, vy, m/s).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bevcask.config import Config
+from bevcask.detectors.base import Detections, Labels
+from bevcask.detectors.blocks.nms import circle_nms
+from bevcask.detectors.blocks.second import conv_norm_relu
+from bevcask.geometry import CLASSES, Grid
+from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.spec import TapInfo
+
+TASKS = (
+    ("car",),
+    ("truck", "construction_vehicle"),
+    ("bus", "trailer"),
+    ("barrier",),
+    ("motorcycle", "bicycle"),
+    ("pedestrian", "traffic_cone"),
+)
+CODE_SIZE = 10
+MAX_BOXES = 500
+_PRIOR_BIAS = -2.19  # sigmoid(-2.19) = 0.1; CenterNet
+_CLAMP = 1e-4
+_TASK_OF_CLASS = tuple(t for t, names in enumerate(TASKS) for _ in names)
+
+
+class CenterHeadConfig(Config):
+    """Shape, loss weights and decoding of the head; defaults: CenterPoint on nuScenes."""
+
+    channels: int = 64
+    shared_convs: int = 1
+    branch_convs: int = 2
+    box_weight: float = 0.25
+    velocity_weight: float = 0.2
+    score_threshold: float = 0.1
+    candidates: int = 500
+    centre_range: float = 61.2
+    nms_radius: tuple[float, float, float, float, float, float] = (
+        2.0,  # car
+        3.46,  # truck, construction_vehicle
+        3.16,  # bus, trailer
+        1.0,  # barrier
+        0.92,  # motorcycle, bicycle
+        0.42,  # pedestrian, traffic_cone
+    )
+    boxes_per_task: int = 83
+
+
+@dataclass
+class HeadTargets:
+    """What the head should say about a batch; N counts boxes on the grid, over all samples.
+
+    Attributes:
+        heatmap_BKYX: Gaussians, float32, channels as `geometry.CLASSES`.
+        sample_N: sample of each box, int64.
+        task_N: task group of each box, int64.
+        cells_N2: cell (row, column) of each centre, int64.
+        code_NE: box codes, float32 (N, 10).
+    """
+
+    heatmap_BKYX: Tensor
+    sample_N: Tensor
+    task_N: Tensor
+    cells_N2: Tensor
+    code_NE: Tensor
+
+
+def encode_boxes(boxes_N9: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
+    """Return the box codes (N, 10) of boxes (metres, the grid's frame) as seen from these cells."""
+    offset_N2 = grid.to_cells(boxes_N9[:, :2]) - cells_N2.flip(1)
+    yaw_N = boxes_N9[:, 6]
+    return torch.cat(
+        [
+            offset_N2,
+            boxes_N9[:, 2:3],
+            boxes_N9[:, 3:6].log(),
+            torch.stack([yaw_N.sin(), yaw_N.cos()], dim=1),
+            boxes_N9[:, 7:9],
+        ],
+        dim=1,
+    )
+
+
+def decode_boxes(code_NE: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
+    """Return the boxes (..., 9) of codes (..., 10) read at cells (..., 2) (row, column)."""
+    column_row = cells_N2.flip(-1) + code_NE[..., :2]
+    origin = column_row.new_tensor([grid.x_min, grid.y_min])
+    yaw = torch.atan2(code_NE[..., 6], code_NE[..., 7])
+    return torch.cat(
+        [
+            column_row * grid.cell + origin,
+            code_NE[..., 2:3],
+            code_NE[..., 3:6].exp(),
+            yaw[..., None],
+            code_NE[..., 8:10],
+        ],
+        dim=-1,
+    )
+
+
+def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
+    """Return the penalty-reduced focal loss, each task group over max(its centres, 1), summed."""
+    p = logits_BKYX.sigmoid().clamp(_CLAMP, 1 - _CLAMP)
+    centre = target_BKYX == 1
+    positive = (1 - p) ** 2 * p.log()
+    negative = (1 - target_BKYX) ** 4 * p**2 * (1 - p).log()
+    loss_K = -torch.where(centre, positive, negative).sum(dim=(0, 2, 3))
+    task_K = torch.tensor(_TASK_OF_CLASS, device=loss_K.device)
+    zero_T = loss_K.new_zeros(len(TASKS))
+    loss_T = zero_T.index_add(0, task_K, loss_K)
+    centres_T = zero_T.index_add(0, task_K, centre.sum(dim=(0, 2, 3)).to(loss_K.dtype))
+    return (loss_T / centres_T.clamp(min=1)).sum()
+
+
+class TaskHead(nn.Module):
+    """The six branches of one task group; each is `convs` 3x3 convolutions deep.
+
+    Args:
+        width: channels of the shared map.
+        num_classes: classes of the group.
+        convs: convolutions a branch, the last one included.
+    """
+
+    def __init__(self, width: int, num_classes: int, convs: int) -> None:
+        super().__init__()
+        self.reg = _branch(width, 2, convs)
+        self.height = _branch(width, 1, convs)
+        self.dim = _branch(width, 3, convs)
+        self.rot = _branch(width, 2, convs)
+        self.vel = _branch(width, 2, convs)
+        self.heatmap = _branch(width, num_classes, convs)
+        final = self.heatmap[-1]
+        assert isinstance(final, nn.Conv2d)
+        assert final.bias is not None
+        nn.init.constant_(final.bias, _PRIOR_BIAS)
+
+    def forward(self, shared_BCYX: Tensor) -> tuple[Tensor, Tensor]:
+        """Return heatmap logits (B, classes, Y, X) and box codes (B, 10, Y, X)."""
+        code = [self.reg, self.height, self.dim, self.rot, self.vel]
+        return self.heatmap(shared_BCYX), torch.cat([own(shared_BCYX) for own in code], dim=1)
+
+
+class CenterHead(nn.Module):
+    """Predict centre heatmaps and box codes from a BEV map.
+
+    `preds` holds raw values: `heatmap` logits (B, 10, Y, X), channels as `geometry.CLASSES`, and
+    `code` (B, 6, 10, Y, X), one box code a task group.
+
+    Args:
+        config: shape, loss and decoding.
+        num_in: channels of the BEV map.
+        grid: its grid.
+    """
+
+    def __init__(self, config: CenterHeadConfig, num_in: int, grid: Grid) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = grid
+        width = config.channels
+        shared = [
+            conv_norm_relu(num_in if first else width, width)
+            for first in [True] + [False] * (config.shared_convs - 1)
+        ]
+        self.shared = nn.Sequential(*shared)
+        self.tasks = nn.ModuleList(
+            TaskHead(width, len(names), config.branch_convs) for names in TASKS
+        )
+
+    @staticmethod
+    def describe_taps(grid: Grid, *, depends_on_images: bool) -> dict[str, TapInfo]:
+        """Return the head's taps on this grid."""
+        return {
+            "head.heatmap": TapInfo(
+                "head.heatmap",
+                "heatmap",
+                (len(CLASSES), *grid.shape_YX),
+                grid=grid,
+                nonnegative=True,
+                classes=CLASSES,
+                depends_on_images=depends_on_images,
+            ),
+            "head.boxes": TapInfo(
+                "head.boxes",
+                "box_set",
+                (MAX_BOXES, 11),
+                classes=CLASSES,
+                depends_on_images=depends_on_images,
+            ),
+        }
+
+    def forward(self, map_BCYX: Tensor) -> dict[str, Tensor]:
+        """Return the raw predictions `heatmap` and `code`."""
+        shared_BCYX = self.shared(map_BCYX)
+        heatmaps, codes = zip(*(task(shared_BCYX) for task in self.tasks), strict=True)
+        return {"heatmap": torch.cat(heatmaps, dim=1), "code": torch.stack(codes, dim=1)}
+
+    @staticmethod
+    def probabilities(preds: Mapping[str, Tensor]) -> Tensor:
+        """Return the heatmap probabilities, float32 (B, 10, Y, X), a new tensor."""
+        return preds["heatmap"].float().sigmoid()
+
+    def targets(self, labels: Labels) -> HeadTargets:
+        """Return what the head should say, from boxes in the (augmented) frame of its input."""
+        boxes_N9 = torch.cat(labels.boxes).float()
+        classes_N = torch.cat(labels.classes)
+        counts_B = torch.tensor([len(own) for own in labels.boxes], device=boxes_N9.device)
+        sample_N = torch.repeat_interleave(counts_B)
+        task_N = torch.tensor(_TASK_OF_CLASS, device=boxes_N9.device)[classes_N]
+        cells_N2, inside_N = centre_cells(boxes_N9, self.grid)
+        return HeadTargets(
+            heatmap_BKYX=draw_heatmaps(labels.boxes, labels.classes, self.grid, len(CLASSES)),
+            sample_N=sample_N[inside_N],
+            task_N=task_N[inside_N],
+            cells_N2=cells_N2[inside_N],
+            code_NE=encode_boxes(boxes_N9[inside_N], cells_N2[inside_N], self.grid),
+        )
+
+    def loss(self, preds: Mapping[str, Tensor], labels: Labels) -> dict[str, Tensor]:
+        """Return `heatmap` and `box`, each summed over task groups.
+
+        Heatmaps: focal, each group divided by its number of centres. Boxes: L1 over the code,
+        velocity weighted, each group divided by its number of boxes.
+        """
+        targets = self.targets(labels)
+        heatmap = heatmap_loss(preds["heatmap"].float(), targets.heatmap_BKYX)
+        code_NE = preds["code"][
+            targets.sample_N, targets.task_N, :, targets.cells_N2[:, 0], targets.cells_N2[:, 1]
+        ].float()
+        weight_E = code_NE.new_ones(CODE_SIZE)
+        weight_E[-2:] = self.config.velocity_weight
+        error_N = ((code_NE - targets.code_NE).abs() * weight_E).sum(dim=1)
+        count_T = torch.bincount(targets.task_N, minlength=len(TASKS))
+        box = (error_N / (count_T[targets.task_N] + 1e-4)).sum()
+        return {"heatmap": heatmap, "box": self.config.box_weight * box}
+
+    @torch.no_grad()
+    def decode(self, preds: Mapping[str, Tensor]) -> list[Detections]:
+        """Return each sample's boxes after circle suppression within each task group."""
+        scores_BKYX = self.probabilities(preds)
+        code_BTEYX = preds["code"].float()
+        per_task = []
+        first = 0
+        for task, names in enumerate(TASKS):
+            last = first + len(names)
+            per_task.append(
+                self._decode_task(scores_BKYX[:, first:last], code_BTEYX[:, task], task, first)
+            )
+            first = last
+        return [_join([found[sample] for found in per_task]) for sample in range(len(scores_BKYX))]
+
+    def _decode_task(
+        self, scores_BKYX: Tensor, code_BEYX: Tensor, task: int, first_class: int
+    ) -> list[Detections]:
+        """Return the boxes of one task group, a sample at a time, best first."""
+        config = self.config
+        num_cells = self.grid.num_y * self.grid.num_x
+        flat = scores_BKYX.flatten(1)
+        scores_BN, index_BN = flat.topk(min(config.candidates, flat.shape[1]), dim=1)
+        cell_BN = index_BN % num_cells
+        cells_BN2 = torch.stack([cell_BN // self.grid.num_x, cell_BN % self.grid.num_x], dim=-1)
+        code_BNE = code_BEYX.flatten(2).transpose(1, 2)
+        code_BNE = code_BNE.gather(1, cell_BN[..., None].expand(-1, -1, CODE_SIZE))
+        boxes_BN9 = decode_boxes(code_BNE, cells_BN2, self.grid)
+        classes_BN = index_BN // num_cells + first_class
+        valid_BN = (scores_BN > config.score_threshold) & (
+            boxes_BN9[..., :2].abs() <= config.centre_range
+        ).all(dim=-1)
+        found = []
+        for boxes_N9, scores_N, classes_N, valid_N in zip(
+            boxes_BN9, scores_BN, classes_BN, valid_BN, strict=True
+        ):
+            candidates_N9 = boxes_N9[valid_N]
+            keep_N = circle_nms(candidates_N9[:, :2], config.nms_radius[task])
+            keep_N = keep_N.nonzero()[: config.boxes_per_task, 0]
+            found.append(
+                Detections(
+                    candidates_N9[keep_N], scores_N[valid_N][keep_N], classes_N[valid_N][keep_N]
+                )
+            )
+        return found
+
+
+def _branch(width: int, num_out: int, num_convs: int) -> nn.Sequential:
+    hidden = [conv_norm_relu(width, width) for _ in range(num_convs - 1)]
+    return nn.Sequential(*hidden, nn.Conv2d(width, num_out, 3, padding=1))
+
+
+def _join(parts: list[Detections]) -> Detections:
+    """Merge the task groups of one sample, best first, at most MAX_BOXES."""
+    scores_N = torch.cat([part.scores_N for part in parts])
+    order_N = scores_N.argsort(descending=True, stable=True)[:MAX_BOXES]
+    return Detections(
+        torch.cat([part.boxes_N9 for part in parts])[order_N],
+        scores_N[order_N],
+        torch.cat([part.classes_N for part in parts])[order_N],
+    )
