@@ -28,6 +28,9 @@ LITERAL_KEYS = frozenset(
         "cache",
         "run",
         "out",
+        "sample",
+        "picture",
+        "name",
     }
 )
 
