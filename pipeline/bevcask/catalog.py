@@ -1,0 +1,262 @@
+"""Names for datasets, checkpoints and caches: `catalog:NAME` works wherever a path does.
+
+Two layers: the files shipped in `data_catalog/`, and the user's own `$BEVCASK_HOME/catalog.yaml`
+(default `~/.bevcask/catalog.yaml`), to which extraction adds the caches it makes. A user entry
+hides a shipped one of the same name. Opens no weights and no caches.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from pydantic import Field
+
+from bevcask.config import Config, validate
+from bevcask.errors import ConfigError, UnknownNameError
+from bevcask.registry import suggest
+
+PREFIX = "catalog:"
+
+
+class DatasetEntry(Config):
+    """A nuScenes-format dataset."""
+
+    root: str = Field(description="folder; a relative one starts at the working folder")
+    version: str = Field(description="name of the folder with the 13 tables")
+    licence: str
+    description: str
+
+    @property
+    def location(self) -> str:
+        return self.root
+
+
+class CheckpointEntry(Config):
+    """Weights of a detector."""
+
+    path: str = Field(description="safetensors file; a relative one starts beside the catalog file")
+    detector: str = Field(description="name in configs/detector")
+    weights: str = Field(description="weights digest (`fingerprint.weights_digest`), sha256 hex")
+    command: str = Field(description="what made it")
+    world: str = Field(description="data it was trained on, and whether that is synthetic")
+    metrics: dict[str, float] = Field(default_factory=dict, description="e.g. mAP, NDS")
+    description: str
+
+    @property
+    def location(self) -> str:
+        return self.path
+
+
+class CacheEntry(Config):
+    """A sealed cache."""
+
+    url: str = Field(description="store URL; local ones absolute")
+    teacher: str = Field(description="teacher type and the start of its weights digest")
+    fingerprint: str = Field(description="cache id: digest of its identity")
+    rows: int = Field(ge=0, description="cached frames")
+    bytes: int = Field(ge=0, description="stored bytes of all targets")
+    created: str = Field(description="UTC time, ISO 8601")
+    command: str = Field(description="what made it")
+
+    @property
+    def location(self) -> str:
+        return self.url
+
+
+class Catalog(Config):
+    """All known entries by name."""
+
+    datasets: dict[str, DatasetEntry] = Field(default_factory=dict)
+    checkpoints: dict[str, CheckpointEntry] = Field(default_factory=dict)
+    caches: dict[str, CacheEntry] = Field(default_factory=dict)
+
+
+Entry = DatasetEntry | CheckpointEntry | CacheEntry
+KINDS = {"dataset": "datasets", "checkpoint": "checkpoints", "cache": "caches"}
+
+
+class SealedCache(Protocol):
+    """What registration reads of a `bevcask.cache` reader."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def fingerprint(self) -> Mapping[str, Any]: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def specs(self) -> Mapping[str, Any]: ...
+    @property
+    def frames(self) -> Any: ...
+    def stored_bytes(self, name: str) -> int: ...
+
+
+def home() -> Path:
+    """Return the folder of everything bevcask keeps for a user: `$BEVCASK_HOME` or `~/.bevcask`."""
+    return Path(os.environ.get("BEVCASK_HOME") or Path.home() / ".bevcask")
+
+
+def user_file() -> Path:
+    """Return the user's own catalog file; it may not exist yet."""
+    return home() / "catalog.yaml"
+
+
+def load_catalog() -> Catalog:
+    """Read the shipped files and the user's file.
+
+    Raises:
+        ConfigError: a file is not YAML, or an entry is wrong; file and key are named.
+    """
+    merged: dict[str, dict[str, Any]] = {section: {} for section in KINDS.values()}
+    with resources.as_file(resources.files("bevcask.data_catalog")) as shipped:
+        for section in KINDS.values():
+            file = shipped / f"{section}.yaml"
+            merged[section] |= _read(file, {section: _mapping(file)})[section]
+    mine = user_file()
+    if mine.is_file():
+        for section, entries in _read(mine, _mapping(mine)).items():
+            merged[section] |= entries
+    return Catalog(**merged)
+
+
+def _read(file: Path, data: Mapping[str, Any]) -> dict[str, dict[str, Entry]]:
+    """Validate one file; relative checkpoint paths become absolute."""
+    catalog = validate(Catalog, data, where=str(file))
+    checkpoints = {
+        name: entry.model_copy(update={"path": str(file.parent / entry.path)})
+        for name, entry in catalog.checkpoints.items()
+    }
+    return {
+        "datasets": dict(catalog.datasets),
+        "checkpoints": dict(checkpoints),
+        "caches": dict(catalog.caches),
+    }
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}. Mend or remove it.") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected a mapping of names, got {type(data).__name__}.")
+    return {str(key): value for key, value in data.items()}
+
+
+def find(kind: str, name: str) -> Entry:
+    """Return an entry.
+
+    Args:
+        kind: `dataset`, `checkpoint` or `cache`.
+        name: its name, without `catalog:`.
+
+    Raises:
+        UnknownNameError: no such entry; the message lists those of the kind.
+    """
+    entries: dict[str, Entry] = getattr(load_catalog(), KINDS[kind])
+    if name not in entries:
+        known = f"Known: {', '.join(sorted(entries))}." if entries else "There is none yet."
+        raise UnknownNameError(
+            f"{PREFIX}{name}: no such {kind}.{suggest(name, entries)} {known} "
+            f"Add your own to {user_file()}."
+        )
+    return entries[name]
+
+
+def resolve(kind: str, value: str) -> str:
+    """Turn `catalog:NAME` into a path or URL; anything else is returned as it is.
+
+    >>> resolve("cache", "runs/demo/cache.zarr")
+    'runs/demo/cache.zarr'
+
+    Args:
+        kind: `dataset`, `checkpoint` or `cache`.
+        value: a path, a URL, or `catalog:NAME`.
+
+    Raises:
+        UnknownNameError: the catalog has no such name.
+    """
+    if not value.startswith(PREFIX):
+        return value
+    return find(kind, value.removeprefix(PREFIX)).location
+
+
+def is_missing(location: str) -> bool:
+    """Tell whether a local path does not exist; remote URLs are not looked up."""
+    path = location.removeprefix("file://")
+    return "://" not in path and not Path(path).exists()
+
+
+def register_cache(url: str, cache: SealedCache) -> str:
+    """Write a sealed cache into the user's catalog, replacing an older entry of the same URL.
+
+    Args:
+        url: where the cache is.
+        cache: the opened cache.
+
+    Returns:
+        The name of the entry: the store's own name, or its folder's where that is just `cache`.
+    """
+    location = url if "://" in url else str(Path(url).resolve())
+    teacher = cache.fingerprint["teacher"]
+    entry = CacheEntry(
+        url=location,
+        teacher=f"{teacher['type']} {str(teacher['weights'])[:12]}",
+        fingerprint=cache.id,
+        rows=len(cache.frames.tokens),
+        bytes=sum(cache.stored_bytes(name) for name in cache.specs),
+        created=str(cache.provenance["time"]),
+        command=str(cache.provenance["command"]),
+    )
+    file = user_file()
+    with _locked(file):
+        data = _mapping(file) if file.is_file() else {}
+        caches = data.setdefault("caches", {})
+        name = _name_for(location, caches)
+        caches[name] = entry.model_dump()
+        _write(file, data)
+    return name
+
+
+def _name_for(location: str, caches: Mapping[str, Mapping[str, Any]]) -> str:
+    for name, entry in caches.items():
+        if entry.get("url") == location:
+            return name
+    *folders, last = [part for part in location.split("/") if part]
+    stem = last.removesuffix(".zarr")
+    base = folders[-1] if stem == "cache" and folders else stem
+    taken = caches.keys() | load_catalog().caches.keys()
+    numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, len(taken) + 2))
+    return next(name for name in numbered if name not in taken)
+
+
+def _write(file: Path, data: Mapping[str, Any]) -> None:
+    """Replace a file in one step, so that a reader sees the old one or the new one."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".partial")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            yaml.safe_dump(dict(data), stream, sort_keys=False, allow_unicode=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the file's lock: runs that end together all keep their entry."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
