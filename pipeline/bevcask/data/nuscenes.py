@@ -1,0 +1,267 @@
+"""Which frames, and everything known about them: a selection of rows of the frame index."""
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevcask.config import DatasetConfig
+from bevcask.data.index import SENSORS, FrameIndex, bytes_to_tokens
+from bevcask.errors import ConfigError, DataError
+from bevcask.geometry import Matrix, pose_matrix
+from bevcask.registry import suggest
+
+MAX_SWEEP_GAP = 0.25
+"""Seconds. nuScenes scans every 0.05 s; a longer link in a scan's chain of predecessors means that
+the scans between were never there (keyframe-only copies), so the chain ends."""
+
+
+class Frames:
+    """Keyframes sorted by scene name, then time; cheap to pickle into workers.
+
+    Attributes:
+        index: the memory-mapped tables.
+        rows: (n,) int64, rows of the index.
+        tokens: sample token of each frame.
+        scenes: scene name of each frame.
+    """
+
+    def __init__(self, index: FrameIndex, rows: npt.NDArray[np.int64]) -> None:
+        self.index = index
+        self.rows = rows
+        self.tokens = bytes_to_tokens(index["frame_token"][rows])
+        self.scenes = [index.scenes[i] for i in index["frame_scene"][rows]]
+
+    @classmethod
+    def select(cls, dataset: DatasetConfig) -> "Frames":
+        """Open the index of a dataset and pick its frames.
+
+        A name in `VERSION/splits.json` wins over the devkit's split of that name; `all` takes every
+        scene. `scenes` narrows the split, `limit` then keeps the first frames.
+
+        Raises:
+            ConfigError: unknown split or scene, or nothing is left.
+            DataError: tables missing or unreadable, see `FrameIndex.open`.
+        """
+        index = FrameIndex.open(dataset.root, dataset.version)
+        where = f"{index.root / index.version}"
+        chosen = set(_split_scenes(index, dataset.split))
+        if dataset.scenes is not None:
+            _check_scenes(index, dataset, chosen)
+            chosen &= set(dataset.scenes)
+        numbers = [i for i, name in enumerate(index.scenes) if name in chosen]
+        rows = np.flatnonzero(np.isin(index["frame_scene"], numbers))[: dataset.limit]
+        if not len(rows):
+            raise ConfigError(
+                f"dataset.split={dataset.split} selects none of the {len(index.scenes)} scenes in "
+                f"{where} ({', '.join(index.scenes[:5])}, ...). Splits that hold frames here: "
+                f"{', '.join(_filled_splits(index))}."
+            )
+        return cls(index, rows)
+
+    @property
+    def root(self) -> Path:
+        return self.index.root
+
+    @property
+    def version(self) -> str:
+        return self.index.version
+
+    @property
+    def timestamps(self) -> npt.NDArray[np.float64]:
+        """Sample time of each frame, float64 (n,), seconds."""
+        return np.asarray(self.index["frame_time"][self.rows] * 1e-6)
+
+    @property
+    def lidar_to_global(self) -> npt.NDArray[np.float64]:
+        """Pose of LIDAR_TOP at each frame, float64 (n, 4, 4), metres."""
+        return np.asarray(self.index["frame_lidar_to_global"][self.rows])
+
+    @property
+    def has_labels(self) -> bool:
+        """False for a version without annotations (the test split)."""
+        return len(self.index["box_values"]) > 0
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._positions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.index, self.rows)
+
+    def row(self, token: str) -> int:
+        """Return the index row of a token.
+
+        Raises:
+            DataError: the token is not in this selection.
+        """
+        if token not in self._positions:
+            raise DataError(
+                f"sample {token!r} is not among the {len(self)} frames selected from "
+                f"{self.root / self.version}. Check dataset.split, dataset.scenes, dataset.limit."
+            )
+        return int(self.rows[self._positions[token]])
+
+    def keep(self, tokens: Collection[str]) -> "Frames":
+        """Return only the frames with these tokens, in this order of frames."""
+        wanted = set(tokens)
+        return Frames(self.index, self.rows[[token in wanted for token in self.tokens]])
+
+    def labels(
+        self, token: str
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Return the ground truth of a frame.
+
+        Returns:
+            boxes (N, 9) float32 in the canonical LIDAR_TOP frame (`geometry.BOX_FIELDS`), classes
+            (N,) int64 into `geometry.CLASSES`, LiDAR points per box (N,) int32.
+        """
+        part = self._boxes(token)
+        return (
+            np.array(self.index["box_values"][part]),
+            np.array(self.index["box_class"][part]),
+            np.array(self.index["box_num_lidar_points"][part]),
+        )
+
+    def seen(self, token: str) -> npt.NDArray[np.bool_]:
+        """Tell which boxes hold a LiDAR or radar point, (N,) bool: the ones that are scored."""
+        part = self._boxes(token)
+        points = self.index["box_num_lidar_points"][part] + self.index["box_num_radar_points"][part]
+        return np.asarray(points > 0)
+
+    def _boxes(self, token: str) -> slice:
+        row = self.row(token)
+        start, stop = self.index["frame_box"][row : row + 2]
+        return slice(int(start), int(stop))
+
+    def scans(self, token: str, num_sweeps: int) -> list[int]:
+        """Return scan rows of the keyframe and its nearest predecessors, at most `num_sweeps`.
+
+        Fewer come back where the chain of predecessors ends (scene start, `MAX_SWEEP_GAP`).
+        """
+        return self._chain(self.row(token), num_sweeps)
+
+    def _chain(self, row: int, num_sweeps: int) -> list[int]:
+        previous, time = self.index["scan_previous"], self.index["scan_time"]
+        chain = [int(self.index["frame_scan"][row])]
+        while len(chain) < num_sweeps:
+            scan = int(previous[chain[-1]])
+            if scan < 0 or time[chain[-1]] - time[scan] > MAX_SWEEP_GAP * 1e6:
+                break
+            chain.append(scan)
+        return chain
+
+    def missing_sweeps(self, num_sweeps: int) -> int:
+        """Return how many of the selection's sweeps the dataset does not have."""
+        return sum(num_sweeps - len(self._chain(int(row), num_sweeps)) for row in self.rows)
+
+    def sweep_to_lidar(self, token: str, scan: int) -> Matrix:
+        """Return the 4x4 from a scan's sensor to the keyframe's LIDAR_TOP, by way of global."""
+        lidar_to_global = self.index["frame_lidar_to_global"][self.row(token)]
+        mounting = self.index["calibration_pose"][self.index["scan_calibration"][scan]]
+        ego = self.index["scan_ego_pose"][scan]
+        scan_to_global = pose_matrix(ego[:3], ego[3:]) @ pose_matrix(mounting[:3], mounting[3:])
+        matrix: Matrix = np.linalg.inv(lidar_to_global) @ scan_to_global
+        return matrix
+
+    def identity(
+        self,
+        sensors: Sequence[str] = SENSORS,
+        num_sweeps: int = 1,
+        annotations: bool = True,
+    ) -> dict[str, Any]:
+        """Return digests of what a reader of these frames depends on, as a tree.
+
+        Leaves: `tokens`; `calibration.SENSOR` (mounting and intrinsics); `poses.SENSOR` (ego pose
+        at exposure; for LIDAR_TOP also of its sweeps, with scan times); `annotations`. File names
+        and pixels are not part of it.
+
+        Args:
+            sensors: those that are read.
+            num_sweeps: LiDAR sweeps that are read.
+            annotations: whether ground truth is read.
+        """
+        tree: dict[str, Any] = {
+            "tokens": _digest(self.index["frame_token"][self.rows]),
+            "calibration": {},
+            "poses": {},
+        }
+        for sensor in sensors:
+            k = SENSORS.index(sensor)
+            calibration = self.index["frame_calibration"][self.rows, k]
+            tree["calibration"][sensor] = _digest(
+                self.index["calibration_pose"][calibration],
+                self.index["calibration_intrinsics"][calibration],
+            )
+            poses = [self.index["frame_ego_pose"][self.rows, k]]
+            if sensor == "LIDAR_TOP":
+                scans = [scan for row in self.rows for scan in self._chain(int(row), num_sweeps)]
+                poses += [self.index["scan_time"][scans], self.index["scan_ego_pose"][scans]]
+            tree["poses"][sensor] = _digest(*poses)
+        if annotations:
+            tree["annotations"] = _digest(self.index["frame_annotations"][self.rows])
+        return tree
+
+
+def _digest(*arrays: npt.NDArray[Any]) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def _custom_splits(index: FrameIndex) -> dict[str, list[str]]:
+    path = index.root / index.version / "splits.json"
+    if not path.is_file():
+        return {}
+    try:
+        splits = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
+        raise DataError(f"{path}: expected a mapping from split name to a list of scene names.")
+    return splits
+
+
+def _filled_splits(index: FrameIndex) -> list[str]:
+    splits = {**index.splits, **_custom_splits(index)}
+    return ["all", *(name for name, members in splits.items() if set(members) & set(index.scenes))]
+
+
+def _split_scenes(index: FrameIndex, split: str) -> list[str]:
+    if split == "all":
+        return index.scenes
+    splits = {**index.splits, **_custom_splits(index)}
+    if split not in splits:
+        raise ConfigError(
+            f"dataset.split={split}: no such split.{suggest(split, ['all', *splits])} Known for "
+            f"{index.root / index.version}: all, {', '.join(splits)}."
+        )
+    return splits[split]
+
+
+def _check_scenes(index: FrameIndex, dataset: DatasetConfig, chosen: set[str]) -> None:
+    assert dataset.scenes is not None
+    problems = []
+    for scene in dataset.scenes:
+        if scene not in index.scenes:
+            problems.append(f"{scene} is not in the dataset.{suggest(scene, index.scenes)}")
+        elif scene not in chosen:
+            problems.append(f"{scene} is not in split {dataset.split}; use dataset.split=all.")
+    if problems:
+        raise ConfigError(
+            f"dataset.scenes for {index.root / index.version}: {' '.join(problems)} "
+            f"Known: {', '.join(index.scenes[:10])}{', ...' if len(index.scenes) > 10 else ''}."
+        )

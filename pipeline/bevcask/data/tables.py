@@ -1,0 +1,117 @@
+"""The thirteen nuScenes tables as files: are they there, and have they changed.
+
+Reads no table content; `index.py` does, with the devkit.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from bevcask.errors import DataError
+from bevcask.registry import suggest
+
+TABLES = (
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
+
+
+def home() -> Path:
+    """Return the user's bevcask folder: `BEVCASK_HOME`, else `~/.cache/bevcask`."""
+    named = os.environ.get("BEVCASK_HOME")
+    return Path(named) if named else Path.home() / ".cache" / "bevcask"
+
+
+def table_files(root: Path, version: str) -> dict[str, Path]:
+    """Return the path of every table by name.
+
+    Raises:
+        DataError: the version folder or a table is missing; all missing tables in one message.
+    """
+    folder = root / version
+    if not folder.is_dir():
+        found = sorted(path.parent.name for path in root.glob("*/sample.json"))
+        raise DataError(
+            f"{folder}: no such folder.{suggest(version, found)} "
+            f"Versions in {root}: {', '.join(found) or 'none'}. "
+            "Check dataset.root and dataset.version."
+        )
+    files = {name: folder / f"{name}.json" for name in TABLES}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: missing {', '.join(missing)}. Expected {len(TABLES)} tables: "
+            f"{', '.join(path.name for path in files.values())}. "
+            "Unpack the metadata archive of this version again, or check dataset.version."
+        )
+    return files
+
+
+def tables_digest(root: Path, version: str, rehash: bool = False) -> str:
+    """Return the sha256 of the tables' content.
+
+    Files whose size, mtime (ns) and inode are as at the last hashing are not read again.
+
+    Args:
+        root: dataset folder.
+        version: name of the folder with the tables.
+        rehash: read every file whatever the memo says.
+
+    Raises:
+        DataError: see `table_files`; or the memo cannot be written.
+    """
+    files = table_files(root, version)
+    stats = {name: _stat(path) for name, path in files.items()}
+    place = os.fsencode((root / version).resolve())
+    memo = home() / "index" / f"memo-{hashlib.sha256(place).hexdigest()[:32]}.json"
+    if not rehash and memo.is_file():
+        known = json.loads(memo.read_text())
+        if known["stats"] == stats:
+            return str(known["digest"])
+    total = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        with path.open("rb") as file:
+            total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    digest = total.hexdigest()
+    write_atomically(memo, json.dumps({"stats": stats, "digest": digest}))
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never half of it.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """Return the error for an index folder that cannot be written."""
+    return DataError(
+        f"cannot write {path}: {error.strerror}. Set BEVCASK_HOME to a folder with room and "
+        "write permission."
+    )
+
+
+def _stat(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
