@@ -1,0 +1,145 @@
+"""Where a loss looks: foreground, teacher's false positives, background, and their scales.
+
+Everything is drawn from ground truth in the canonical frame at canonical cell centres, so it fits
+targets as they are stored. DistillBEV (ICCV 2023), section 3.2; formulas in methods/README.md.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bevcask.detectors.base import Labels
+from bevcask.geometry import Grid
+from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A partition of the valid cells of a batch.
+
+    Attributes:
+        foreground_BYX: bool, cells of ground-truth boxes, found by the teacher or not.
+        false_positive_BYX: bool, cells where the teacher alone is confident.
+        background_BYX: bool, the valid rest.
+        box_scale_BYX: float32, 1 / sqrt(box area in cells) on foreground cells, else 0.
+    """
+
+    foreground_BYX: Tensor
+    false_positive_BYX: Tensor
+    background_BYX: Tensor
+    box_scale_BYX: Tensor
+
+
+def boxes_in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
+    """Return the canonical boxes (N, 9) that both sides can see.
+
+    Kept is a box with positive footprint whose centre lies on the target's grid, and on the
+    student's grid after augmentation. Online training filters boxes after augmentation; this is the
+    same filter seen from the canonical frame, joined with the teacher's own range.
+
+    Args:
+        labels: ground truth in both frames, same order.
+        student: the student's grid, augmented frame.
+        target: the target's grid, canonical frame.
+    """
+    kept = []
+    for boxes_N9, canonical_N9 in zip(labels.boxes, labels.canonical_boxes, strict=True):
+        _, seen_N = centre_cells(boxes_N9, student)
+        _, known_N = centre_cells(canonical_N9, target)
+        solid_N = (canonical_N9[:, 3:5] > 0).all(1)
+        kept.append(canonical_N9[seen_N & known_N & solid_N].float())
+    return kept
+
+
+def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return which cells belong to a box, and the scale of the first box that owns each.
+
+    A cell belongs to a box when its centre lies in the rotated footprint, or when it is the cell of
+    the box's centre (otherwise most cones would own no cell at 0.8 m).
+
+    Args:
+        boxes: per sample (N, 9) float32, centres on the grid, positive sizes.
+        grid: where the cells lie.
+
+    Returns:
+        bool (B, Y, X), and float32 (B, Y, X): sqrt(cell area / (l w)), 0 outside.
+    """
+    device = boxes[0].device
+    boxes_M9 = torch.cat(boxes).float()
+    num = len(boxes_M9)
+    owner_P = torch.full((len(boxes) * grid.num_y * grid.num_x,), num, device=device)
+    if num:
+        sample_M = torch.repeat_interleave(
+            torch.arange(len(boxes), device=device),
+            torch.tensor([len(own) for own in boxes]).to(device, non_blocking=True),
+        )
+        cells_MS2, owned_MS = _footprint_cells(boxes_M9, grid)
+        flat_MS = (sample_M[:, None] * grid.num_y + cells_MS2[..., 0]) * grid.num_x
+        flat_MS = flat_MS + cells_MS2[..., 1]
+        box_MS = torch.arange(num, device=device)[:, None].expand_as(flat_MS)
+        owner_P.scatter_reduce_(0, flat_MS[owned_MS], box_MS[owned_MS], "amin")
+    scale_M = (boxes_M9[:, 3] * boxes_M9[:, 4]).rsqrt() * grid.cell
+    scale_P = torch.cat([scale_M, scale_M.new_zeros(1)])[owner_P]
+    shape_BYX = (len(boxes), *grid.shape_YX)
+    return (owner_P < num).reshape(shape_BYX), scale_P.reshape(shape_BYX)
+
+
+def _footprint_cells(boxes_M9: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return a square patch of cells (row, column) around each box, and which of them it owns.
+
+    Returns:
+        int64 (M, S, 2), and bool (M, S), False off the grid.
+    """
+    centre_M2, _ = centre_cells(boxes_M9, grid)
+    reach = int((boxes_M9[:, 3:5].norm(dim=1).max() / 2 / grid.cell + 1).item())
+    steps = torch.arange(-reach, reach + 1, device=boxes_M9.device)
+    patch_S2 = torch.cartesian_prod(steps, steps)
+    cells_MS2 = centre_M2[:, None] + patch_S2
+    middle_M2 = grid.to_cells(boxes_M9[:, :2])
+    offset_MS2 = (cells_MS2.flip(-1) + 0.5 - middle_M2[:, None]) * grid.cell
+    c, s = boxes_M9[:, 6:7].cos(), boxes_M9[:, 6:7].sin()
+    along_MS = offset_MS2[..., 0] * c + offset_MS2[..., 1] * s
+    across_MS = offset_MS2[..., 1] * c - offset_MS2[..., 0] * s
+    covered_MS = (along_MS.abs() <= boxes_M9[:, 3:4] / 2) & (
+        across_MS.abs() <= boxes_M9[:, 4:5] / 2
+    )
+    is_centre_S = (patch_S2 == 0).all(1)
+    size_2 = torch.tensor(grid.shape_YX).to(boxes_M9.device, non_blocking=True)
+    on_grid_MS = ((cells_MS2 >= 0) & (cells_MS2 < size_2)).all(-1)
+    return cells_MS2, (covered_MS | is_centre_S) & on_grid_MS
+
+
+def split(
+    boxes: list[Tensor],
+    grid: Grid,
+    valid_BYX: Tensor,
+    confident_BYX: Tensor | None,
+    threshold: float,
+) -> Regions:
+    """Part the valid cells into foreground, teacher's false positives and background.
+
+    Args:
+        boxes: per sample (N, 9), canonical frame, from `boxes_in_reach`.
+        grid: the target's grid.
+        valid_BYX: cells the student can be read at.
+        confident_BYX: bool, the teacher's highest heatmap exceeds the threshold; None at levels
+            without false positives.
+        threshold: a cell near ground truth (its Gaussian at least this) is no false positive.
+    """
+    foreground_BYX, scale_BYX = foreground(boxes, grid)
+    foreground_BYX = foreground_BYX & valid_BYX
+    scale_BYX = scale_BYX * valid_BYX
+    if confident_BYX is None:
+        false_positive_BYX = torch.zeros_like(foreground_BYX)
+    else:
+        one_class = [own.new_zeros(len(own), dtype=torch.int64) for own in boxes]
+        truth_BYX = draw_heatmaps(boxes, one_class, grid, num_classes=1)[:, 0]
+        false_positive_BYX = confident_BYX & (truth_BYX < threshold) & ~foreground_BYX & valid_BYX
+    background_BYX = valid_BYX & ~foreground_BYX & ~false_positive_BYX
+    return Regions(foreground_BYX, false_positive_BYX, background_BYX, scale_BYX)
+
+
+def share(mask_BYX: Tensor) -> Tensor:
+    """Return 1 / |mask| on the cells of a mask, float32; zero for a sample whose mask is empty."""
+    return mask_BYX / mask_BYX.sum((1, 2), keepdim=True).clamp(min=1)

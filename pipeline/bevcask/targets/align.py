@@ -1,0 +1,288 @@
+"""How canonical targets meet an augmented student: its maps are read where the cells went.
+
+Targets stay where the un-augmented teacher said them. A canonical cell centre p appears to the
+augmented student at A p, so the student's map is sampled there. Flips, quarter turns and identity
+on one symmetric grid permute cells and are done by index, bit for bit; everything else is bilinear
+interpolation between cell centres.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bevcask.errors import TargetMismatchError
+from bevcask.geometry import Grid, transform_boxes, transform_points
+from bevcask.targets.heatmap import MIN_RADIUS
+from bevcask.targets.spec import Alignment
+
+_TOLERANCE = 1e-6  # how near to 0, 1 or -1 the entries of a lattice move must be
+_RIM = 1e-4  # cells; rounding allowed beyond the outer cell centres
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A move that permutes the cells of a symmetric grid: transpose, then reverse rows, columns."""
+
+    swap: bool
+    reverse_y: bool
+    reverse_x: bool
+
+    def __call__(self, map_YX: Tensor) -> Tensor:
+        """Return the map (..., Y, X) read at the moved cells."""
+        moved = map_YX.transpose(-1, -2) if self.swap else map_YX
+        dims = [dim for dim, flip in ((-2, self.reverse_y), (-1, self.reverse_x)) if flip]
+        return moved.flip(dims) if dims else moved
+
+    @property
+    def is_identity(self) -> bool:
+        return not (self.swap or self.reverse_y or self.reverse_x)
+
+    def inverse(self) -> "Lattice":
+        """Return the move that undoes this one."""
+        if self.swap:
+            return Lattice(True, self.reverse_x, self.reverse_y)
+        return self
+
+
+class Align:
+    """The BEV augmentations of a batch, canonical -> augmented, one matrix a sample.
+
+    Args:
+        bev_aug_B44: `Batch.bev_aug_B44`. Read once, on the host: pass the matrices before they move
+            to a device and no step waits for it.
+    """
+
+    def __init__(self, bev_aug_B44: Tensor) -> None:
+        self._matrices = bev_aug_B44.detach().cpu().double().numpy()
+        if self._matrices.ndim != 3 or self._matrices.shape[1:] != (4, 4):
+            raise TargetMismatchError(
+                f"bev_aug must be (B, 4, 4), got {tuple(self._matrices.shape)}"
+            )
+
+    @classmethod
+    def identity(cls, batch_size: int) -> "Align":
+        """Return the alignment of targets that already are in the student's frame."""
+        return cls(torch.eye(4).expand(batch_size, 4, 4))
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    def cells(self, map_BCYX: Tensor, source: Grid, target: Grid) -> tuple[Tensor, Tensor]:
+        """Sample a student's map where the canonical cells of a target went.
+
+        A cell is valid when A p lies in the rectangle spanned by the outermost cell *centres* of
+        the student's grid, so that every valid value is an interpolation, never an extrapolation;
+        the values of invalid cells are finite and mean nothing.
+
+        Args:
+            map_BCYX: (B, C, Y, X) the student's map, augmented frame; differentiable.
+            source: the grid of that map.
+            target: the grid of the canonical cells.
+
+        Returns:
+            The map at A p for every canonical cell p, (B, C, *target.shape_YX), float32 at least;
+            and the valid cells, bool (B, *target.shape_YX).
+
+        Raises:
+            TargetMismatchError: batch or map size is not what the grids and matrices say.
+        """
+        self._check(map_BCYX, source)
+        if map_BCYX.dtype in (torch.float16, torch.bfloat16):
+            map_BCYX = map_BCYX.float()
+        moves = [lattice_move(matrix, source, target) for matrix in self._matrices]
+        valid_BYX = torch.ones(
+            (len(self), *target.shape_YX), dtype=torch.bool, device=map_BCYX.device
+        )
+        first = moves[0]
+        if first is not None and all(move == first for move in moves):
+            return first(map_BCYX), valid_BYX
+        if all(move is None for move in moves):
+            return _interpolate(map_BCYX, self._matrices, source, target)
+        samples = []
+        for b, move in enumerate(moves):
+            if move is not None:
+                samples.append(move(map_BCYX[b : b + 1]))
+            else:
+                sample, valid_BYX[b : b + 1] = _interpolate(
+                    map_BCYX[b : b + 1], self._matrices[b : b + 1], source, target
+                )
+                samples.append(sample)
+        return torch.cat(samples), valid_BYX
+
+    def points(self, points: list[Tensor]) -> list[Tensor]:
+        """Move canonical points (P, 3 or more) of each sample to the student's frame."""
+        self._check_length(len(points))
+        return [
+            transform_points(own, matrix)
+            for own, matrix in zip(points, self._matrices, strict=True)
+        ]
+
+    def boxes(self, boxes: list[Tensor]) -> list[Tensor]:
+        """Move canonical boxes (N, 9 or more) of each sample; columns after the ninth stay."""
+        self._check_length(len(boxes))
+        moved = []
+        for own, matrix in zip(boxes, self._matrices, strict=True):
+            moved.append(torch.cat([transform_boxes(own[:, :9], matrix), own[:, 9:]], dim=1))
+        return moved
+
+    def heatmap(self, values_BKYX: Tensor, source: Grid, target: Grid) -> Tensor:
+        """Bring a canonical heatmap to the student's grid; here the target moves, not the student.
+
+        Interpolating a narrow peak would lower it by up to 45 % and teach the student to be unsure.
+        Lattice moves permute the cells. Otherwise each peak (highest of its 3x3 neighbours) is
+        drawn anew at the cell its centre went to, with the peak's value as amplitude and the
+        smallest radius of `targets.heatmap` (that of all ten classes at 0.8 m cells).
+
+        Args:
+            values_BKYX: (B, K, Y, X) teacher probabilities, canonical frame; no gradient.
+            source: the teacher's grid.
+            target: the student's grid.
+
+        Returns:
+            float32 (B, K, *target.shape_YX) in the augmented frame.
+        """
+        self._check(values_BKYX, source)
+        values_BKYX = values_BKYX.detach().float()
+        moved = []
+        for b, matrix in enumerate(self._matrices):
+            move = lattice_move(matrix, source, target)
+            if move is not None:
+                moved.append(move.inverse()(values_BKYX[b]))
+            else:
+                moved.append(_redraw(values_BKYX[b], matrix, source, target))
+        return torch.stack(moved)
+
+    def image_features(self, values_BVCHW: Tensor, alignment: Alignment) -> Tensor:
+        """Return image features unchanged if they may be compared at all.
+
+        Raises:
+            TargetMismatchError: the class is `aligned`, which no BEV geometry can bring about.
+        """
+        self._check_length(len(values_BVCHW))
+        if alignment == "aligned":
+            raise TargetMismatchError(
+                "image features change with the pixels; BEV geometry cannot align them. Train "
+                "without image augmentation (exact), on replayed views (replay), or say approximate"
+            )
+        return values_BVCHW
+
+    def _check_length(self, num_samples: int) -> None:
+        if num_samples != len(self):
+            raise TargetMismatchError(
+                f"{num_samples} samples meet {len(self)} augmentation matrices; both must come "
+                "from one batch"
+            )
+
+    def _check(self, map_BCYX: Tensor, grid: Grid) -> None:
+        if map_BCYX.ndim != 4 or tuple(map_BCYX.shape[2:]) != grid.shape_YX:
+            raise TargetMismatchError(
+                f"map must be (B, C, {grid.num_y}, {grid.num_x}) to lie on its grid, got "
+                f"{tuple(map_BCYX.shape)}"
+            )
+        self._check_length(len(map_BCYX))
+
+
+def same_cells(a: Grid, b: Grid) -> bool:
+    """Tell whether two grids have the same cells, rounding of their borders aside."""
+    borders = np.array([[grid.x_min, grid.y_min, grid.x_max, grid.y_max] for grid in (a, b)])
+    return a.shape_YX == b.shape_YX and bool(
+        np.abs(borders[0] - borders[1]).max() <= _TOLERANCE * a.cell
+    )
+
+
+def lattice_move(matrix: npt.NDArray[np.float64], source: Grid, target: Grid) -> Lattice | None:
+    """Return the cell permutation a matrix stands for, or None where it is none.
+
+    Identity permutes any grid; flips need one that is symmetric about the origin, quarter turns one
+    that is square too.
+
+    Args:
+        matrix: 4x4, canonical_to_augmented.
+        source: the student's grid.
+        target: the grid of the canonical cells; must have the same cells.
+    """
+    plane = matrix[:2, :2]
+    lattice = np.round(plane)
+    if not same_cells(source, target) or np.abs(matrix[:2, 3]).max() > _TOLERANCE * source.cell:
+        return None
+    if np.abs(plane - lattice).max() > _TOLERANCE or not np.array_equal(
+        np.abs(lattice).sum(0) * np.abs(lattice).sum(1), [1.0, 1.0]
+    ):
+        return None
+    swap = lattice[0, 0] == 0
+    # A p = (a x + b y, c x + d y): row of A p from c or d, column from a or b.
+    if swap:
+        move = Lattice(True, reverse_y=bool(lattice[0, 1] < 0), reverse_x=bool(lattice[1, 0] < 0))
+    else:
+        move = Lattice(False, reverse_y=bool(lattice[1, 1] < 0), reverse_x=bool(lattice[0, 0] < 0))
+    if move.is_identity or (source.is_symmetric and (not swap or source.num_x == source.num_y)):
+        return move
+    return None
+
+
+def _interpolate(
+    map_BCYX: Tensor, matrices: npt.NDArray[np.float64], source: Grid, target: Grid
+) -> tuple[Tensor, Tensor]:
+    """Sample maps bilinearly at the moved cell centres; also tell which lie in the map."""
+    device = map_BCYX.device
+    centres_YX2 = torch.as_tensor(target.centres()).to(device, non_blocking=True)
+    plane_B22, shift_B2 = (
+        torch.as_tensor(part).to(device, non_blocking=True)
+        for part in (matrices[:, :2, :2], matrices[:, :2, 3])
+    )
+    moved_BYX2 = centres_YX2 @ plane_B22.transpose(1, 2)[:, None] + shift_B2[:, None, None]
+    # Continuous indices, whole at cell centres: column, row.
+    index_BYX2 = source.to_cells(moved_BYX2) - 0.5
+    last_2 = index_BYX2.new_tensor([source.num_x - 1, source.num_y - 1])
+    valid_BYX = ((index_BYX2 >= -_RIM) & (index_BYX2 <= last_2 + _RIM)).all(-1)
+    # align_corners=True: -1 and 1 are the centres of the first and last cell.
+    unit_BYX2 = 2 * index_BYX2 / last_2.clamp(min=1) - 1
+    sampled_BCYX = functional.grid_sample(
+        map_BCYX,
+        unit_BYX2.to(map_BCYX.dtype),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled_BCYX, valid_BYX
+
+
+def _redraw(
+    values_KYX: Tensor, matrix: npt.NDArray[np.float64], source: Grid, target: Grid
+) -> Tensor:
+    """Decode the peaks of one sample and draw them where they went; equal neighbours all count."""
+    highest_KYX = functional.max_pool2d(values_KYX[None], 3, stride=1, padding=1)[0]
+    peak_N, row_N, column_N = torch.nonzero(
+        (values_KYX == highest_KYX) & (values_KYX > 0), as_tuple=True
+    )
+    score_N = values_KYX[peak_N, row_N, column_N]
+    centres_YX2 = torch.as_tensor(source.centres()).to(score_N.device)
+    plane, shift = (
+        torch.as_tensor(part).to(score_N.device) for part in (matrix[:2, :2], matrix[:2, 3])
+    )
+    cell_N2 = target.to_cells(centres_YX2[row_N, column_N] @ plane.T + shift).floor().long()
+    steps = torch.arange(-MIN_RADIUS, MIN_RADIUS + 1, device=score_N.device)
+    patch_M2 = torch.cartesian_prod(steps, steps)
+    sigma = (2 * MIN_RADIUS + 1) / 6
+    blob_M = torch.exp(-(patch_M2**2).sum(1) / (2 * sigma**2))
+    column_NM = cell_N2[:, :1] + patch_M2[:, 0]
+    row_NM = cell_N2[:, 1:] + patch_M2[:, 1]
+    inside_N = (
+        (cell_N2 >= 0).all(1) & (cell_N2[:, 0] < target.num_x) & (cell_N2[:, 1] < target.num_y)
+    )
+    keep_NM = (
+        inside_N[:, None]
+        & (row_NM >= 0)
+        & (row_NM < target.num_y)
+        & (column_NM >= 0)
+        & (column_NM < target.num_x)
+    )
+    drawn_KYX = values_KYX.new_zeros((len(values_KYX), *target.shape_YX))
+    flat_NM = (peak_N[:, None] * target.num_y + row_NM) * target.num_x + column_NM
+    value_NM = score_N[:, None] * blob_M
+    drawn_KYX.view(-1).scatter_reduce_(0, flat_NM[keep_NM], value_NM[keep_NM], "amax")
+    return drawn_KYX

@@ -1,0 +1,202 @@
+"""The plan: needs x taps -> the targets to store, with their bytes, before any GPU is touched."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
+from bevcask.errors import ConfigError, PlanError
+from bevcask.registry import suggest
+from bevcask.targets.kinds import kind_of
+from bevcask.targets.spec import Codec, Need, Region, TapInfo, TargetSpec
+
+BOXES = "head.boxes"
+# Keyframes of the official nuScenes splits.
+NOMINAL_FRAMES = {"train": 28130, "val": 6019, "test": 6008, "mini_train": 323, "mini_val": 81}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be stored.
+
+    Attributes:
+        specs: the targets, in order of the needs; the teacher's boxes last.
+        num_frames: frames of the selection (rows that hold data).
+        roles: target name -> what the method calls it.
+    """
+
+    specs: tuple[TargetSpec, ...]
+    num_frames: int
+    roles: Mapping[str, tuple[str, ...]]
+
+    @property
+    def bytes_per_frame(self) -> dict[str, int]:
+        """Uncompressed bytes of one frame by target name."""
+        return {spec.name: kind_of(spec.tap).bytes_per_frame(spec) for spec in self.specs}
+
+    @property
+    def bytes_by_target(self) -> dict[str, int]:
+        """Uncompressed bytes of all frames by target name."""
+        return {name: size * self.num_frames for name, size in self.bytes_per_frame.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Uncompressed bytes of all frames and targets: an upper bound of what is stored."""
+        return sum(self.bytes_by_target.values())
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row of plain data a target."""
+        size = self.bytes_per_frame
+        return [
+            {
+                "name": spec.name,
+                "roles": list(self.roles[spec.name]),
+                "kind": spec.tap.kind,
+                "shape": list(spec.tap.shape),
+                "codec": spec.codec,
+                "region": _region_words(spec.region),
+                "alignment": spec.alignment,
+                "bytes_per_frame": size[spec.name],
+                "bytes": size[spec.name] * self.num_frames,
+            }
+            for spec in self.specs
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; the attrs of a cache keep it."""
+        return {
+            "frames": self.num_frames,
+            "targets": self.table(),
+            "total_bytes": self.total_bytes,
+        }
+
+
+def plan(
+    needs: Iterable[Need],
+    taps: Mapping[str, TapInfo],
+    num_frames: int,
+    store: StoreConfig,
+    augment: AugmentConfig | None,
+    approximate: bool = False,
+) -> Plan:
+    """Match what methods need with what a teacher offers.
+
+    The teacher's boxes (`head.boxes`) are always added where it has them: they make the cache
+    scorable. Needs of one tap share one target; where their regions differ, all cells are stored,
+    in float32 under `store.codec=auto` so that every threshold can still be decided exactly.
+
+    Args:
+        needs: of one or several methods.
+        taps: the teacher's taps by name.
+        num_frames: frames of the selection.
+        store: codec choice.
+        augment: the student's augmentation, for the alignment class; None for none.
+        approximate: accept image features under image augmentation.
+
+    Raises:
+        PlanError: every need that cannot be met, in one message.
+    """
+    problems: list[str] = []
+    wanted: dict[str, list[Need]] = {}
+    for need in needs:
+        found = _unmet(need, taps)
+        problems += found
+        if not found:
+            wanted.setdefault(need.tap, []).append(need)
+    specs: list[TargetSpec] = []
+    for name, group in wanted.items():
+        spec, found = _choose(taps[name], group, store, augment)
+        problems += found
+        if spec.tap.kind == "image_feature" and spec.alignment == "approximate" and not approximate:
+            problems.append(
+                f"{_asked_by(group)}: image feature {name!r} changes with the pixels, and the "
+                "student's images are augmented; switch augment.resize, crop, image_flip and "
+                "image_rotation off"
+            )
+        specs.append(spec)
+    if BOXES in taps and BOXES not in wanted:
+        spec, found = _choose(taps[BOXES], [], store, augment)
+        problems += found
+        specs.append(spec)
+    if problems:
+        raise PlanError("\n- ".join(["the teacher does not offer what is needed:", *problems]))
+    roles = {spec.name: tuple(n.role for n in wanted.get(spec.name, ())) for spec in specs}
+    return Plan(tuple(specs), num_frames, roles)
+
+
+def _asked_by(group: list[Need]) -> str:
+    return ", ".join(f"need {need.role!r}" for need in group)
+
+
+def _unmet(need: Need, taps: Mapping[str, TapInfo]) -> list[str]:
+    """Return why a need cannot be met by these taps."""
+    found = []
+    if need.normaliser == "all" and need.region.name != "all":
+        found.append(
+            f"need {need.role!r}: its sums run over all cells, so region {need.region.name!r} "
+            "would change them; ask for region 'all'"
+        )
+    if need.tap not in taps:
+        found.append(
+            f"need {need.role!r}: the teacher has no tap {need.tap!r}.{suggest(need.tap, taps)} "
+            f"It has: {', '.join(sorted(taps))}"
+        )
+    elif taps[need.tap].kind != need.kind:
+        same = sorted(name for name, tap in taps.items() if tap.kind == need.kind)
+        found.append(
+            f"need {need.role!r}: tap {need.tap!r} is a {taps[need.tap].kind}, expected a "
+            f"{need.kind}. The teacher's {need.kind} taps: {', '.join(same) or 'none'}"
+        )
+    return found
+
+
+def _choose(
+    tap: TapInfo, group: list[Need], store: StoreConfig, augment: AugmentConfig | None
+) -> tuple[TargetSpec, list[str]]:
+    """Return the target that serves every need of a tap, and what is wrong with it."""
+    kind = kind_of(tap)
+    problems = kind.describe_problems(tap)
+    regions = sorted({need.region for need in group}, key=lambda region: region.threshold)
+    region = regions[0] if len(regions) == 1 else Region()
+    codec: Codec
+    if store.codec == "auto":
+        codec = "float32" if len(regions) > 1 else kind.codec(tap, region)
+    else:
+        codec = kind.codecs[0] if len(kind.codecs) == 1 else store.codec
+    if codec not in kind.codecs:
+        problems.append(
+            f"{tap.name}: a {tap.kind} cannot be stored as {codec}; store.codec must be one of "
+            f"auto, {', '.join(kind.codecs)}"
+        )
+    if codec == "uint8" and not tap.nonnegative:
+        problems.append(
+            f"{tap.name}: has negative values, which uint8 cannot hold; use store.codec=auto or "
+            "int8"
+        )
+    if region.name not in kind.regions(tap):
+        problems.append(f"{tap.name}: a {tap.kind} cannot be stored on region {region.name!r}")
+    return TargetSpec(tap, codec, region, kind.alignment(tap, augment)), problems
+
+
+def _region_words(region: Region) -> str:
+    return region.name if region.name == "all" else f"{region.name} > {region.threshold:g}"
+
+
+def nominal_frames(dataset: DatasetConfig) -> int | None:
+    """Return the nominal number of keyframes, or None where the dataset is there to be counted.
+
+    Raises:
+        ConfigError: no dataset at `dataset.root`, and the selection has no nominal size.
+    """
+    if (Path(dataset.root) / dataset.version).is_dir():
+        return None
+    if dataset.split not in NOMINAL_FRAMES or dataset.scenes is not None:
+        what = "named scenes" if dataset.scenes is not None else f"split {dataset.split!r}"
+        raise ConfigError(
+            f"dataset.root: {dataset.root} has no folder {dataset.version}, and there is no "
+            f"nominal size for {what}. Give dataset.root=FOLDER, or one of the splits "
+            f"{', '.join(NOMINAL_FRAMES)}."
+        )
+    nominal = NOMINAL_FRAMES[dataset.split]
+    return nominal if dataset.limit is None else min(nominal, dataset.limit)
