@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from bevcask.config import Config
+from bevcask.config import Config as AnyConfig
 from bevcask.targets.spec import TapInfo
 
 
@@ -17,7 +17,8 @@ class Batch:
 
     Attributes:
         tokens: sample tokens, one a sample.
-        images_BVCHW: float32, normalised (ImageNet mean and std of 0..255 RGB); None without cameras.
+        images_BVCHW: float32, normalised (ImageNet mean and std of 0..255 RGB); None without
+            cameras.
         intrinsics_BV33: camera matrix of the *original* image, pixels.
         image_aug_BV33: original pixel (u, v, 1) -> network pixel (resize, crop, flip, rotate).
         camera_to_lidar_BV44: camera frame -> canonical keyframe LIDAR_TOP frame (ego motion between
@@ -25,8 +26,8 @@ class Batch:
         bev_aug_B44: canonical LIDAR_TOP -> augmented LIDAR_TOP (`geometry.bev_matrix`).
         points: per sample (P, 5) float32: x, y, z, intensity (0..255), seconds before keyframe;
             augmented; None without LiDAR.
-        depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when the
-            detector asks for none.
+        depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when
+            the detector asks for none.
         labels: ground truth; None when the split has none.
     """
 
@@ -132,19 +133,20 @@ class Inputs:
 class Detector(nn.Module, ABC):
     """A module that finds boxes, as teacher or student.
 
-    Subclasses carry a nested `Config` and are built with it: `CenterPoint(CenterPoint.Config(...))`.
+    Subclasses carry a nested `Config` and are built with it:
+    `CenterPoint(CenterPoint.Config(...))`.
     """
 
-    Config: type[Config]
+    Config: type[AnyConfig]
 
     @classmethod
     @abstractmethod
-    def inputs(cls, config: Config) -> Inputs:
+    def inputs(cls, config: AnyConfig) -> Inputs:
         """Return what the loader must provide."""
 
     @classmethod
     @abstractmethod
-    def describe_taps(cls, config: Config) -> Mapping[str, TapInfo]:
+    def describe_taps(cls, config: AnyConfig) -> Mapping[str, TapInfo]:
         """Return every tap by name from the config alone: no weights, no data."""
 
     @abstractmethod
