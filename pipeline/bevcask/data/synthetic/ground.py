@@ -10,7 +10,12 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from bevcask.data.synthetic.raycast import PosedParts, intersect, pose_parts
+from bevcask.data.synthetic.raycast import (
+    PosedParts,
+    division_by_zero_is_inf,
+    intersect,
+    pose_parts,
+)
 from bevcask.data.synthetic.road import MARGIN, STEP, Road
 from bevcask.data.synthetic.world import World
 
@@ -23,7 +28,10 @@ COLOURS_K3 = np.array(
      [186, 184, 178], [124, 118, 108], [120, 82, 74]], np.float32)  # fmt: skip
 REFLECTIVITY_K = np.array([30, 9, 60, 50, 18, 22, 14, 12], np.float32)
 SHADOW = 0.55
-_BLOCK = 10
+LOT_DEPTH = 13.0
+CROSS_STREET_REACH = 60.0
+_TONES = 16
+_BLOCK = 10  # cells along the side of a block; road coordinates are linear inside one
 
 
 @dataclass(frozen=True)
@@ -31,61 +39,72 @@ class Ground:
     """Ground of one scene; cell (i, j) covers y = i * RESOLUTION, x = j * RESOLUTION.
 
     Attributes:
-        surface_YX: surface class of each cell.
-        colour_YX4: RGBx 0-255 with grain and static shadows.
+        code_YX: uint8; surface class (3 bits), tone (4 bits), static shadow (1 bit) of each cell.
         grain_NN: fine grain, tiles the plane, mean 1.
     """
 
-    surface_YX: Array
-    colour_YX4: Array
+    code_YX: Array
     grain_NN: Array
 
     def cells(self, x: Array, y: Array) -> Array:
         """Flat indices of the cells under global points, clamped to the border."""
-        height, width = self.surface_YX.shape
+        height, width = self.code_YX.shape
         j = np.clip((x * (1 / RESOLUTION)).astype(np.int32), 0, width - 1)
         i = np.clip((y * (1 / RESOLUTION)).astype(np.int32), 0, height - 1)
         return np.asarray(i * width + j)
 
+    def surface(self, cells: Array) -> Array:
+        """Surface class of cells given by flat index."""
+        return np.asarray(self.code_YX.reshape(-1)[cells] >> 5)
+
     @property
     def mask_YX(self) -> Array:
         """Drivable surface and sidewalks: 255, else 0; row 0 is the largest y, as in nuScenes."""
-        on = ~np.isin(self.surface_YX, (GRASS, LOT))
-        return np.flipud(on.astype(np.uint8) * 255)
+        on_K = np.full(8, 255, np.uint8)
+        on_K[[GRASS, LOT]] = 0
+        return np.flipud(np.repeat(on_K, 32)[self.code_YX])
 
 
-def road_coordinates(road: Road) -> tuple[Array, Array]:
-    """s and d of every cell (Y, X); far from the road they are only roughly right."""
-    extent = road.xy_S2.max(axis=0) + MARGIN
-    nx, ny = (np.ceil(extent / (RESOLUTION * _BLOCK)).astype(int) + 1).tolist()
+def colour_of_code() -> Array:
+    """Colour (256, 3), 0-255, of each value of `Ground.code_YX`."""
+    code = np.arange(256)
+    tone = 0.82 + 0.36 * ((code >> 1) % _TONES) / (_TONES - 1)
+    light = np.where(code & 1, SHADOW, 1.0)
+    return np.minimum(COLOURS_K3[code >> 5] * (tone * light)[:, None], 255).astype(np.float32)
+
+
+def _block_coordinates(road: Road) -> tuple[Array, Array]:
+    """Road coordinates s and d (y, x) at the block corners; right near the road, rough far away."""
     metre = RESOLUTION * _BLOCK
+    nx, ny = (np.ceil((road.xy_S2.max(axis=0) + MARGIN) / metre).astype(int) + 1).tolist()
     grid = np.stack(np.meshgrid(np.arange(nx) * metre, np.arange(ny) * metre), axis=-1)
     _, nearest = cKDTree(road.xy_S2).query(grid)
     offset = grid - road.xy_S2[nearest]
     cos, sin = np.cos(road.heading_S[nearest]), np.sin(road.heading_S[nearest])
     s = nearest * STEP + offset[..., 0] * cos + offset[..., 1] * sin
-    d = -offset[..., 0] * sin + offset[..., 1] * cos
-
-    return _bilinear(s.astype(np.float32)), _bilinear(d.astype(np.float32))
+    return s, -offset[..., 0] * sin + offset[..., 1] * cos
 
 
-def _bilinear(field_yx: Array) -> Array:
-    """Linear interpolation of a field by `_BLOCK` along both axes."""
-    fraction = (np.arange(_BLOCK, dtype=np.float32) / _BLOCK)[None, :, None]
-    for _ in range(2):
-        low, high = field_yx[:-1, None], field_yx[1:, None]
-        field_yx = (low + (high - low) * fraction).reshape(-1, field_yx.shape[1]).T
-    return np.ascontiguousarray(field_yx)
+def _inside_blocks(corner_yx: Array, chosen_yx: Array) -> Array:
+    """Values (K, _BLOCK, _BLOCK) inside the chosen blocks, linear between their corners."""
+    f = (np.arange(_BLOCK, dtype=np.float32) + 0.5) / _BLOCK
+    corner = corner_yx.astype(np.float32)
+    a, b = corner[:-1, :-1][chosen_yx], corner[:-1, 1:][chosen_yx]
+    c, d = corner[1:, :-1][chosen_yx], corner[1:, 1:][chosen_yx]
+    low = a[:, None] + (b - a)[:, None] * f
+    high = c[:, None] + (d - c)[:, None] * f
+    return np.asarray(low[:, None] + (high - low)[:, None] * f[:, None])
 
 
-def _surfaces(road: Road, s: Array, d: Array, rng: np.random.Generator) -> Array:
+def _surfaces(road: Road, s: Array, d: Array, has_cycle_lane: bool) -> Array:
     side = np.abs(d)
     surface = np.full(d.shape, GRASS, np.uint8)
-    surface[(side < road.sidewalk_edge + 13) & (np.sin(s / 17.0 + 2 * np.sign(d)) > 0.2)] = LOT
+    in_lot = np.sin(s / 17.0 + 2 * np.sign(d)) > 0.2
+    surface[(side < road.sidewalk_edge + LOT_DEPTH) & in_lot] = LOT
     surface[side < road.sidewalk_edge] = SIDEWALK
     surface[side < road.curb + 0.15] = CURB
     surface[side < road.curb] = ASPHALT
-    if rng.random() < 0.4:
+    if has_cycle_lane:
         surface[(side > road.traffic_edge + 0.1) & (side < road.bike_edge - 0.05)] = CYCLE
     dashed = np.mod(s, 6.0) < 3.0
     for lane in range(1, road.lanes):
@@ -96,8 +115,8 @@ def _surfaces(road: Road, s: Array, d: Array, rng: np.random.Generator) -> Array
     for crossing in road.crossings_K:
         along = np.abs(s - crossing)
         half = road.crossing_half_width
-        surface[(along < half) & (side < 60)] = ASPHALT
-        surface[(along < 0.08) & (side > road.curb) & (side < 60)] = YELLOW
+        surface[(along < half) & (side < CROSS_STREET_REACH)] = ASPHALT
+        surface[(along < 0.08) & (side > road.curb) & (side < CROSS_STREET_REACH)] = YELLOW
         walk = (along > half + 0.6) & (along < half + 3.2) & (side < road.curb)
         surface[walk & (np.mod(d, 1.0) < 0.5)] = MARKING
     return surface
@@ -105,30 +124,32 @@ def _surfaces(road: Road, s: Array, d: Array, rng: np.random.Generator) -> Array
 
 def build_ground(world: World, rng: np.random.Generator) -> Ground:
     """Paint the ground of `world`."""
-    s, d = road_coordinates(world.road)
-    surface = _surfaces(world.road, s, d, rng)
-    coarse = rng.normal(0, 1, (surface.shape[0] // 8 + 2, surface.shape[1] // 8 + 2))
-    patches = gaussian_filter(coarse, 2.0).astype(np.float32) * 0.35
-    patches = np.repeat(np.repeat(patches, 8, 0), 8, 1)[: surface.shape[0], : surface.shape[1]]
-    shade = (1.0 + patches) * (1.0 - (1.0 - SHADOW) * static_shadow(world, surface.shape))
-    colour = np.zeros((*surface.shape, 4), np.uint8)
-    for channel in range(3):
-        painted = COLOURS_K3[:, channel][surface] * shade
-        colour[..., channel] = np.clip(painted, 0, 255)
+    road = world.road
+    s, d = _block_coordinates(road)
+    near = np.abs(d) < road.sidewalk_edge + LOT_DEPTH + 2
+    for crossing in road.crossings_K:
+        near |= np.abs(s - crossing) < road.crossing_half_width + 2
+    chosen = near[:-1, :-1]
+    blocks = np.zeros((*chosen.shape, _BLOCK, _BLOCK), np.uint8)
+    blocks[chosen] = _surfaces(
+        road, _inside_blocks(s, chosen), _inside_blocks(d, chosen), bool(rng.random() < 0.4)
+    )
+    shape = (chosen.shape[0] * _BLOCK, chosen.shape[1] * _BLOCK)
+    tone = gaussian_filter(rng.normal(0, 1, chosen.shape), 1.2) * 12 + _TONES / 2
+    tone_bits = np.clip(tone + rng.normal(0, 1.0, tone.shape), 0, _TONES - 1).astype(np.uint8) << 1
+    code = (blocks << 5) | tone_bits[..., None, None]
+    code_YX = np.ascontiguousarray(code.swapaxes(1, 2).reshape(shape))
+    code_YX |= static_shadow(world, shape)
     grain = 1.0 + 0.06 * rng.standard_normal((512, 512)).astype(np.float32)
-    return Ground(surface, colour, grain)
+    return Ground(code_YX, grain)
 
 
 def static_shadow(world: World, shape: tuple[int, ...]) -> Array:
-    """Shadow (Y, X) in [0, 1] cast by everything that never moves."""
+    """Cells (Y, X) that something that never moves keeps from the sun: 1, else 0."""
+    still = np.setdiff1d(np.arange(len(world.entities)), world.moving)
     shadow = np.zeros(shape, np.uint8)
-    cast_shadows(
-        world,
-        pose_parts(world, 0.0),
-        np.setdiff1d(np.arange(len(world.entities)), world.moving),
-        shadow,
-    )
-    return gaussian_filter(shadow.astype(np.float32), 1.0)
+    cast_shadows(world, pose_parts(world, 0.0), still, shadow)
+    return shadow
 
 
 def cast_shadows(
@@ -170,8 +191,9 @@ def cast_shadows(
             - np.float32(e * c[2])
             for a, b, e in into
         ]
-        ray = [np.float32(v) for v in into @ sun]
-        t = intersect(int(world.parts.kind_P[p]), float(world.parts.taper_P[p]), origin, ray)  # type: ignore[arg-type]
-        shadow_YX[window] |= t < np.inf
+        ray = list((into @ sun).astype(np.float32))
+        kind, taper = int(world.parts.kind_P[p]), float(world.parts.taper_P[p])
+        with division_by_zero_is_inf():
+            shadow_YX[window] |= intersect(kind, taper, origin, ray) < np.inf
         windows.append(window)
     return windows

@@ -122,7 +122,7 @@ def write_keyframe(config: SynthesizeConfig, scene: int, index: int) -> Seen:
         rng = np.random.default_rng([config.seed, scene, _SCAN, index, number])
         points = scan(world, ground, moment, rng)
         points.tofile(root / file_name(scene, LIDAR_CHANNEL, moment, moment == t))
-    shadow = np.zeros(ground.surface_YX.shape, np.uint8)
+    shadow = np.zeros(ground.code_YX.shape, np.uint8)
     cast_shadows(world, pose_parts(world, t), world.moving, shadow)
     visible, outline = np.zeros((2, len(world.entities)), np.int64)
     for channel, camera in CAMERAS.items():

@@ -8,7 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.synthetic.ground import REFLECTIVITY_K, Ground
-from bevcask.data.synthetic.raycast import PosedParts, intersect, pose_parts
+from bevcask.data.synthetic.raycast import (
+    PosedParts,
+    division_by_zero_is_inf,
+    intersect,
+    pose_parts,
+)
 from bevcask.data.synthetic.sensors import LIDAR, SPIN_PERIOD, sensor_pose
 from bevcask.data.synthetic.world import EGO_CENTRE_AHEAD, EGO_LENGTH, EGO_WIDTH, World
 
@@ -21,6 +26,7 @@ MAX_RANGE = 90.0
 MIN_RANGE = 0.8
 RANGE_NOISE = 0.015
 DROPOUT = 0.03
+FINEST = 0.004  # parts of a smaller half size per metre of distance return nothing
 # Columns run clockwise from the sensor's left, as in nuScenes.
 AZIMUTH_C = np.pi - 2 * np.pi * (np.arange(COLUMNS) + 0.5) / COLUMNS
 
@@ -41,7 +47,7 @@ def _rays(world: World, t: float) -> tuple[Array, Array]:
         ),
         axis=-1,
     )
-    (R0, p0), (R1, p1) = (sensor_pose(world, LIDAR, x) for x in (t - SPIN_PERIOD, t))
+    (_, p0), (R1, p1) = (sensor_pose(world, LIDAR, x) for x in (t - SPIN_PERIOD, t))
     yaw0, yaw1 = world.ego_pose(t - SPIN_PERIOD)[1], world.ego_pose(t)[1]
     share = ((_fire_times(t) - t) / SPIN_PERIOD)[:, None]
     origin = p1 + share * (p1 - p0)
@@ -124,15 +130,16 @@ def cast(world: World, t: float) -> tuple[Array, Array, Array, Array]:
     first, count, nearest = _azimuth_windows(world, posed, eye, R)
     bottom, top = _beam_window(posed, eye)
     ray32 = ray_CB3.astype(np.float32)
-    for p in np.flatnonzero((nearest < MAX_RANGE) & (top > bottom)):
+    resolvable = posed.half_P3.max(axis=1) > FINEST * nearest
+    into_P33 = np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]
+    for p in np.flatnonzero((nearest < MAX_RANGE) & (top > bottom) & resolvable):
         columns = np.arange(first[p], first[p] + count[p]) % COLUMNS
         beams = slice(bottom[p], top[p])
-        into = posed.rotation_P33[p].T / posed.half_P3[p][:, None]
-        start = (origin_C3[columns] - posed.centre_P3[p]) @ into.T
-        ray = ray32[columns, beams] @ into.T.astype(np.float32)
-        origin = [start[:, None, i].astype(np.float32) for i in range(3)]
-        axes = [ray[..., i] for i in range(3)]
-        hit = intersect(int(world.parts.kind_P[p]), float(world.parts.taper_P[p]), origin, axes)
+        start = ((origin_C3[columns] - posed.centre_P3[p]) @ into_P33[p].T).astype(np.float32)
+        ray = ray32[columns, beams] @ into_P33[p].T.astype(np.float32)
+        kind, taper = int(world.parts.kind_P[p]), float(world.parts.taper_P[p])
+        with division_by_zero_is_inf():
+            hit = intersect(kind, taper, list(start.T[:, :, None]), list(np.moveaxis(ray, -1, 0)))
         old = range_CB[columns, beams]
         closer = hit < old
         if closer.any():
@@ -170,7 +177,7 @@ def scan(world: World, ground: Ground, t: float, rng: np.random.Generator) -> Ar
     albedo = np.full(len(part), 20.0)
     floor = part == -1
     cells = ground.cells(point[floor, 0], point[floor, 1])
-    albedo[floor] = REFLECTIVITY_K[ground.surface_YX.reshape(-1)[cells]]
+    albedo[floor] = REFLECTIVITY_K[ground.surface(cells)]
     solid = part >= 0
     albedo[solid] = world.parts.colour_P3[part[solid]].mean(1) * 0.35
     intensity = albedo * np.exp(-reach[:, 0] / 80.0) * rng.uniform(0.8, 1.2, len(part))

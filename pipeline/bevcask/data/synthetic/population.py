@@ -40,7 +40,7 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
     return names[int(rng.choice(len(names), p=p / p.sum()))]
 
 
-MOVING = {"car": 0.42, "truck": 0.13, "truck+trailer": 0.13, "bus": 0.14, "motorcycle": 0.18}
+MOVING = {"car": 0.4, "truck": 0.1, "truck+trailer": 0.16, "bus": 0.18, "motorcycle": 0.16}
 
 
 def _traffic(crowd: Crowd, duration: float) -> None:
@@ -89,7 +89,7 @@ def _cyclists(crowd: Crowd, duration: float) -> None:
         span = speed * duration
         cursor = -span if direction < 0 else 0.0
         while cursor < road.length + (span if direction > 0 else 0.0):
-            cursor += rng.exponential(38.0) + 3.0
+            cursor += rng.exponential(50.0) + 3.0
             yaw = np.pi if direction > 0 else 0.0
             crowd.add(
                 "bicycle", cursor, d, speed_s=-direction * speed, yaw=yaw, rider=True, parked=False
@@ -117,7 +117,7 @@ def _building_sites(crowd: Crowd) -> None:
             yaw = np.pi / 2 + rng.normal(0, 0.05)
             crowd.add("barrier", cursor + start + 2.95 * i, fence_d, yaw=yaw)
         for end in (-1.0, 1.0):
-            for i in range(int(rng.integers(1, 4))):
+            for i in range(int(rng.integers(1, 3))):
                 along = cursor + end * (6.2 + 1.4 * i) + rng.normal(0, 0.1)
                 crowd.add("traffic_cone", along, fence_d + side * (0.3 + 0.8 * i))
         if rng.random() < 0.7:
@@ -129,11 +129,11 @@ def _building_sites(crowd: Crowd) -> None:
 
 PARKED = {
     "car": 0.34,
-    "truck": 0.12,
-    "bus": 0.13,
-    "trailer": 0.13,
-    "motorcycle": 0.14,
-    "bicycle": 0.14,
+    "truck": 0.1,
+    "bus": 0.19,
+    "trailer": 0.19,
+    "motorcycle": 0.08,
+    "bicycle": 0.1,
 }
 
 
@@ -149,7 +149,7 @@ def _parking_lane(crowd: Crowd, side: float) -> None:
             cursor += 3.0
             continue
         if name in ("motorcycle", "bicycle"):
-            for i in range(int(rng.integers(1, 4))):
+            for i in range(int(rng.integers(1, 3))):
                 yaw = np.pi / 2 + rng.normal(0, 0.25) + rng.choice([0, np.pi])
                 crowd.add(name, s + 1.3 * i, side * (road.curb - 1.3), yaw=yaw)
             cursor += 4.5 + rng.exponential(2.0)
@@ -165,7 +165,7 @@ def _crossing_queue(crowd: Crowd, side: float) -> None:
     for s in road.crossings_K:
         d = road.sidewalk_edge + 1.0
         for _ in range(int(rng.integers(1, 4))):
-            name = _pick(rng, {"car": 0.5, "truck": 0.2, "bus": 0.1, "motorcycle": 0.2})
+            name = _pick(rng, {"car": 0.5, "truck": 0.2, "bus": 0.15, "motorcycle": 0.15})
             length = MEAN_WLH[name][1]
             yaw = (-np.pi / 2 if side > 0 else np.pi / 2) + rng.normal(0, 0.04)
             lane = s - side * 2.2
@@ -173,7 +173,7 @@ def _crossing_queue(crowd: Crowd, side: float) -> None:
             d += length + rng.uniform(2.0, 5.0)
 
 
-LOTS = {"car": 0.5, "truck": 0.14, "construction_vehicle": 0.14, "trailer": 0.12, "bus": 0.1}
+LOTS = {"car": 0.42, "truck": 0.14, "construction_vehicle": 0.16, "trailer": 0.14, "bus": 0.14}
 
 
 def _lots(crowd: Crowd, side: float) -> None:
@@ -185,7 +185,7 @@ def _lots(crowd: Crowd, side: float) -> None:
             d = road.sidewalk_edge + rng.uniform(3.5, 12.0)
             yaw = rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)])
             crowd.add(_pick(rng, LOTS), cursor, side * d, yaw=yaw)
-        cursor += 6.0 + rng.exponential(20.0)
+        cursor += 7.0 + rng.exponential(24.0)
 
 
 def _walkers(crowd: Crowd, side: float) -> None:
@@ -201,7 +201,7 @@ def _walkers(crowd: Crowd, side: float) -> None:
                 crowd.add("pedestrian", s, d, speed_s=heading * rng.uniform(0.7, 1.7), yaw=yaw)
             else:
                 crowd.add("pedestrian", s, d, yaw=rng.uniform(-np.pi, np.pi))
-        cursor += rng.exponential(18.0)
+        cursor += 4.0 + rng.exponential(22.0)
 
 
 def _scenery(crowd: Crowd, side: float) -> None:

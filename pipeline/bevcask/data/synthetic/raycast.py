@@ -69,13 +69,16 @@ def intersect(kind: int, taper: float | Array, origin: list[Array], ray: list[Ar
     Returns:
         t of the first hit in front of the origin, inf where there is none.
     """
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if kind == BOX:
-            return _box(origin, ray)
-        if kind == ELLIPSOID:
-            return _ball(origin, ray)
-        assert kind == FRUSTUM
-        return _frustum(taper, origin, ray)
+    if kind == BOX:
+        return _box(origin, ray)
+    if kind == ELLIPSOID:
+        return _ball(origin, ray)
+    return _frustum(taper, origin, ray)
+
+
+def division_by_zero_is_inf() -> Any:
+    """Context in which `intersect` runs: rays parallel to a face divide by zero on purpose."""
+    return np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 
 def _box(origin: list[Array], ray: list[Array]) -> Array:
@@ -120,18 +123,21 @@ def _frustum(taper: float | Array, origin: list[Array], ray: list[Array]) -> Arr
     return np.minimum(side, cap)
 
 
-def local_normals(kind_M: Array, taper_M: Array, point_M3: Array, half_M3: Array) -> Array:
-    """Outward unit normals (M, 3) in the part frame at hit points given in unit coordinates."""
-    magnitude = np.abs(point_M3)
-    normal = np.where(magnitude >= magnitude.max(axis=1, keepdims=True), np.sign(point_M3), 0)
-    normal = normal.astype(np.float32)
-    ball = kind_M == ELLIPSOID
-    normal[ball] = point_M3[ball] / half_M3[ball]
-    tube = (kind_M == FRUSTUM) & (magnitude[:, 2] < 0.998)
-    slope = (taper_M[tube] - 1.0) / 2
-    radius = (1.0 + taper_M[tube]) / 2 + slope * point_M3[tube, 2]
-    side = np.stack([point_M3[tube, 0], point_M3[tube, 1], -slope * radius], axis=1)
-    normal[tube] = side / half_M3[tube]
-    cap = (kind_M == FRUSTUM) & (magnitude[:, 2] >= 0.998)
+def curved_normals(kind_M: Array, taper_M: Array, point_M3: Array, half_M3: Array) -> Array:
+    """Outward unit normals (M, 3), part frame, of ellipsoids and frustums.
+
+    Args:
+        kind_M: `ELLIPSOID` or `FRUSTUM`.
+        taper_M: top radius of the frustums.
+        point_M3: points on the surfaces, unit coordinates.
+        half_M3: scale of the parts, metres.
+    """
+    slope = (taper_M - 1.0) / 2
+    radius = (1.0 + taper_M) / 2 + slope * point_M3[:, 2]
+    normal = point_M3.copy()
+    tube = kind_M == FRUSTUM
+    normal[tube, 2] = (-slope * radius)[tube]
+    cap = tube & (np.abs(point_M3[:, 2]) >= 0.998)
     normal[cap] = np.array([0, 0, 1.0]) * np.sign(point_M3[cap, 2:3])
-    return normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    normal /= half_M3
+    return np.asarray(normal / np.linalg.norm(normal, axis=1, keepdims=True))

@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.ground import SHADOW, Ground
-from bevcask.data.synthetic.raycast import PosedParts, intersect, local_normals, pose_parts
+from bevcask.data.synthetic.ground import SHADOW, Ground, colour_of_code
+from bevcask.data.synthetic.raycast import (
+    PosedParts,
+    curved_normals,
+    division_by_zero_is_inf,
+    intersect,
+    pose_parts,
+)
 from bevcask.data.synthetic.sensors import CameraMount, sensor_pose
-from bevcask.data.synthetic.shapes import WINDOWS
+from bevcask.data.synthetic.shapes import BOX, WINDOWS
 from bevcask.data.synthetic.world import World
 
 Array = npt.NDArray[Any]
@@ -19,7 +25,12 @@ Array = npt.NDArray[Any]
 NEAR = 0.15
 FAR = 140.0
 FOG = 260.0
+SPECK = 12  # parts whose rectangle has no more pixels are not drawn
+AMBIENT, SKYLIGHT, SUNLIGHT = 0.5, 0.12, 0.52
 GRAIN_PER_METRE = 60.0
+RAGGED = 0.5  # metres of blur at surface borders per unit of grain
+_GROUND_COLOUR = colour_of_code()
+_MOVING_SHADOW_2 = np.array([1.0, SHADOW], np.float32)
 # The 12 edges of a box whose corners are numbered by the bits of (x, y, z).
 _EDGES = np.array([(a, a | b) for b in (1, 2, 4) for a in range(8) if not a & b])
 _CORNERS = np.array([[1 if k >> i & 1 else -1 for i in range(3)] for k in range(8)], np.float64)
@@ -50,121 +61,172 @@ class _Buffers:
     part_HW: Array
 
 
-def _outlines(
-    posed: PosedParts, R: Array, eye: Array, K: Array, shape: tuple[int, int]
-) -> tuple[Array, Array]:
-    """Pixel rectangles (P, 4) x0, y0, x1, y1 that hold each part, and nearest depths (P)."""
-    corners = np.einsum("pij,pcj->pci", posed.rotation_P33, _CORNERS[None] * posed.half_P3[:, None])
-    corners = (corners + posed.centre_P3[:, None] - eye) @ R
-    a, b = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cut = np.clip((NEAR - a[..., 2]) / (b[..., 2] - a[..., 2]), 0, 1)
-    cut = np.nan_to_num(cut)
-    crossing = a + (b - a) * cut[..., None]
-    points = np.concatenate([corners, crossing], axis=1)
-    ahead = points[..., 2] >= NEAR * 0.999
-    z = np.maximum(points[..., 2], NEAR * 0.5)
-    u = points[..., 0] / z * K[0, 0] + K[0, 2]
-    v = points[..., 1] / z * K[1, 1] + K[1, 2]
+def _in_front(posed: PosedParts, R: Array, eye: Array, K: Array, shape: tuple[int, int]) -> Array:
+    """Indices of the parts whose bounding ball meets the view cone (a little generously)."""
+    reach = np.linalg.norm(posed.half_P3, axis=1)
+    centre = (posed.centre_P3 - eye) @ R
+    depth = centre[:, 2]
     height, width = shape
-    low_u, low_v = np.where(ahead, u, np.inf).min(1), np.where(ahead, v, np.inf).min(1)
-    high_u, high_v = np.where(ahead, u, -np.inf).max(1), np.where(ahead, v, -np.inf).max(1)
-    bounds = [
-        np.clip(np.floor(low_u), 0, width), np.clip(np.floor(low_v), 0, height),
-        np.clip(np.ceil(high_u) + 1, 0, width), np.clip(np.ceil(high_v) + 1, 0, height),
-    ]  # fmt: skip
-    depth = np.where(ahead, points[..., 2], np.inf).min(1)
-    return np.stack(bounds, axis=1).astype(np.int64), depth
+    spread = max(K[0, 2], width - K[0, 2]) / K[0, 0]
+    rise = max(K[1, 2], height - K[1, 2]) / K[1, 1]
+    inside = (depth > -reach) & (depth - reach < FAR)
+    inside &= np.abs(centre[:, 0]) < spread * depth + reach * np.hypot(1, spread)
+    inside &= np.abs(centre[:, 1]) < rise * depth + reach * np.hypot(1, rise)
+    return np.flatnonzero(inside)
 
 
-def _into_part(posed: PosedParts, p: int, R: Array, eye: Array) -> tuple[Array, Array]:
-    """Camera rays to the frame of part `p`: matrix (3, 3) for directions, origin (3,)."""
-    scale = posed.rotation_P33[p].T / posed.half_P3[p][:, None]
-    return (scale @ R).astype(np.float32), (scale @ (eye - posed.centre_P3[p])).astype(np.float32)
+def _outlines(
+    posed: PosedParts, chosen: Array, R: Array, eye: Array, K: Array, shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Pixel rectangles (K, 4) x0, y0, x1, y1 that hold the chosen parts, and nearest depths (K)."""
+    axes_K33 = posed.rotation_P33[chosen] * posed.half_P3[chosen][:, None]
+    corners = _CORNERS @ np.swapaxes(axes_K33, 1, 2)
+    corners = (corners + (posed.centre_P3[chosen] - eye)[:, None]) @ R
+    points = np.concatenate([corners, np.full((len(chosen), 12, 3), np.nan)], axis=1)
+    cut_K = np.flatnonzero((corners[..., 2] < NEAR).any(axis=1))
+    a, b = corners[cut_K][:, _EDGES[:, 0]], corners[cut_K][:, _EDGES[:, 1]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (NEAR - a[..., 2]) / (b[..., 2] - a[..., 2])
+    crosses = (a[..., 2] < NEAR) != (b[..., 2] < NEAR)
+    points[cut_K, 8:] = np.where(crosses[..., None], a + (b - a) * share[..., None], np.nan)
+    z = np.where(points[..., 2] >= NEAR * 0.999, points[..., 2], np.nan)
+    height, width = shape
+    rects = np.zeros((len(chosen), 4), np.int64)
+    for axis, limit in ((0, width), (1, height)):
+        pixel = points[..., axis] / z * K[axis, axis] + K[axis, 2]
+        low = np.fmin.reduce(pixel, axis=1, initial=np.inf)
+        high = np.fmax.reduce(pixel, axis=1, initial=-np.inf)
+        rects[:, axis] = np.clip(np.floor(low), 0, limit)
+        rects[:, axis + 2] = np.clip(np.ceil(high) + 1, 0, limit)
+    return rects, np.fmin.reduce(z, axis=1, initial=np.inf)
 
 
 def _rasterise(
     world: World, posed: PosedParts, R: Array, eye: Array, K: Array, buffers: _Buffers
 ) -> Array:
     """Fill the buffers with every part; returns the outline pixel count per entity."""
-    height, width = buffers.depth_HW.shape
-    rects, depths = _outlines(posed, R, eye, K, (height, width))
-    seen = (rects[:, 2] > rects[:, 0]) & (rects[:, 3] > rects[:, 1]) & (depths < FAR)
+    shape = buffers.depth_HW.shape
+    height, width = shape
+    chosen = _in_front(posed, R, eye, K, (height, width))
+    rects, depths = _outlines(posed, chosen, R, eye, K, (height, width))
+    area = (rects[:, 2] - rects[:, 0]) * (rects[:, 3] - rects[:, 1])
+    seen = (area > SPECK) & (depths < FAR)
+    chosen, rects = chosen[seen], rects[seen]
     ray_u = ((np.arange(width) + 0.5 - K[0, 2]) / K[0, 0]).astype(np.float32)
     ray_v = ((np.arange(height) + 0.5 - K[1, 2]) / K[1, 1]).astype(np.float32)[:, None]
+    into_K33 = np.swapaxes(posed.rotation_P33[chosen], 1, 2) / posed.half_P3[chosen][:, :, None]
+    origin_K3 = np.einsum("kij,kj->ki", into_K33, eye - posed.centre_P3[chosen]).astype(np.float32)
+    into_K33 = (into_K33 @ R).astype(np.float32)
     outline = np.zeros(len(world.entities), np.int64)
-    parts = world.parts
-    visible = np.flatnonzero(seen)
-    owners = parts.owner_P[visible]
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    for group in np.split(visible, starts[1:]) if len(visible) else []:
+    owners = world.parts.owner_P[chosen]
+    kinds, tapers = world.parts.kind_P[chosen].tolist(), world.parts.taper_P[chosen].tolist()
+    for group in np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(owners)) + 1):
+        if not len(group):
+            continue
         x0, y0 = rects[group, :2].min(0)
         x1, y1 = rects[group, 2:].max(0)
         covered = np.zeros((y1 - y0, x1 - x0), bool)
-        for p in group:
-            u0, v0, u1, v1 = rects[p]
-            into, origin = _into_part(posed, int(p), R, eye)
+        for k in group.tolist():
+            u0, v0, u1, v1 = rects[k].tolist()
             u, v = ray_u[u0:u1], ray_v[v0:v1]
-            ray = [row[0] * u + (row[1] * v + row[2]) for row in into]
-            t = intersect(int(parts.kind_P[p]), float(parts.taper_P[p]), list(origin), ray)
-            covered[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] |= t < np.inf
+            ray = [row[0] * u + (row[1] * v + row[2]) for row in into_K33[k]]
+            t = intersect(kinds[k], tapers[k], list(origin_K3[k]), ray)
             window = buffers.depth_HW[v0:v1, u0:u1]
             closer = t < window
             np.copyto(window, t, where=closer)
-            np.copyto(buffers.part_HW[v0:v1, u0:u1], p, where=closer)
-        outline[parts.owner_P[group[0]]] = np.count_nonzero(covered)
+            np.copyto(buffers.part_HW[v0:v1, u0:u1], chosen[k], where=closer)
+            covered[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] |= t < np.inf
+        outline[owners[group[0]]] = np.count_nonzero(covered)
     return outline
 
 
-def _shade_parts(
-    world: World, posed: PosedParts, part_M: Array, ray_M3: Array, t_M: Array, eye: Array
-) -> Array:
-    """Colours (M, 3) of the hits `eye + t * ray` on parts, all in the global frame."""
-    parts = world.parts
-    into_P33 = (np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]).astype(
-        np.float32
-    )
-    offset_P3 = np.einsum("pij,pj->pi", into_P33, eye - posed.centre_P3).astype(np.float32)
-    point = np.einsum("mij,mj->mi", into_P33[part_M], ray_M3 * t_M[:, None]) + offset_P3[part_M]
+def _face_light(posed: PosedParts, sun_3: Array) -> Array:
+    """Brightness (P, 3, 2) of the faces of each part: by axis, then negative or positive side."""
+    along_P3 = np.einsum("pji,j->pi", posed.rotation_P33, sun_3)
+    both = along_P3[..., None] * np.array([-1.0, 1.0])
+    up = posed.rotation_P33[:, 2, :, None] * np.array([-1.0, 1.0])
+    return (AMBIENT + SKYLIGHT * up + SUNLIGHT * np.maximum(both, 0)).astype(np.float32)
+
+
+def _curved_light(
+    posed: PosedParts, world: World, part_M: Array, point_M3: Array
+) -> Array:  # fmt: skip
+    """Brightness (M) at points, in unit coordinates, of ellipsoids and frustums."""
     half = posed.half_P3.astype(np.float32)[part_M]
-    normal = local_normals(parts.kind_P[part_M], parts.taper_P[part_M], point, half)
-    turn = posed.rotation_P33.astype(np.float32)[part_M]
-    normal_z = (turn[:, 2] * normal).sum(1)
+    kind, taper = world.parts.kind_P[part_M], world.parts.taper_P.astype(np.float32)[part_M]
+    normal = curved_normals(kind, taper, point_M3, half)
     sun_P3 = np.einsum("pji,j->pi", posed.rotation_P33, world.sun_3).astype(np.float32)
+    up_P3 = posed.rotation_P33[:, 2].astype(np.float32)
     sunlit = np.maximum((sun_P3[part_M] * normal).sum(1), 0)
-    light = 0.5 + 0.12 * normal_z + 0.52 * sunlit
-    colour = parts.colour_P3[part_M] * light[:, None]
-    facade = (parts.material_P[part_M] == WINDOWS) & (np.abs(normal[:, 2]) < 0.5)
-    metres = point[facade] * half[facade]
-    along = np.where(np.abs(normal[facade, 0]) > 0.5, metres[:, 1], metres[:, 0])
-    up = metres[:, 2] + half[facade, 2]
-    glass = (np.mod(along, 2.6) > 1.2) & (np.mod(up, 3.1) > 1.1) & (np.mod(up, 3.1) < 2.6)
-    pane = np.floor(along / 2.6) * 7 + np.floor(up / 3.1) * 3
-    tone = 0.45 + 0.25 * (np.mod(pane, 5) == 0)
-    colour[facade] *= np.where(glass, tone, 1.0)[:, None].astype(np.float32)
-    return colour
+    return np.asarray(AMBIENT + SKYLIGHT * (up_P3[part_M] * normal).sum(1) + SUNLIGHT * sunlit)
+
+
+def _shade_parts(
+    world: World, posed: PosedParts, part_M: Array, offset_M3: list[Array], eye: Array
+) -> Array:
+    """Colours (M, 3) of points on parts, given by their global offset from the camera."""
+    parts = world.parts
+    into_P33 = np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]
+    start_P3 = np.einsum("pij,pj->pi", into_P33, eye - posed.centre_P3).astype(np.float32)
+    into_P33 = into_P33.astype(np.float32)
+    point_M3 = np.empty((len(part_M), 3), np.float32)
+    for i in range(3):
+        a, b, c = (into_P33[:, i, j][part_M] for j in range(3))
+        point_M3[:, i] = (
+            a * offset_M3[0] + b * offset_M3[1] + c * offset_M3[2] + start_P3[:, i][part_M]
+        )
+    size = np.abs(point_M3)
+    axis = np.where(size[:, 0] > size[:, 1], 0, 1)
+    axis = np.where(size[:, 2] > np.maximum(size[:, 0], size[:, 1]), 2, axis)
+    side = np.take_along_axis(point_M3, axis[:, None], axis=1)[:, 0] > 0
+    light = _face_light(posed, world.sun_3).reshape(-1)[part_M * 6 + axis * 2 + side]
+    curved = np.flatnonzero(parts.kind_P[part_M] != BOX)
+    light[curved] = _curved_light(posed, world, part_M[curved], point_M3[curved])
+    facade = np.flatnonzero((parts.material_P[part_M] == WINDOWS) & (axis < 2))
+    metres = point_M3[facade] * posed.half_P3.astype(np.float32)[part_M[facade]]
+    light[facade] *= _panes(metres, axis[facade], posed.half_P3[part_M[facade], 2])
+    return np.asarray(parts.colour_P3[part_M] * light[:, None])
+
+
+def _panes(metres_M3: Array, axis_M: Array, half_height_M: Array) -> Array:
+    """Brightness (M) of a facade: window panes are darker than the wall."""
+    along = np.where(axis_M == 0, metres_M3[:, 1], metres_M3[:, 0])
+    up = metres_M3[:, 2] + half_height_M
+    column, floor = np.floor(along / 2.6), np.floor(up / 3.1)
+    glass = (along - column * 2.6 > 1.2) & (up - floor * 3.1 > 1.1) & (up - floor * 3.1 < 2.6)
+    tone = 0.45 + 0.25 * (np.mod(column * 7 + floor * 3, 5) == 0)
+    return np.where(glass, tone, 1.0).astype(np.float32)
 
 
 def _shade_ground(ground: Ground, shadow_YX: Array, point_M2: Array, t_M: Array) -> Array:
     """Colours (M, 3) of the ground at global points."""
-    cells = ground.cells(point_M2[:, 0], point_M2[:, 1])
-    packed = ground.colour_YX4.reshape(-1, 4).view(np.uint32)[cells, 0]
     size = ground.grain_NN.shape[0]
     fine = (point_M2 * GRAIN_PER_METRE).astype(np.int32) & (size - 1)
     grain = ground.grain_NN.reshape(-1)[fine[:, 1] * size + fine[:, 0]]
+    ragged = (grain - 1.0) * RAGGED
+    cells = ground.cells(point_M2[:, 0] + ragged, point_M2[:, 1] + ragged)
     light = 1.0 + (grain - 1.0) * np.minimum(1.0, 8.0 / t_M)
-    light *= np.float32(1.0) - np.float32(1 - SHADOW) * shadow_YX.reshape(-1)[cells]
-    colour = np.empty((len(cells), 3), np.float32)
-    for channel in range(3):
-        colour[:, channel] = ((packed >> (8 * channel)) & 255) * light
-    return colour
+    light *= _MOVING_SHADOW_2[shadow_YX.reshape(-1)[cells]]
+    return np.asarray(_GROUND_COLOUR[ground.code_YX.reshape(-1)[cells]] * light[:, None])
+
+
+def _horizon(world: World) -> Array:
+    return (world.sky_3 * 0.35 + 155).astype(np.float32)
 
 
 def _sky(world: World, ray_z: Array) -> Array:
-    """Colours (M, 3) of the sky by elevation: `ray_z` is the upward share of the ray."""
-    rise = np.clip(ray_z, 0, 1)[:, None]
-    horizon = world.sky_3 * 0.35 + 155
-    return np.asarray(horizon + (world.sky_3 - horizon) * np.sqrt(rise))
+    """Colours (M, 3) of the sky; `ray_z` is how steeply each ray rises."""
+    rise = np.clip((ray_z * 256).astype(np.int32), 0, 255)
+    steps = np.sqrt(np.arange(256) / 256)[:, None]
+    table = _horizon(world) + (world.sky_3 - _horizon(world)) * steps
+    return np.clip(table, 0, 255).astype(np.uint8)[rise]
+
+
+def _haze(world: World, colour_M3: Array, t_M: Array) -> Array:
+    """Fade colours to the horizon with distance; uint8 (M, 3)."""
+    clear = np.exp(t_M * np.float32(-1 / FOG))[:, None]
+    horizon = _horizon(world)
+    return np.clip((colour_M3 - horizon) * clear + horizon, 0, 255).astype(np.uint8)
 
 
 def render(
@@ -191,33 +253,35 @@ def render(
     buffers = _Buffers(
         np.full((height, width), np.inf, np.float32), np.full((height, width), -1, np.int32)
     )
-    u, v = np.meshgrid(
-        (np.arange(width, dtype=np.float32) + 0.5 - K[0, 2]) / K[0, 0],
-        (np.arange(height, dtype=np.float32) + 0.5 - K[1, 2]) / K[1, 1],
-    )
-    R32 = R.astype(np.float32)
-    ray = [R32[i, 0] * u.astype(np.float32) + R32[i, 1] * v.astype(np.float32) + R32[i, 2]
-           for i in range(3)]  # fmt: skip
-    outline = _rasterise(world, posed, R, eye, K, buffers)
-    with np.errstate(divide="ignore"):
-        t_ground = np.where(ray[2] < 0, np.float32(-eye[2]) / ray[2], np.float32(np.inf))
-    on_part = (buffers.depth_HW < t_ground) & (buffers.part_HW >= 0)
-    on_ground = ~on_part & (ray[2] < -1e-4)
-    depth = np.where(on_part, buffers.depth_HW, t_ground)
-    part_M = buffers.part_HW[on_part]
-    colour = np.empty((height, width, 3), np.float32)
-    ray_M3 = np.stack([r[on_part] for r in ray], axis=1)
-    colour[on_part] = _shade_parts(world, posed, part_M, ray_M3, depth[on_part], eye)
-    t_M = depth[on_ground]
-    point = np.stack([ray[i][on_ground] * t_M + np.float32(eye[i]) for i in range(2)], axis=1)
-    colour[on_ground] = _shade_ground(ground, shadow_YX, point, t_M)
-    in_sky = ~on_part & ~on_ground
-    z = ray[2][in_sky] / np.sqrt(1 + u[in_sky] ** 2 + v[in_sky] ** 2)
-    colour[in_sky] = _sky(world, z)
-    haze = np.exp(depth * np.float32(-1 / FOG))[..., None]
-    horizon = (world.sky_3 * 0.35 + 155).astype(np.float32)
-    hazed = np.where(in_sky[..., None], colour, colour * haze + horizon * (1 - haze))
-    entity = np.where(on_part, world.parts.owner_P[buffers.part_HW], -1)
+    with division_by_zero_is_inf():
+        outline = _rasterise(world, posed, R, eye, K, buffers)
+    u = ((np.arange(width) + 0.5 - K[0, 2]) / K[0, 0]).astype(np.float32)
+    v = ((np.arange(height) + 0.5 - K[1, 2]) / K[1, 1]).astype(np.float32)[:, None]
+    rays = [(row[0] * u + (row[1] * v + row[2])).ravel() for row in R.astype(np.float32)]
+    floor = np.full(height * width, np.inf, np.float32)
+    np.divide(np.float32(-eye[2]), rays[2], out=floor, where=rays[2] < -1e-4)
+    depth, part = buffers.depth_HW.ravel(), buffers.part_HW.ravel()
+    on_part = np.flatnonzero(depth < floor)
+    rest = np.flatnonzero(depth >= floor)
+    on_ground = rest[floor[rest] < np.inf]
+    in_sky = rest[floor[rest] == np.inf]
+    depth = np.minimum(depth, floor)
+    image = np.empty((height * width, 3), np.uint8)
+    part_M = part[on_part]
+    offset = [r[on_part] * depth[on_part] for r in rays]
+    colour = _shade_parts(world, posed, part_M, offset, eye)
+    image[on_part] = _haze(world, colour, depth[on_part])
+    t = depth[on_ground]
+    point = np.stack([rays[i][on_ground] * t + np.float32(eye[i]) for i in range(2)], axis=1)
+    image[on_ground] = _haze(world, _shade_ground(ground, shadow_YX, point, t), t)
+    image[in_sky] = _sky(world, rays[2][in_sky])
+    entity = np.full(height * width, -1, np.int32)
+    entity[on_part] = world.parts.owner_P[part_M]
     counts = np.bincount(entity[on_part], minlength=len(world.entities))
-    image = np.clip(hazed, 0, 255).astype(np.uint8)
-    return View(image, depth, entity, counts, outline)
+    return View(
+        image.reshape(height, width, 3),
+        depth.reshape(height, width),
+        entity.reshape(height, width),
+        counts,
+        outline,
+    )
