@@ -1,0 +1,323 @@
+"""One picture of one cached sample: what the cameras saw and what the teacher said about it.
+
+Three columns: the six cameras in driving order on top; below, from above, the LiDAR keyframe, the
+energy of a teacher map and the teacher's heatmap. Ground truth and teacher boxes are drawn in every
+panel. Takes arrays only: nothing here reads a dataset or a cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
+
+from bevcask.geometry import CAMERAS, Grid, box_corners_bev, transform_points
+
+Floats = npt.NDArray[np.floating[Any]]
+TRUTH = "#3ddc84"
+TEACHER = "#ff9f1c"
+BACKGROUND = "#101418"
+PANEL = "#171c22"
+FAINT = "#8b949e"
+INK = "#e6edf3"
+NEAR_PLANE = 0.3  # metres; wireframes are cut here
+UNSEEN_ALPHA = 0.35  # ground truth without a LiDAR point
+_EGO_OUTLINE = np.array([[0, 2.4], [0.95, 1.2], [0.95, -2.4], [-0.95, -2.4], [-0.95, 1.2]])
+
+
+@dataclass(frozen=True)
+class BoxLayer:
+    """Boxes of one source.
+
+    Attributes:
+        boxes_N9: float, `geometry.BOX_FIELDS`, canonical LIDAR_TOP frame.
+        alpha_N: opacity of each box, 0..1.
+        label: text of the legend, e.g. `ground truth (31)`.
+        colour: matplotlib colour.
+        dashed: dashed outlines.
+    """
+
+    boxes_N9: Floats
+    alpha_N: Floats
+    label: str
+    colour: str
+    dashed: bool = False
+
+    @classmethod
+    def truth(cls, boxes_N9: Floats, num_lidar_points_N: npt.NDArray[Any]) -> "BoxLayer":
+        """Return the ground-truth layer; boxes without a LiDAR point are faint."""
+        alpha_N = np.where(num_lidar_points_N > 0, 1.0, UNSEEN_ALPHA)
+        unseen = int((num_lidar_points_N == 0).sum())
+        note = f", {unseen} of them without a LiDAR point: faint" if unseen else ""
+        return cls(boxes_N9, alpha_N, f"ground truth ({len(boxes_N9)}{note})", TRUTH)
+
+    @classmethod
+    def teacher(cls, boxes_N9: Floats, scores_N: Floats, min_score: float) -> "BoxLayer":
+        """Return the layer of teacher boxes with at least `min_score`."""
+        kept = scores_N >= min_score
+        best = f"best {scores_N.max():.2f}" if len(scores_N) else "no box at all"
+        label = f"teacher, score ≥ {min_score:g} ({int(kept.sum())} of {len(scores_N)}, {best})"
+        return cls(boxes_N9[kept], np.ones(int(kept.sum())), label, TEACHER, dashed=True)
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """One camera.
+
+    Attributes:
+        image_HW3: uint8 RGB.
+        intrinsics_33: camera matrix, pixels of this image.
+        lidar_to_camera_44: canonical LIDAR_TOP frame to camera frame (z forward).
+    """
+
+    image_HW3: npt.NDArray[np.uint8]
+    intrinsics_33: Floats
+    lidar_to_camera_44: Floats
+
+
+@dataclass(frozen=True)
+class BevMap:
+    """A scalar map seen from above.
+
+    Attributes:
+        values_YX: float, rising y and x, canonical LIDAR_TOP frame.
+        grid: the grid it lies on.
+        title: what it shows.
+        colour_map: name of a matplotlib colour map.
+        limits: values of the darkest and brightest colour; None takes the map's own range.
+    """
+
+    values_YX: Floats
+    grid: Grid
+    title: str
+    colour_map: str = "magma"
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything that is drawn.
+
+    Attributes:
+        title: first line: token and scene.
+        subtitle: second line: teacher, dataset, whether it is synthetic.
+        cameras: by name, `geometry.CAMERAS`.
+        points_P5: keyframe LiDAR points, canonical frame (x, y, z, intensity, ...).
+        maps: teacher maps to draw from above.
+        layers: boxes, drawn in this order in every panel.
+    """
+
+    title: str
+    subtitle: str
+    cameras: dict[str, CameraView]
+    points_P5: Floats
+    maps: Sequence[BevMap]
+    layers: Sequence[BoxLayer] = field(default_factory=list)
+
+
+def draw(picture: Picture, path: Path) -> None:
+    """Draw a picture into a PNG; `path` is replaced in one step."""
+    columns = max(3, 1 + len(picture.maps))
+    with mpl.rc_context(_STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.0, wspace=0.0)
+        figure = Figure(figsize=(6.2 * columns, 14.6), dpi=100, layout=layout)
+        FigureCanvasAgg(figure)
+        parts: Any = figure.subfigures(3, 1, height_ratios=(0.9, 7.0, 6.7))
+        header, cameras, maps = parts
+        _draw_header(header, picture)
+        for name, axes in zip(CAMERAS, cameras.subplots(2, 3).flat, strict=True):
+            _draw_camera(axes, name, picture.cameras[name], picture.layers)
+        first, *others = maps.subplots(1, columns).flat
+        extent = _common_extent(picture.maps)
+        _draw_points(first, picture.points_P5, extent)
+        for axes, bev in zip(others, picture.maps, strict=False):
+            _draw_map(axes, bev)
+        for axes in (first, *others[: len(picture.maps)]):
+            _draw_footprints(axes, picture.layers)
+            _draw_ego(axes, extent)
+        for axes in others[len(picture.maps) :]:
+            axes.set_axis_off()
+        partial = path.with_name(path.name + ".partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+
+
+_STYLE: dict[Any, Any] = {
+    "figure.facecolor": BACKGROUND,
+    "savefig.facecolor": BACKGROUND,
+    "axes.facecolor": PANEL,
+    "axes.edgecolor": "#30363d",
+    "axes.labelcolor": FAINT,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "font.family": "DejaVu Sans",
+}
+
+
+def _draw_header(figure: Any, picture: Picture) -> None:
+    figure.text(0.006, 0.72, picture.title, fontsize=17, fontweight="bold", va="center")
+    figure.text(0.006, 0.25, picture.subtitle, fontsize=11.5, color=FAINT, va="center")
+    handles = [
+        Line2D([], [], color=layer.colour, lw=2, ls="--" if layer.dashed else "-")
+        for layer in picture.layers
+    ]
+    labels = [layer.label for layer in picture.layers]
+    if handles:
+        figure.legend(
+            handles, labels, loc="center right", fontsize=11.5, frameon=False, handlelength=2.6
+        )
+
+
+def _draw_camera(axes: Axes, name: str, view: CameraView, layers: Sequence[BoxLayer]) -> None:
+    height, width = view.image_HW3.shape[:2]
+    axes.imshow(view.image_HW3, aspect="equal", interpolation="antialiased")
+    for layer in layers:
+        for box, alpha in zip(layer.boxes_N9, layer.alpha_N, strict=True):
+            lines = project_wireframe(box, view)
+            style = "--" if layer.dashed else "-"
+            axes.add_collection(
+                LineCollection(
+                    list(lines), colors=layer.colour, linewidths=1.3, linestyles=style, alpha=alpha
+                )
+            )
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(
+        0.012, 0.965, name, transform=axes.transAxes, va="top", fontsize=11,
+        bbox={"facecolor": BACKGROUND, "alpha": 0.7, "edgecolor": "none", "pad": 3},
+    )  # fmt: skip
+
+
+_EDGES = np.array(
+    [[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]]
+)
+
+
+def box_corners(box_9: Floats) -> Floats:
+    """Return the corners (8, 3) of a box: four at the bottom, counter-clockwise, four on top."""
+    footprint = box_corners_bev(box_9[None])[0]
+    low, high = box_9[2] - box_9[5] / 2, box_9[2] + box_9[5] / 2
+    return np.concatenate(
+        [np.column_stack([footprint, np.full(4, level)]) for level in (low, high)]
+    )
+
+
+def project_wireframe(box_9: Floats, view: CameraView) -> Floats:
+    """Project the visible edges of a box, and a line on its bottom towards its heading.
+
+    Edges are cut at the near plane; a box entirely behind it or outside the image gives none.
+
+    Args:
+        box_9: (9,) canonical LIDAR_TOP frame, metres.
+        view: the camera.
+
+    Returns:
+        (L, 2, 2) line segments, pixels (u, v).
+    """
+    corners = box_corners(box_9)
+    bottom = corners[:4].mean(0)
+    front = (corners[0] + corners[3]) / 2
+    segments = np.concatenate([corners[_EDGES], [[bottom, front]]])
+    camera = transform_points(segments.reshape(-1, 3), view.lidar_to_camera_44).reshape(-1, 2, 3)
+    depth = camera[..., 2]
+    camera = camera[(depth > NEAR_PLANE).any(1)]
+    depth = camera[..., 2]
+    behind = depth < NEAR_PLANE
+    step = np.where(behind, NEAR_PLANE - depth, 0.0)
+    slope = np.where(behind.any(1), depth[:, 1] - depth[:, 0], 1.0)
+    direction = camera[:, 1] - camera[:, 0]
+    camera = camera + (step / slope[:, None])[..., None] * direction[:, None]
+    pixels = camera @ view.intrinsics_33.T
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    height, width = view.image_HW3.shape[:2]
+    flat = pixels.reshape(-1, 2)
+    outside = not len(flat) or (
+        (flat.max(0) < 0).any() or (flat.min(0) > np.array([width, height])).any()
+    )
+    visible: Floats = pixels[:0] if outside else pixels
+    return visible
+
+
+def _common_extent(maps: Sequence[BevMap]) -> tuple[float, float, float, float]:
+    """Return x_min, x_max, y_min, y_max around all maps, metres."""
+    grids = [bev.grid for bev in maps] or [Grid.square(51.2, 0.8)]
+    return (
+        min(grid.x_min for grid in grids),
+        max(grid.x_max for grid in grids),
+        min(grid.y_min for grid in grids),
+        max(grid.y_max for grid in grids),
+    )
+
+
+def _draw_points(axes: Axes, points_P5: Floats, extent: tuple[float, float, float, float]) -> None:
+    height = np.clip(points_P5[:, 2], -3.0, 3.0)
+    axes.scatter(points_P5[:, 0], points_P5[:, 1], c=height, s=1.4, lw=0, cmap="bone", vmin=-4.5)
+    axes.set_title(f"LiDAR keyframe: {len(points_P5):,} points, brighter = higher")
+    axes.set_ylabel("y, metres (forward)")
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+
+
+def _draw_map(axes: Axes, bev: BevMap) -> None:
+    grid = bev.grid
+    low, high = bev.limits or (float(bev.values_YX.min()), float(bev.values_YX.max()))
+    image = axes.imshow(
+        bev.values_YX,
+        origin="lower",
+        extent=(grid.x_min, grid.x_max, grid.y_min, grid.y_max),
+        cmap=bev.colour_map,
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
+    axes.set_title(bev.title)
+    inset = axes.inset_axes((0.66, 0.045, 0.31, 0.022))
+    axes.figure.colorbar(image, cax=inset, orientation="horizontal")
+    inset.tick_params(labelsize=8, colors=INK, length=2, pad=1)
+    inset.xaxis.set_ticks_position("top")
+
+
+def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:
+    for layer in layers:
+        if not len(layer.boxes_N9):
+            continue
+        corners_N42 = box_corners_bev(layer.boxes_N9)
+        heading_N22 = np.stack(
+            [layer.boxes_N9[:, :2], (corners_N42[:, 0] + corners_N42[:, 3]) / 2], axis=1
+        )
+        outlines = [np.vstack([corners, corners[:1]]) for corners in corners_N42]
+        for lines, style in ((outlines, "--" if layer.dashed else "-"), (list(heading_N22), "-")):
+            axes.add_collection(
+                LineCollection(
+                    lines, colors=layer.colour, linewidths=1.2, linestyles=style,
+                    alpha=list(layer.alpha_N),
+                )
+            )  # fmt: skip
+
+
+def _draw_ego(axes: Axes, extent: tuple[float, float, float, float]) -> None:
+    axes.add_patch(Polygon(_EGO_OUTLINE, closed=True, facecolor=INK, edgecolor=BACKGROUND, lw=0.8))
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_aspect("equal")
+    axes.set_xlabel("x, metres (right)")
