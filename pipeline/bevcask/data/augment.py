@@ -1,0 +1,107 @@
+"""Augmentation as a pure function of (seed, token, view): it draws matrices, it moves nothing.
+
+Image and BEV draws come from separate streams, so that a reader without images (the teacher's)
+draws the same BEV matrix as one with images.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bevcask.config import AugmentConfig
+from bevcask.data.images import ImageTransform
+from bevcask.geometry import Matrix, bev_matrix
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One augmentation of one sample.
+
+    Attributes:
+        images: one transform a camera; empty without images.
+        bev_aug: 4x4, canonical LIDAR_TOP to augmented LIDAR_TOP.
+    """
+
+    images: list[ImageTransform]
+    bev_aug: Matrix
+
+
+def draw(
+    config: AugmentConfig | None,
+    seed: int,
+    token: str,
+    view: int,
+    image_sizes_HW: list[tuple[int, int]],
+    network_HW: tuple[int, int] | None,
+) -> Draw:
+    """Return the augmentation of a sample.
+
+    Args:
+        config: ranges; None for the clean sample (`clean_image`, identity).
+        seed: of the run.
+        token: sample token.
+        view: which of the sample's augmentations.
+        image_sizes_HW: original size of each camera's image.
+        network_HW: network size; None without images.
+    """
+    sizes = [] if network_HW is None else image_sizes_HW
+    if config is None:
+        return Draw([clean_image(size, network_HW) for size in sizes if network_HW], np.eye(4))
+    camera_stream = stream(seed, token, view, "image")
+    images = [_draw_image(config, camera_stream, size, network_HW) for size in sizes if network_HW]
+    return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")))
+
+
+def stream(*key: object) -> np.random.Generator:
+    """Return the counter-based generator of a key: same key, same numbers, in any process."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def covering_scale(size_HW: tuple[int, int], network_HW: tuple[int, int]) -> float:
+    """Return the smallest resize factor at which the image covers the network size."""
+    return max(network_HW[0] / size_HW[0], network_HW[1] / size_HW[1])
+
+
+def clean_image(size_HW: tuple[int, int], network_HW: tuple[int, int]) -> ImageTransform:
+    """Return the covering resize with the crop centred sideways and at the bottom: sky goes."""
+    scale = covering_scale(size_HW, network_HW)
+    return ImageTransform(
+        scale=scale,
+        crop_left=(size_HW[1] * scale - network_HW[1]) / 2,
+        crop_top=size_HW[0] * scale - network_HW[0],
+        size_HW=network_HW,
+    )
+
+
+def _draw_image(
+    config: AugmentConfig,
+    random: np.random.Generator,
+    size_HW: tuple[int, int],
+    network_HW: tuple[int, int],
+) -> ImageTransform:
+    resize, left, flip, rotation = random.random(4)  # always four, whatever is switched on
+    low, high = config.resize
+    scale = covering_scale(size_HW, network_HW) + low + (high - low) * resize
+    spare = size_HW[1] * scale - network_HW[1]
+    return ImageTransform(
+        scale=scale,
+        crop_left=max(0.0, spare) * left if config.crop else spare / 2,
+        crop_top=size_HW[0] * scale - network_HW[0],
+        size_HW=network_HW,
+        flip=config.image_flip and flip < 0.5,
+        rotation=math.radians(config.image_rotation) * (2 * rotation - 1),
+    )
+
+
+def _draw_bev(config: AugmentConfig, random: np.random.Generator) -> Matrix:
+    rotation, scale, flip_x, flip_y = random.random(4)
+    low, high = config.bev_scale
+    return bev_matrix(
+        rotation=config.bev_rotation * (2 * rotation - 1),
+        scale=low + (high - low) * scale,
+        flip_x=config.bev_flip_x and flip_x < 0.5,
+        flip_y=config.bev_flip_y and flip_y < 0.5,
+    )

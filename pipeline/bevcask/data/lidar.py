@@ -1,0 +1,110 @@
+"""LiDAR: scan files -> motion-compensated points of a keyframe, and depth maps."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bevcask.data.nuscenes import Frames
+from bevcask.errors import DataError
+from bevcask.geometry import Matrix, transform_points
+
+EGO_HALF_SIDE = 1.0
+"""Metres. Points with |x| and |y| below it in the sensor frame are hits on the ego car; the same
+square as in the devkit's multi-sweep loader and in mmdet3d."""
+_BYTES_PER_POINT = 20
+Points = npt.NDArray[np.float32]
+
+
+def read_scan(path: Path) -> Points:
+    """Read one scan: (P, 4) float32 x, y, z, intensity (0..255) in its sensor frame.
+
+    Raises:
+        DataError: the file is missing, or is not a whole number of points.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: missing LiDAR scan, named by sample_data.json. Unpack the samples and sweeps "
+            "archives of this version into dataset.root, or use a detector with num_sweeps 1 if "
+            "only keyframes are at hand."
+        ) from None
+    if not data or len(data) % _BYTES_PER_POINT:
+        raise DataError(
+            f"{path}: LiDAR scan of {len(data)} bytes, expected a positive multiple of "
+            f"{_BYTES_PER_POINT} (float32 x, y, z, intensity, ring). Copy or download the file "
+            "again."
+        )
+    return np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
+
+
+def read_points(frames: Frames, token: str, num_sweeps: int) -> Points:
+    """Read the keyframe's scan and its nearest predecessors in the keyframe's LIDAR_TOP frame.
+
+    Keyframe first, then back in time. A sweep the dataset does not have repeats the keyframe at
+    0 s, as mmdet3d does for keyframes without any (`pad_empty_sweeps`), so density stays familiar.
+
+    Args:
+        frames: the selection.
+        token: sample token.
+        num_sweeps: scans including the keyframe.
+
+    Returns:
+        (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0); points
+        on the ego car are removed.
+
+    Raises:
+        DataError: a scan file is missing or of wrong length.
+    """
+    scans = frames.scans(token, num_sweeps)
+    time = frames.index["scan_time"]
+    parts: list[Points] = []
+    for scan in scans:
+        path = frames.root / frames.index["scan_path"][scan].decode()
+        points = _without_ego(read_scan(path))
+        if scan != scans[0]:
+            to_lidar = frames.sweep_to_lidar(token, scan)
+            points[:, :3] = transform_points(points[:, :3].astype(np.float64), to_lidar)
+        seconds = np.full((len(points), 1), (time[scans[0]] - time[scan]) * 1e-6, np.float32)
+        parts.append(np.concatenate([points, seconds], 1))
+    parts += [parts[0]] * (num_sweeps - len(scans))
+    return np.concatenate(parts)
+
+
+def _without_ego(points: Points) -> Points:
+    near = (np.abs(points[:, 0]) < EGO_HALF_SIDE) & (np.abs(points[:, 1]) < EGO_HALF_SIDE)
+    kept: Points = points[~near]
+    return kept
+
+
+def depth_map(
+    points: Points,
+    lidar_to_camera: Matrix,
+    intrinsics: Matrix,
+    image_aug: Matrix,
+    size_HW: tuple[int, int],
+) -> npt.NDArray[np.float32]:
+    """Project points into a network image, nearest point per pixel.
+
+    Args:
+        points: (P, 3 or more) in the canonical LIDAR_TOP frame, metres.
+        lidar_to_camera: 4x4, ego motion between the exposures included.
+        intrinsics: 3x3 of the original image.
+        image_aug: 3x3, original to network pixels.
+        size_HW: network size.
+
+    Returns:
+        (H, W) float32: depth along the optical axis in metres, 0 where no point falls.
+    """
+    xyz = transform_points(points[:, :3].astype(np.float64), lidar_to_camera)
+    xyz = xyz[xyz[:, 2] > 0.1]  # in front of the lens
+    pixels = xyz @ (image_aug @ intrinsics).T
+    height, width = size_HW
+    column, row = np.rint(pixels[:, :2] / pixels[:, 2:]).T
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    cell = (row[inside] * width + column[inside]).astype(np.int64)
+    depth = np.full(height * width, np.inf, np.float32)
+    np.minimum.at(depth, cell, xyz[inside, 2].astype(np.float32))
+    depth[np.isinf(depth)] = 0
+    return depth.reshape(height, width)

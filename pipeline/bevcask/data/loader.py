@@ -1,0 +1,307 @@
+"""Samples, batches and the order they come in; knows no cache.
+
+Batch t is a pure function of (seed, t), and a sample's augmentation of (seed, token, view), so a
+run that is resumed, or loads with another number of workers, sees the same bytes.
+"""
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bevcask.config import AugmentConfig
+from bevcask.data.augment import Draw, draw, stream
+from bevcask.data.images import normalise, read_image
+from bevcask.data.lidar import depth_map, read_points
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Batch, Inputs, Labels
+from bevcask.errors import BevcaskError
+from bevcask.geometry import transform_boxes, transform_points
+
+Key = tuple[int, int]
+"""(index of a frame in the selection, view)."""
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame as a detector wants it, numpy; fields as in `detectors.base.Batch`, unbatched.
+
+    Attributes:
+        boxes_N9: augmented ground truth, only boxes that hold a LiDAR or radar point; None without
+            labels.
+        classes_N: their classes.
+        canonical_boxes_N9: the same boxes before BEV augmentation.
+    """
+
+    token: str
+    bev_aug_44: Floats
+    images_VCHW: Floats | None = None
+    intrinsics_V33: Floats | None = None
+    image_aug_V33: Floats | None = None
+    camera_to_lidar_V44: Floats | None = None
+    points_P5: Floats | None = None
+    depth_VHW: Floats | None = None
+    boxes_N9: Floats | None = None
+    classes_N: npt.NDArray[np.int64] | None = None
+    canonical_boxes_N9: Floats | None = None
+
+
+class SampleReader:
+    """Reads frames from disk for one detector.
+
+    Args:
+        frames: the selection tokens come from.
+        inputs: what the detector wants.
+        augment: ranges of the augmentation; None reads clean samples.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, frames: Frames, inputs: Inputs, augment: AugmentConfig | None, seed: int
+    ) -> None:
+        self.frames = frames
+        self.inputs = inputs
+        self.augment = augment
+        self.seed = seed
+
+    def read(self, token: str, view: int = 0) -> Sample:
+        """Read one frame under its augmentation `view`.
+
+        Raises:
+            DataError: a file is missing, truncated or of the wrong size; the file is named.
+        """
+        index, row = self.frames.index, self.frames.row(token)
+        sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
+        drawn = draw(self.augment, self.seed, token, view, sizes, self.inputs.image_size_HW)
+        return Sample(
+            token=token,
+            bev_aug_44=drawn.bev_aug.astype(np.float32),
+            points_P5=self._points(token, drawn),
+            **self._cameras(token, row, sizes, drawn),
+            **self._labels(token, drawn),
+        )
+
+    def _points(self, token: str, drawn: Draw) -> Floats | None:
+        if not self.inputs.num_sweeps:
+            return None
+        points = read_points(self.frames, token, self.inputs.num_sweeps)
+        return points if self.augment is None else transform_points(points, drawn.bev_aug)
+
+    def _cameras(
+        self, token: str, row: int, sizes: list[tuple[int, int]], drawn: Draw
+    ) -> dict[str, Any]:
+        if self.inputs.image_size_HW is None:
+            return {}
+        index = self.frames.index
+        network_HW = self.inputs.image_size_HW
+        images_VCHW = np.empty((len(sizes), 3, *network_HW), np.float32)
+        for camera, (size, transform) in enumerate(zip(sizes, drawn.images, strict=True)):
+            path = self.frames.root / index["frame_image"][row, camera].decode()
+            normalise(transform.apply(read_image(path, size)), images_VCHW[camera])
+        intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
+        camera_to_lidar_V44 = index["frame_camera_to_lidar"][row]
+        image_aug_V33 = np.stack([transform.matrix() for transform in drawn.images])
+        arrays = {
+            "images_VCHW": images_VCHW,
+            "intrinsics_V33": intrinsics_V33.astype(np.float32),
+            "image_aug_V33": image_aug_V33.astype(np.float32),
+            "camera_to_lidar_V44": camera_to_lidar_V44.astype(np.float32),
+        }
+        if self.inputs.depth:
+            keyframe = read_points(self.frames, token, 1)
+            arrays["depth_VHW"] = np.stack(
+                [
+                    depth_map(keyframe, np.linalg.inv(to_lidar), intrinsics, image_aug, network_HW)
+                    for to_lidar, intrinsics, image_aug in zip(
+                        camera_to_lidar_V44, intrinsics_V33, image_aug_V33, strict=True
+                    )
+                ]
+            )
+        return arrays
+
+    def _labels(self, token: str, drawn: Draw) -> dict[str, Any]:
+        if not self.frames.has_labels:
+            return {}
+        boxes, classes, _ = self.frames.labels(token)
+        seen = self.frames.seen(token)
+        canonical = boxes[seen]
+        moved = canonical if self.augment is None else transform_boxes(canonical, drawn.bev_aug)
+        return {"boxes_N9": moved, "classes_N": classes[seen], "canonical_boxes_N9": canonical}
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch of tensors on the host."""
+
+    def stack(name: str) -> Tensor | None:
+        arrays = [getattr(sample, name) for sample in samples]
+        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
+
+    def each(name: str) -> list[Tensor]:
+        return [torch.from_numpy(getattr(sample, name)) for sample in samples]
+
+    first = samples[0]
+    labels = None
+    if first.boxes_N9 is not None:
+        labels = Labels(each("boxes_N9"), each("classes_N"), each("canonical_boxes_N9"))
+    return Batch(
+        tokens=[sample.token for sample in samples],
+        bev_aug_B44=torch.from_numpy(np.stack([sample.bev_aug_44 for sample in samples])),
+        images_BVCHW=stack("images_VCHW"),
+        intrinsics_BV33=stack("intrinsics_V33"),
+        image_aug_BV33=stack("image_aug_V33"),
+        camera_to_lidar_BV44=stack("camera_to_lidar_V44"),
+        points=None if first.points_P5 is None else each("points_P5"),
+        depth_BVHW=stack("depth_VHW"),
+        labels=labels,
+    )
+
+
+class StepSampler:
+    """The keys of each training step: shuffled epochs laid end to end, cut into batches.
+
+    Batch t covers draws t*B .. t*B+B-1, so no frame is dropped where an epoch ends inside a batch.
+    The view of a key is its epoch.
+
+    Args:
+        num_frames: frames in the selection.
+        batch_size: B.
+        seed: of the shuffles.
+        start_step: first step to yield (a resumed run).
+        max_steps: the step after the last.
+    """
+
+    def __init__(
+        self, num_frames: int, batch_size: int, seed: int, start_step: int = 0, max_steps: int = 1
+    ) -> None:
+        self.num_frames = num_frames
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.max_steps = max_steps
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self) -> int:
+        return max(0, self.max_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self.start_step, self.max_steps):
+            yield self.batch(step)
+
+    def batch(self, step: int) -> list[Key]:
+        """Return the keys of one step."""
+        first = step * self.batch_size
+        draws = [divmod(i, self.num_frames) for i in range(first, first + self.batch_size)]
+        return [(int(self._order(epoch)[place]), epoch) for epoch, place in draws]
+
+    def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
+        return stream(self.seed, "order", epoch).permutation(self.num_frames)
+
+
+SampleT = TypeVar("SampleT")
+BatchT = TypeVar("BatchT")
+StackedT_co = TypeVar("StackedT_co", covariant=True)
+
+
+class Source(Protocol[SampleT, StackedT_co]):
+    """What `Loader` reads from: keyed samples and a way to stack them. Must pickle."""
+
+    def __getitem__(self, key: Key) -> SampleT: ...
+
+    def collate(self, samples: Sequence[SampleT]) -> StackedT_co: ...
+
+
+class FrameSource:
+    """Plain batches of one reader: what a teacher, or an evaluation, loads."""
+
+    def __init__(self, reader: SampleReader) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader.frames)
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, view = key
+        return self.reader.read(self.reader.frames.tokens[index], view)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples)
+
+
+class _Guard(Generic[SampleT, BatchT]):
+    """Runs in the worker: a bevcask error becomes a value, so that its text stays one message."""
+
+    def __init__(self, source: Source[SampleT, BatchT]) -> None:
+        self.source = source
+
+    def __getitems__(self, keys: list[Key]) -> BatchT | BevcaskError:
+        try:
+            return self.source.collate([self.source[key] for key in keys])
+        except BevcaskError as error:
+            return error
+
+
+class Loader(DataLoader[Any], Generic[BatchT]):
+    """A DataLoader over listed batches that raises worker errors as they were raised."""
+
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, BevcaskError):
+                raise batch
+            yield batch
+
+
+def build_loader(
+    source: Source[SampleT, BatchT],
+    batches: Sequence[list[Key]] | StepSampler,
+    num_workers: int,
+) -> Loader[BatchT]:
+    """Return a loader that yields one stacked batch per list of keys, in order.
+
+    Args:
+        source: `FrameSource` or `join.JoinedDataset`.
+        batches: keys of each batch; `StepSampler` for training, `in_order` for a single pass.
+        num_workers: processes; 0 reads in this one. Workers come from a fork server, so threads and
+            CUDA contexts of this process are never forked, and stay for later passes.
+    """
+    workers: dict[str, Any] = {}
+    if num_workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bevcask.data.join"])
+        workers = {
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+            "worker_init_fn": _single_threaded,
+        }
+    guard: Any = _Guard(source)
+    unpacked: Callable[[Any], Any] = _as_is
+    return Loader(
+        guard, batch_sampler=batches, num_workers=num_workers, collate_fn=unpacked, **workers
+    )
+
+
+def in_order(num_frames: int, batch_size: int) -> list[list[Key]]:
+    """Return the batches of one pass over a selection, view 0, last one short.
+
+    >>> in_order(3, 2)
+    [[(0, 0), (1, 0)], [(2, 0)]]
+    """
+    starts = range(0, num_frames, batch_size)
+    return [[(i, 0) for i in range(s, min(s + batch_size, num_frames))] for s in starts]
+
+
+def _single_threaded(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _as_is(batch: BatchT) -> BatchT:
+    return batch
