@@ -1,0 +1,212 @@
+"""BEVDepth: six cameras to boxes through supervised depth, one frame, in plain torch.
+
+Single-frame; the two-frame fusion of BEVDepth4D is not part of it.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from bevcask.config import Config as BaseConfig
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
+from bevcask.detectors.blocks.depthnet import DepthNet, camera_numbers, depth_loss, nearest_depth
+from bevcask.detectors.blocks.fpn import FeaturePyramid
+from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
+from bevcask.detectors.blocks.lift_splat import Cameras, frustum_cells, splat
+from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, Level, ResNet, Variant
+from bevcask.geometry import CAMERAS, Grid
+from bevcask.targets.spec import TapInfo
+
+_IMAGE_DIVISOR = 32
+_BEV_DIVISOR = 8
+
+
+class BEVDepthConfig(BaseConfig):
+    """Architecture; defaults: BEVDepth-R50 as DistillBEV and TiG-BEV train it (BEVDet port)."""
+
+    image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
+    backbone: Variant = "resnet50"
+    finest_level: Literal["c2", "c3", "c4"] = Field("c4", description="level the pyramid ends on")
+    image_channels: int = Field(512, ge=1, description="channels of image.fpn0")
+    depth_range: tuple[float, float] = Field((1.0, 60.0), description="metres; first to last edge")
+    depth_bins: int = Field(59, ge=1)
+    depth_channels: int = Field(256, ge=1, description="width of the depth branch")
+    depth_blocks: int = Field(3, ge=0)
+    depth_dilations: tuple[int, ...] = Field(
+        (1, 6, 12, 18), description="ASPP; empty leaves it out"
+    )
+    depth_weight: float = Field(3.0, ge=0, description="BEVDepth release")
+    context_channels: int = Field(64, ge=1, description="channels of bev.lift")
+    half_extent: float = Field(51.2, gt=0, description="metres")
+    cell: float = Field(0.8, gt=0, description="metres")
+    z_range: tuple[float, float] = Field((-10.0, 10.0), description="metres; one bin")
+    bev_channels: tuple[int, int, int] = (128, 256, 512)
+    bev_blocks: int = Field(2, ge=1, description="basic blocks a stage")
+    join_channels: int = Field(512, ge=1, description="width inside the neck")
+    neck_channels: int = Field(256, ge=1, description="channels of bev.neck")
+    head: CenterHeadConfig = CenterHeadConfig()
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> "BEVDepthConfig":
+        if any(side % _IMAGE_DIVISOR for side in self.image_size_HW):
+            raise ValueError(
+                f"image_size_HW {self.image_size_HW} must divide by {_IMAGE_DIVISOR}, the stride "
+                "of the coarsest image level"
+            )
+        if self.grid.num_x % _BEV_DIVISOR:
+            raise ValueError(
+                f"half_extent {self.half_extent} and cell {self.cell} give {self.grid.num_x} "
+                f"cells, which must divide by {_BEV_DIVISOR}, the stride of the coarsest BEV stage"
+            )
+        if not 0 < self.depth_range[0] < self.depth_range[1]:
+            raise ValueError(f"depth_range {self.depth_range} must rise and start above 0")
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        return Grid.square(self.half_extent, self.cell)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return LEVELS[LEVELS.index(self.finest_level) :]
+
+    @property
+    def stride(self) -> int:
+        return STRIDES[self.finest_level]
+
+    @property
+    def bin_size(self) -> float:
+        return (self.depth_range[1] - self.depth_range[0]) / self.depth_bins
+
+    @property
+    def bin_centres(self) -> tuple[float, ...]:
+        return tuple(
+            self.depth_range[0] + (index + 0.5) * self.bin_size for index in range(self.depth_bins)
+        )
+
+
+class BEVDepth(Detector):
+    """ResNet and FPN, camera-aware depth, lift-splat, BEV encoder, CenterHead.
+
+    Features are lifted to bin *centres* (the BEVDet port lifts to lower edges, half a bin short of
+    the depths its loss teaches).
+
+    Taps: `image.fpn0`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`, `bev.neck`,
+    `head.heatmap`, `head.boxes`.
+
+    Attributes:
+        backbone: the image backbone that ImageNet weights fill (`resnet.load_imagenet`).
+        head: the CenterHead, whose `tasks` can be inherited.
+    """
+
+    Config = BEVDepthConfig
+
+    def __init__(self, config: BEVDepthConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone)
+        self.pyramid = FeaturePyramid(
+            [self.backbone.channels[level] for level in config.levels], config.image_channels
+        )
+        self.depth_net = DepthNet(
+            config.image_channels,
+            config.depth_channels,
+            config.context_channels,
+            config.depth_bins,
+            config.depth_blocks,
+            config.depth_dilations,
+        )
+        self.bev_backbone = BEVBackbone(
+            config.context_channels, config.bev_channels, config.bev_blocks
+        )
+        joined = config.bev_channels[0] + config.bev_channels[-1]
+        self.neck = BEVNeck(joined, config.join_channels, config.neck_channels)
+        self.head = CenterHead(config.head, config.neck_channels, config.grid)
+
+    @classmethod
+    def inputs(cls, config: BaseConfig) -> Inputs:
+        return Inputs(image_size_HW=cast(BEVDepthConfig, config).image_size_HW, depth=True)
+
+    @classmethod
+    def describe_taps(cls, config: BaseConfig) -> Mapping[str, TapInfo]:
+        own = cast(BEVDepthConfig, config)
+        height, width = (side // own.stride for side in own.image_size_HW)
+        taps = {
+            "image.fpn0": TapInfo(
+                "image.fpn0",
+                "image_feature",
+                (len(CAMERAS), own.image_channels, height, width),
+                depends_on_images=True,
+            )
+        }
+        maps = [("bev.lift", own.context_channels, own.grid)]
+        maps += [
+            (f"bev.block{stage}", channels, own.grid.coarsen(2 ** (stage + 1)))
+            for stage, channels in enumerate(own.bev_channels)
+        ]
+        maps.append(("bev.neck", own.neck_channels, own.grid))
+        for name, channels, grid in maps:
+            taps[name] = TapInfo(
+                name,
+                "dense_bev",
+                (channels, *grid.shape_YX),
+                grid=grid,
+                nonnegative=name != "bev.lift",
+                depends_on_images=True,
+            )
+        return taps | CenterHead.describe_taps(own.grid, depends_on_images=True)
+
+    def forward(self, batch: Batch) -> Output:
+        assert batch.images_BVCHW is not None, "the loader gave no images"
+        cameras = _cameras(batch)
+        image_BVCHW = self._image_features(batch.images_BVCHW)
+        logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, camera_numbers(cameras))
+        config = self.config
+        cells = frustum_cells(
+            cameras,
+            (image_BVCHW.shape[-2], image_BVCHW.shape[-1]),
+            config.stride,
+            config.bin_centres,
+            config.grid,
+            config.z_range,
+        )
+        lift = splat(logits_BVDHW.float().softmax(dim=2), context_BVCHW, cells, config.grid)
+        blocks = self.bev_backbone(lift)
+        neck = self.neck(blocks)
+        preds = self.head(neck)
+        taps = {"image.fpn0": image_BVCHW, "bev.lift": lift}
+        taps |= {f"bev.block{stage}": block for stage, block in enumerate(blocks)}
+        taps |= {"bev.neck": neck, "head.heatmap": self.head.probabilities(preds)}
+        return Output(taps, {**preds, "depth": logits_BVDHW})
+
+    def _image_features(self, images_BVCHW: Tensor) -> Tensor:
+        maps = self.backbone(images_BVCHW.flatten(0, 1))
+        fused: Tensor = self.pyramid([maps[level] for level in self.config.levels])
+        return fused.view(*images_BVCHW.shape[:2], *fused.shape[1:])
+
+    def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None, "the loader gave no labels"
+        assert batch.depth_BVHW is not None, "the loader gave no depth maps"
+        depth_BVHW = nearest_depth(batch.depth_BVHW, self.config.stride)
+        depth = depth_loss(
+            output.preds["depth"], depth_BVHW, self.config.depth_range[0], self.config.bin_size
+        )
+        return {
+            **self.head.loss(output.preds, batch.labels),
+            "depth": self.config.depth_weight * depth,
+        }
+
+    def decode(self, output: Output) -> list[Detections]:
+        return self.head.decode(output.preds)
+
+
+def _cameras(batch: Batch) -> Cameras:
+    assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
+    assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
+    assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
+    return Cameras(
+        batch.intrinsics_BV33, batch.image_aug_BV33, batch.camera_to_lidar_BV44, batch.bev_aug_B44
+    )
