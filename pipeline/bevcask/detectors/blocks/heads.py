@@ -310,7 +310,7 @@ def _run_branches(branches: list[nn.Sequential], shared_BCYX: Tensor) -> list[Te
         torch.cat(biases) if biases else None,
         padding=1,
     )
-    parts = torch.split(joined_BCYX, [conv.out_channels for conv in firsts], dim=1)  # type: ignore[no-untyped-call]
+    parts = torch.split(joined_BCYX, [conv.out_channels for conv in firsts], dim=1)
     return [rest(part) for rest, part in zip(rests, parts, strict=True)]
 
 
