@@ -1,1 +1,55 @@
-"""Cache: how targets are stored. Knows no models."""
+"""Cache: how targets are stored. Knows no models. The format is written down in README.md."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bevcask.cache.identity import check_identity
+    from bevcask.cache.layout import Encoded, FrameTable, Layout, concatenate
+    from bevcask.cache.quantize import dequantize, encode
+    from bevcask.cache.reader import Cache, open_cache
+    from bevcask.cache.verifier import Problem, Report, verify
+    from bevcask.cache.writer import WriteQueue, Writer, create
+
+_HOME = {
+    "check_identity": "identity",
+    "Encoded": "layout",
+    "FrameTable": "layout",
+    "Layout": "layout",
+    "concatenate": "layout",
+    "dequantize": "quantize",
+    "encode": "quantize",
+    "Cache": "reader",
+    "open_cache": "reader",
+    "Problem": "verifier",
+    "Report": "verifier",
+    "verify": "verifier",
+    "Writer": "writer",
+    "WriteQueue": "writer",
+    "create": "writer",
+}
+
+__all__ = [
+    "Cache",
+    "Encoded",
+    "FrameTable",
+    "Layout",
+    "Problem",
+    "Report",
+    "WriteQueue",
+    "Writer",
+    "check_identity",
+    "concatenate",
+    "create",
+    "dequantize",
+    "encode",
+    "open_cache",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch, zarr and dask load no earlier."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

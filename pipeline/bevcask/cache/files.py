@@ -1,0 +1,171 @@
+"""Bytes under keys, on a local path or any fsspec URL. Writes are atomic; local ones are durable.
+
+Local files are written to `NAME.<hex>.partial`, flushed to the disk, then renamed, so that a key
+holds either all of its bytes or nothing, also after a power cut. Remote puts are atomic by nature.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bevcask.errors import DiskFullError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FETCHERS = 16
+PARTIAL = ".partial"
+
+
+class Files:
+    """A store of bytes addressed by keys such as `targets/bev.neck/values/c/0/0/0/0`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        bare = url.removeprefix("file://")
+        self.root = None if "://" in bare or "::" in bare else Path(bare)
+        self._process = -1
+        self._filesystem: Any = None
+        self._prefix = ""
+
+    @property
+    def _remote(self) -> Any:
+        """The fsspec filesystem, made anew after a fork: its event loop does not survive one."""
+        if self._process != os.getpid():
+            import fsspec
+
+            self._filesystem, self._prefix = fsspec.core.url_to_fs(self.url)
+            self._process = os.getpid()
+        return self._filesystem
+
+    def _path(self, key: str) -> str:
+        return f"{self._prefix.rstrip('/')}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        """Return all bytes of a key, None if there is no such key."""
+        try:
+            if self.root is not None:
+                return (self.root / key).read_bytes()
+            filesystem = self._remote
+            return bytes(filesystem.cat_file(self._path(key)))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
+        """Return the bytes of several keys, fetched side by side where that helps."""
+        names = list(keys)
+        if self.root is not None:
+            return {name: self.get(name) for name in names}
+        with ThreadPoolExecutor(_FETCHERS) as pool:
+            return dict(zip(names, pool.map(self.get, names), strict=True))
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
+        """Return bytes [start, stop) of a key, fewer if it is shorter, None if there is no key."""
+        try:
+            if self.root is not None:
+                descriptor = os.open(self.root / key, os.O_RDONLY)
+                try:
+                    return os.pread(descriptor, stop - start, start)
+                finally:
+                    os.close(descriptor)
+            filesystem = self._remote
+            return bytes(filesystem.cat_file(self._path(key), start=start, end=stop))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def size(self, key: str) -> int | None:
+        """Return the length of a key, None if there is no such key."""
+        try:
+            if self.root is not None:
+                return (self.root / key).stat().st_size
+            filesystem = self._remote
+            return int(filesystem.size(self._path(key)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self) -> Iterator[str]:
+        """Yield every key, in no order."""
+        if self.root is not None:
+            for folder, _, names in os.walk(self.root):
+                below = Path(folder).relative_to(self.root).as_posix()
+                yield from names if below == "." else (f"{below}/{name}" for name in names)
+            return
+        filesystem = self._remote
+        prefix = self._prefix.strip("/") + "/"
+        for path in filesystem.find(self._prefix):
+            yield path.lstrip("/").removeprefix(prefix)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write all bytes of a key, replacing what was there.
+
+        Raises:
+            DiskFullError: the disk or quota is full; the key keeps what it had.
+        """
+        with self._full_disk_is_an_error(key, len(data)):
+            if self.root is None:
+                filesystem = self._remote
+                filesystem.pipe_file(self._path(key), bytes(data))
+                return
+            path = self.root / key
+            _make_folders(path.parent)
+            self._replace(path, data)
+
+    def _replace(self, path: Path, data: bytes | memoryview) -> None:
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    def delete(self, key: str) -> None:
+        """Remove a key; nothing happens if there is none."""
+        if self.root is not None:
+            (self.root / key).unlink(missing_ok=True)
+            return
+        filesystem = self._remote
+        if filesystem.exists(self._path(key)):
+            filesystem.rm_file(self._path(key))
+
+    @contextmanager
+    def _full_disk_is_an_error(self, key: str, size: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise DiskFullError(
+                f"disk full: {self.url} has no room for {key} ({size:,} bytes{self._free()}). "
+                "Every committed shard is safe. Free some space and run the same command again, "
+                "or `bevcask plan` another store.codec."
+            ) from error
+
+    def _free(self) -> str:
+        if self.root is None:
+            return ""
+        return f", {shutil.disk_usage(self.root).free:,} free"
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and its parents, each entry flushed to the disk."""
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

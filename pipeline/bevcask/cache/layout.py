@@ -1,0 +1,297 @@
+"""What is where in a cache: rows, shards, arrays and their names. No bytes, no torch.
+
+`README.md` beside this file is the format for people; this is the format for the code. A change
+here that changes a file on disk raises `SCHEMA_VERSION`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bevcask.errors import DataError, TargetMismatchError
+from bevcask.fingerprint import canonical, digest
+from bevcask.targets.spec import TargetSpec
+
+FORMAT = "bevcask"
+SCHEMA_VERSION = 1
+NUM_COMMIT_BYTES = 40  # sha256, then the length as little-endian uint64
+_SETS = {
+    "box_set": ("boxes", ("row", "box", "field")),
+    "query_set": ("queries", ("row", "query", "channel")),
+}
+_DENSE = {
+    "dense_bev": ("row", "channel", "y", "x"),
+    "heatmap": ("row", "channel", "y", "x"),
+    "image_feature": ("row", "camera", "channel", "v", "u"),
+}
+_TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+ArrayT = TypeVar("ArrayT")  # numpy.ndarray or torch.Tensor
+
+
+@dataclass(frozen=True)
+class Encoded(Generic[ArrayT]):
+    """A target as stored: of a batch (leading B) or, from `Cache.read`, of one sample.
+
+    Attributes:
+        values: (B, ...) in the spec's codec dtype.
+        scale: float32 (B, C) or (B, V, C); value = values * scale. None for float codecs.
+        region: bool (B, Y, X), cells that were stored. None where everything is.
+        count: int64 (B,), valid entries of padded sets. None for dense kinds.
+    """
+
+    values: ArrayT
+    scale: ArrayT | None = None
+    region: ArrayT | None = None
+    count: ArrayT | None = None
+
+    def numpy(self) -> "Encoded[npt.NDArray[Any]]":
+        """Return the same on the host as numpy arrays."""
+        return Encoded(*(_to_numpy(getattr(self, field.name)) for field in fields(self)))
+
+
+def _to_numpy(array: Any) -> Any:
+    return array.cpu().numpy() if hasattr(array, "cpu") else array
+
+
+def concatenate(parts: Sequence[Encoded[Any]]) -> Encoded[npt.NDArray[Any]]:
+    """Join encoded batches of one target along the batch axis, on the host."""
+    hosts = [part.numpy() for part in parts]
+
+    def join(name: str) -> Any:
+        arrays = [getattr(host, name) for host in hosts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Encoded(*(join(field.name) for field in fields(Encoded)))
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """The frames of a selection, one entry a frame, sorted by scene then time.
+
+    Attributes:
+        tokens: sample token, 32 hex digits.
+        scenes: name of the scene.
+        timestamps: (N,) float64, seconds.
+        lidar_to_global: (N, 4, 4) float64, keyframe LIDAR_TOP frame -> global frame.
+    """
+
+    tokens: Sequence[str]
+    scenes: Sequence[str]
+    timestamps: npt.NDArray[np.float64]
+    lidar_to_global: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Check lengths, tokens and order.
+
+        Raises:
+            DataError: what a cache cannot address or resume; all problems in one message.
+        """
+        num = len(self.tokens)
+        problems = []
+        if num == 0:
+            problems.append("no frames")
+        if len(self.scenes) != num or self.timestamps.shape != (num,):
+            problems.append(
+                f"{num} tokens, {len(self.scenes)} scenes, timestamps {self.timestamps.shape}"
+            )
+        if self.lidar_to_global.shape != (num, 4, 4):
+            problems.append(
+                f"lidar_to_global: expected {(num, 4, 4)}, got {self.lidar_to_global.shape}"
+            )
+        bad = [token for token in self.tokens if not re.fullmatch("[0-9a-f]{32}", token)]
+        if bad:
+            problems.append(f"{len(bad)} tokens are not 32 hex digits, first {bad[0]!r}")
+        if len(set(self.tokens)) != num:
+            problems.append(f"{num - len(set(self.tokens))} tokens occur twice")
+        starts = [s for i, s in enumerate(self.scenes) if i == 0 or s != self.scenes[i - 1]]
+        if len(set(starts)) != len(starts):
+            problems.append("frames of a scene do not follow each other")
+        if problems:
+            raise DataError(f"selection cannot be cached: {'; '.join(problems)}.")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array of a cache.
+
+    Attributes:
+        key: path below the cache, e.g. `targets/bev.neck/values`.
+        shape: of the whole array; the first axis is `row` for arrays written shard by shard.
+        dtype: numpy name.
+        dims: dimension names.
+        inner_rows: rows of an inner chunk; None where the shard's object is one chunk.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    inner_rows: int | None = None
+
+    def object_key(self, shard: int) -> str:
+        """Return the key of the object that holds a shard."""
+        return "/".join([self.key, "c", str(shard), *["0"] * (len(self.shape) - 1)])
+
+
+def group_of(spec: TargetSpec) -> str:
+    """Return the group of a target, e.g. `targets/bev.neck` or `boxes/head.boxes`."""
+    top = _SETS[spec.tap.kind][0] if spec.tap.kind in _SETS else "targets"
+    return f"{top}/{spec.name}"
+
+
+def dims_of(spec: TargetSpec) -> tuple[str, ...]:
+    """Return the dimension names of a target's values, `row` first."""
+    return _SETS[spec.tap.kind][1] if spec.tap.kind in _SETS else _DENSE[spec.tap.kind]
+
+
+def scale_axes(spec: TargetSpec) -> tuple[int, ...]:
+    """Return the axes of a sample's tensor that keep a scale of their own (cameras, channels)."""
+    dims = dims_of(spec)[1:]
+    return tuple(axis for axis, dim in enumerate(dims) if dim in ("camera", "channel", "field"))
+
+
+def is_scaled(spec: TargetSpec) -> bool:
+    """Tell whether values are integers that come with a scale."""
+    return spec.codec in ("uint8", "int8")
+
+
+def is_set(spec: TargetSpec) -> bool:
+    """Tell whether a target is a padded set with a count."""
+    return spec.tap.kind in _SETS
+
+
+def check_spec(spec: TargetSpec) -> None:
+    """Check that a target can be stored.
+
+    Raises:
+        TargetMismatchError: kind, shape, codec, region or name cannot be stored; all problems.
+    """
+    tap = spec.tap
+    problems = []
+    if tap.kind not in _SETS and tap.kind not in _DENSE:
+        problems.append(f"kind: expected one of {', '.join([*_DENSE, *_SETS])}, got {tap.kind!r}")
+    elif len(tap.shape) != len(dims_of(spec)) - 1:
+        problems.append(f"shape: expected {dims_of(spec)[1:]}, got {tap.shape}")
+    if not _TAP_NAME.fullmatch(tap.name):
+        problems.append("name: expected letters, digits, `.`, `_`, `-`")
+    if tap.kind == "box_set" and spec.codec != "float32":
+        problems.append(f"codec: boxes are stored as float32, got {spec.codec}")
+    if spec.codec == "uint8" and not tap.nonnegative:
+        problems.append("codec: uint8 holds non-negative values only; use int8 for a signed tap")
+    if spec.region.name != "all" and tap.kind not in ("dense_bev", "heatmap"):
+        problems.append(f"region: {spec.region.name!r} needs a BEV map, got a {tap.kind}")
+    if problems:
+        raise TargetMismatchError(f"target {tap.name!r} cannot be stored: {'; '.join(problems)}.")
+
+
+def arrays_of(spec: TargetSpec, num_rows: int) -> list[ArraySpec]:
+    """Return the arrays of one target."""
+    group, dims, shape = group_of(spec), dims_of(spec), spec.tap.shape
+    arrays = [ArraySpec(f"{group}/values", (num_rows, *shape), spec.codec, dims, inner_rows=1)]
+    if is_scaled(spec):
+        axes = scale_axes(spec)
+        kept = (num_rows, *(shape[axis] for axis in axes))
+        names = ("row", *(dims[axis + 1] for axis in axes))
+        arrays.append(ArraySpec(f"{group}/scale", kept, "float32", names))
+    if spec.region.name != "all":
+        num_bytes = -(-shape[-2] * shape[-1] // 8)
+        arrays.append(ArraySpec(f"{group}/region", (num_rows, num_bytes), "uint8", ("row", "byte")))
+    if is_set(spec):
+        arrays.append(ArraySpec(f"{group}/count", (num_rows,), "int64", ("row",)))
+    return arrays
+
+
+def arrays_in_order(specs: Sequence[TargetSpec], num_rows: int) -> list[ArraySpec]:
+    """Return the arrays of all targets in the order of the commit's `array` axis."""
+    arrays = [array for spec in specs for array in arrays_of(spec, num_rows)]
+    return sorted(arrays, key=lambda array: array.key)
+
+
+def commit_key(shard: int) -> str:
+    """Return the key of a shard's commit."""
+    return f"commit/c/{shard}/0/0"
+
+
+class Layout:
+    """Rows and shards of a selection, and the arrays that hold its targets."""
+
+    def __init__(self, frames: FrameTable, specs: Sequence[TargetSpec], shard_rows: int) -> None:
+        for spec in specs:
+            check_spec(spec)
+        names = [spec.name for spec in specs]
+        if len(set(names)) != len(names):
+            raise TargetMismatchError(f"targets are named twice: {', '.join(sorted(names))}.")
+        self.frames = frames
+        self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+        self.shard_rows = shard_rows
+        self._frame_of_row = _place(frames.scenes, shard_rows)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._frame_of_row)
+
+    @property
+    def num_shards(self) -> int:
+        return self.num_rows // self.shard_rows
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(row,) bool, False on pad rows."""
+        return self._frame_of_row >= 0
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Token -> row."""
+        return {self.frames.tokens[f]: r for r, f in enumerate(self._frame_of_row) if f >= 0}
+
+    def frames_of(self, shard: int) -> range:
+        """Return the frame numbers of a shard; they sit in its first rows."""
+        first = shard * self.shard_rows
+        numbers = self._frame_of_row[first : first + self.shard_rows]
+        return range(int(numbers[0]), int(numbers[0]) + int((numbers >= 0).sum()))
+
+    def per_row(self, per_frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Spread an array over frames to rows; pad rows are zero."""
+        rows = np.zeros((self.num_rows, *per_frame.shape[1:]), per_frame.dtype)
+        rows[self.valid] = per_frame
+        return rows
+
+    @cached_property
+    def arrays(self) -> list[ArraySpec]:
+        """The arrays written shard by shard, in the order of the commit's `array` axis."""
+        return arrays_in_order(list(self.specs.values()), self.num_rows)
+
+    def identity(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tree that two caches must share to be the same promise.
+
+        Args:
+            fingerprint: what the stage knows: teacher, dataset, preprocessing.
+        """
+        own = {
+            "schema_version": SCHEMA_VERSION,
+            "shard_rows": self.shard_rows,
+            "selection": {
+                "num_frames": len(self.frames.tokens),
+                "tokens": list(self.frames.tokens),
+                "scenes": digest(list(self.frames.scenes)),
+            },
+            "targets": {name: spec.to_dict() for name, spec in self.specs.items()},
+        }
+        return dict(canonical({**fingerprint, **own}))
+
+
+def _place(scenes: Sequence[str], shard_rows: int) -> npt.NDArray[np.int64]:
+    """Return the frame number of every row, -1 on pad rows; scenes start on a shard boundary."""
+    rows: list[int] = []
+    for frame, scene in enumerate(scenes):
+        if frame and scene != scenes[frame - 1]:
+            rows += [-1] * (-len(rows) % shard_rows)
+        rows.append(frame)
+    rows += [-1] * (-len(rows) % shard_rows)
+    return np.array(rows, np.int64)

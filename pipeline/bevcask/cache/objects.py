@@ -1,0 +1,140 @@
+"""The bytes of single objects: sealed JSON, checksummed chunks, rows inside shards.
+
+Decoding one row by hand is what makes random reads as fast as zstd itself; everything that is
+written comes from zarr (`writer.py`), and the tests hold the two against each other.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs.zstd import Zstd
+
+from bevcask.cache.layout import NUM_COMMIT_BYTES
+from bevcask.errors import CacheCorruptError
+
+_CRC_BYTES = 4
+_NOTHING = 2**64 - 1  # offset and length of an inner chunk that is all fill value
+_BLANK = "0" * 64
+_ZSTD = Zstd(level=1)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the commit says about one shard object: its SHA-256 and length; length 0 = no object."""
+
+    sha256: bytes
+    length: int
+
+    def to_bytes(self) -> bytes:
+        return self.sha256 + struct.pack("<Q", self.length)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Committed":
+        return cls(data[:32], struct.unpack("<Q", data[32:NUM_COMMIT_BYTES])[0])
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> "Committed":
+        return cls(hashlib.sha256(data).digest(), len(data))
+
+
+def seal_json(document: dict[str, Any]) -> bytes:
+    """Return a zarr.json whose `attributes.sha256` is the digest of its own bytes.
+
+    The digest is taken with 64 zeros in its own place.
+    """
+    blank = {**document, "attributes": {**document["attributes"], "sha256": _BLANK}}
+    text = json.dumps(blank, indent=2, allow_nan=False).encode()
+    marker = f'"sha256": "{_BLANK}"'.encode()
+    assert text.count(marker) == 1
+    own = hashlib.sha256(text).hexdigest()
+    return text.replace(marker, f'"sha256": "{own}"'.encode())
+
+
+def open_json(data: bytes, where: str) -> dict[str, Any]:
+    """Return the attributes of a self-digested zarr.json.
+
+    Raises:
+        CacheCorruptError: the bytes are not the bytes that were written.
+    """
+    damaged = CacheCorruptError(
+        f"{where}: its bytes do not match its own digest. Restore the file from a copy, or extract "
+        "the cache again."
+    )
+    try:
+        attributes = json.loads(data)["attributes"]
+        own = str(attributes["sha256"]).encode("ascii")
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged from error
+    blank = data.replace(b'"sha256": "' + own + b'"', b'"sha256": "' + _BLANK.encode() + b'"')
+    if hashlib.sha256(blank).hexdigest().encode() != own:
+        raise damaged
+    return dict(attributes)
+
+
+def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) -> npt.NDArray[Any]:
+    """Undo crc32c, zstd and bytes of one chunk.
+
+    Raises:
+        CacheCorruptError: checksum or length is wrong.
+    """
+    out = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+    body = memoryview(data)[:-_CRC_BYTES]
+    if len(data) <= _CRC_BYTES or not _checksum_holds(data):
+        raise CacheCorruptError(f"{where}: checksum does not match. {REPAIR}")
+    try:
+        _ZSTD.decode(body, out=out)
+    except (RuntimeError, ValueError) as error:
+        raise CacheCorruptError(f"{where}: not a {dtype} chunk of {shape}. {REPAIR}") from error
+    return out
+
+
+def decode_plain(data: bytes, num_bytes: int, where: str) -> bytes:
+    """Undo crc32c of an uncompressed chunk of `num_bytes`.
+
+    Raises:
+        CacheCorruptError: checksum or length is wrong.
+    """
+    if len(data) != num_bytes + _CRC_BYTES or not _checksum_holds(data):
+        raise CacheCorruptError(f"{where}: checksum or length does not match. {REPAIR}")
+    return data[:-_CRC_BYTES]
+
+
+def decode_index(data: bytes, num_rows: int, where: str) -> list[tuple[int, int] | None]:
+    """Return (start, stop) of every inner chunk of a shard, None where a row is all fill value.
+
+    Args:
+        data: the last `index_bytes(num_rows)` bytes of the shard.
+        num_rows: rows (inner chunks) of a shard.
+        where: for messages.
+
+    Raises:
+        CacheCorruptError: checksum or length is wrong.
+    """
+    pairs = np.frombuffer(decode_plain(data, 16 * num_rows, where), "<u8").reshape(-1, 2)
+    return [
+        None if start == _NOTHING else (int(start), int(start + length)) for start, length in pairs
+    ]
+
+
+def index_bytes(num_rows: int) -> int:
+    """Return the length of a shard's index: two uint64 a row and a checksum."""
+    return 16 * num_rows + _CRC_BYTES
+
+
+def encode_plain(data: bytes) -> bytes:
+    """Return an uncompressed chunk: the bytes and their crc32c."""
+    return data + int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
+
+
+def _checksum_holds(data: bytes) -> bool:
+    stored = int.from_bytes(data[-_CRC_BYTES:], "little")
+    return bool(google_crc32c.value(data[:-_CRC_BYTES]) == stored)
+
+
+REPAIR = "Restore the file from a copy, or extract the cache again."

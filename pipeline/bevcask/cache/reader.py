@@ -1,0 +1,353 @@
+"""Reading a cache: by token, lazily by dask or xarray. Every byte that is served has been checked.
+
+Opening reads the small files once and checks them against the digests in the root's zarr.json,
+which carries its own. A row read checks the shard's index and the row's chunk by crc32c.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevcask.cache.files import Files
+from bevcask.cache.layout import (
+    FORMAT,
+    NUM_COMMIT_BYTES,
+    SCHEMA_VERSION,
+    ArraySpec,
+    Encoded,
+    FrameTable,
+    Layout,
+    arrays_of,
+    commit_key,
+)
+from bevcask.cache.objects import (
+    REPAIR,
+    Committed,
+    decode_chunk,
+    decode_index,
+    decode_plain,
+    index_bytes,
+    open_json,
+)
+from bevcask.errors import (
+    CacheCorruptError,
+    CacheIdentityError,
+    CacheIncompleteError,
+    TokenNotCachedError,
+    UnknownNameError,
+)
+from bevcask.registry import suggest
+from bevcask.targets.spec import TargetSpec
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+_CACHED_INDEXES = 4096
+_CACHED_CHUNKS = 512
+_PROVENANCE = "provenance/zarr.json"
+
+
+def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
+    """Open a cache for reading.
+
+    Args:
+        url: local path or fsspec URL.
+        allow_unsealed: also open a cache whose extraction has not finished; its missing frames
+            raise when read.
+
+    Raises:
+        CacheIncompleteError: there is no cache, or it is not sealed.
+        CacheIdentityError: another format or schema version.
+        CacheCorruptError: metadata, frames or commit are damaged.
+    """
+    return Cache(url, allow_unsealed)
+
+
+class Cache:
+    """An open cache. Can be pickled and survives a fork; every process reads for itself."""
+
+    def __init__(self, url: str, allow_unsealed: bool = False) -> None:
+        self.url = url
+        self._allow_unsealed = allow_unsealed
+        self._files = Files(url)
+        self.attributes = read_root(self._files)
+        small = self._read_small()
+        self.provenance: dict[str, Any] = open_json(small.pop(_PROVENANCE), f"{url}/{_PROVENANCE}")[
+            "provenance"
+        ]
+        specs = [TargetSpec.from_dict(spec) for spec in self.attributes["specs"]]
+        self.frames = self._read_frames(small)
+        self.layout = Layout(self.frames, specs, self.attributes["shard_rows"])
+        self.commit = self._read_commit()
+        if not self.sealed and not allow_unsealed:
+            raise CacheIncompleteError(
+                f"cache {url} is not sealed: {len(self.commit)} of {self.layout.num_shards} shards "
+                "are committed. Run the `bevcask teacher-extract` command that began it again; it "
+                "goes on from here."
+            )
+        self._arrays = {
+            name: {array.key.rpartition("/")[2]: array for array in arrays_of(spec, self._num_rows)}
+            for name, spec in self.specs.items()
+        }
+        self._order = {array.key: number for number, array in enumerate(self.layout.arrays)}
+        self._index = lru_cache(_CACHED_INDEXES)(self._read_index)
+        self._chunk = lru_cache(_CACHED_CHUNKS)(self._read_chunk)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, (self.url, self._allow_unsealed)
+
+    @property
+    def _num_rows(self) -> int:
+        return self.layout.num_rows
+
+    @property
+    def specs(self) -> dict[str, TargetSpec]:
+        """Target name -> how it is stored."""
+        return self.layout.specs
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The identity tree the extraction gave."""
+        return dict(self.attributes["fingerprint"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The whole identity tree: fingerprint, selection, targets, schema."""
+        return self.layout.identity(self.fingerprint)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the plan said."""
+        return dict(self.attributes["plan"])
+
+    @property
+    def id(self) -> str:
+        """SHA-256 (hex) of the identity tree; student checkpoints record it."""
+        return str(self.attributes["id"])
+
+    @property
+    def sealed(self) -> bool:
+        """True once every shard was committed and the commit digested."""
+        return bool(self.attributes["state"] == "sealed")
+
+    @property
+    def committed(self) -> frozenset[int]:
+        """Shards whose rows can be read."""
+        return frozenset(self.commit)
+
+    @property
+    def coverage(self) -> dict[str, tuple[int, int]]:
+        """Scene -> (frames that can be read, frames of the selection)."""
+        found: dict[str, tuple[int, int]] = {}
+        for shard in range(self.layout.num_shards):
+            frames = self.layout.frames_of(shard)
+            scene = self.frames.scenes[frames[0]]
+            done, total = found.get(scene, (0, 0))
+            readable = len(frames) if shard in self.commit else 0
+            found[scene] = (done + readable, total + len(frames))
+        return found
+
+    def raw_bytes(self, name: str) -> int:
+        """Return the bytes of a target's frames as the teacher says them, float32."""
+        return 4 * len(self.frames.tokens) * int(np.prod(self._spec(name).tap.shape))
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a target's committed shard objects."""
+        self._spec(name)
+        numbers = [self._order[array.key] for array in self._arrays[name].values()]
+        return sum(rows[number].length for rows in self.commit.values() for number in numbers)
+
+    def read(
+        self, token: str, names: Collection[str] | None = None
+    ) -> dict[str, Encoded[npt.NDArray[Any]]]:
+        """Return the targets of one frame, still quantised.
+
+        Args:
+            token: sample token.
+            names: targets; None means all.
+
+        Returns:
+            Target name -> arrays of one sample: values (spec.tap.shape), scale, region bool (Y, X),
+            count int64 (). `quantize.dequantize` makes float32 of them.
+
+        Raises:
+            TokenNotCachedError: the token is not in the selection.
+            UnknownNameError: no such target.
+            CacheIncompleteError: its shard is not committed.
+            CacheCorruptError: stored bytes are damaged or missing.
+        """
+        row = self.layout.row_of.get(token)
+        if row is None:
+            raise TokenNotCachedError(
+                f"sample {token!r} is not in cache {self.url}, which holds "
+                f"{len(self.frames.tokens)} frames of {len(self.coverage)} scenes. Select frames of "
+                "the cache, or extract a cache with this selection to another URL."
+            )
+        wanted = list(self.specs) if names is None else list(names)
+        return {name: self._read_target(self._spec(name), row) for name in wanted}
+
+    def _read_target(self, spec: TargetSpec, row: int) -> Encoded[npt.NDArray[Any]]:
+        shard, place = divmod(row, self.layout.shard_rows)
+        if shard not in self.commit:
+            raise CacheIncompleteError(
+                f"cache {self.url}: shard {shard} is not committed ({len(self.commit)} of "
+                f"{self.layout.num_shards} are). Run the `bevcask teacher-extract` command that "
+                "began it again."
+            )
+        arrays = self._arrays[spec.name]
+        whole = {
+            part: self._chunk(arrays[part], shard)[place].copy()
+            for part in ("scale", "region", "count")
+            if part in arrays
+        }
+        region = whole.get("region")
+        if region is not None:
+            shape = spec.tap.shape[-2:]
+            bits = np.unpackbits(region, count=shape[0] * shape[1], bitorder="little")
+            region = bits.reshape(shape).astype(bool)
+        values = self._read_row(arrays["values"], shard, place)
+        return Encoded(values, whole.get("scale"), region, whole.get("count"))
+
+    def _spec(self, name: str) -> TargetSpec:
+        if name not in self.specs:
+            raise UnknownNameError(
+                f"cache {self.url} has no target {name!r}.{suggest(name, self.specs)} "
+                f"Known: {', '.join(self.specs)}."
+            )
+        return self.specs[name]
+
+    def dask(self, name: str) -> "dask.array.Array":
+        """Return a target lazily: float32 (frame, ...), one dask chunk a shard, no pad rows."""
+        from bevcask.cache.lazy import lazy_values
+
+        self._spec(name)
+        return lazy_values(self, name)
+
+    def xarray(self, name: str) -> "xarray.Dataset":
+        """Return a target lazily with token, scene, time and metric coordinates, no pad rows."""
+        from bevcask.cache.lazy import lazy_dataset
+
+        self._spec(name)
+        return lazy_dataset(self, name)
+
+    def _read_row(self, array: ArraySpec, shard: int, place: int) -> npt.NDArray[Any]:
+        """Return one row of `values`; reads its inner chunk and nothing else."""
+        shape = array.shape[1:]
+        span = self._index(array, shard)[place] if self._length(array, shard) else None
+        if span is None:
+            return np.zeros(shape, array.dtype)
+        key = array.object_key(shard)
+        data = self._files.get_range(key, *span)
+        return decode_chunk(self._present(data, key), shape, array.dtype, f"{self.url}/{key}")
+
+    def _read_index(self, array: ArraySpec, shard: int) -> list[tuple[int, int] | None]:
+        rows, length, key = (
+            self.layout.shard_rows,
+            self._length(array, shard),
+            array.object_key(shard),
+        )
+        data = self._files.get_range(key, max(0, length - index_bytes(rows)), length)
+        return decode_index(self._present(data, key), rows, f"{self.url}/{key}")
+
+    def _read_chunk(self, array: ArraySpec, shard: int) -> npt.NDArray[Any]:
+        """Return a whole chunk of an array that is not sharded."""
+        shape = (self.layout.shard_rows, *array.shape[1:])
+        if self._length(array, shard) == 0:
+            return np.zeros(shape, array.dtype)
+        key = array.object_key(shard)
+        data = self._present(self._files.get(key), key)
+        return decode_chunk(data, shape, array.dtype, f"{self.url}/{key}")
+
+    def _length(self, array: ArraySpec, shard: int) -> int:
+        return self.commit[shard][self._order[array.key]].length
+
+    def _present(self, data: bytes | None, key: str) -> bytes:
+        if data is None:
+            raise CacheCorruptError(f"{self.url}/{key}: committed, but gone. {REPAIR}")
+        return data
+
+    def _read_small(self) -> dict[str, bytes]:
+        """Return metadata, frames and coordinates, each checked against its digest."""
+        digests: Mapping[str, str] = self.attributes["files"]
+        found = self._files.get_many([*digests, _PROVENANCE])
+        small = {key: self._present(data, key) for key, data in found.items()}
+        bad = [k for k in digests if hashlib.sha256(small[k]).hexdigest() != digests[k]]
+        if bad:
+            raise CacheCorruptError(
+                f"{self.url}/{bad[0]}: its bytes do not match the digest in zarr.json "
+                f"({len(bad)} of {len(digests)} files do not). {REPAIR}"
+            )
+        return small
+
+    def _read_frames(self, small: Mapping[str, bytes]) -> FrameTable:
+        num_rows = self.attributes["num_shards"] * self.attributes["shard_rows"]
+
+        def column(name: str, dtype: str, *shape: int) -> npt.NDArray[Any]:
+            key = "/".join(["frames", name, "c", *["0"] * (1 + len(shape))])
+            return decode_chunk(
+                self._present(small.get(key), key), (num_rows, *shape), dtype, f"{self.url}/{key}"
+            )
+
+        valid = column("valid", "bool")
+        names = self.attributes["scenes"]
+        return FrameTable(
+            tokens=[bytes(row).hex() for row in column("sample_token", "uint8", 16)[valid]],
+            scenes=[names[number] for number in column("scene", "int32")[valid]],
+            timestamps=column("timestamp", "float64")[valid],
+            lidar_to_global=column("lidar_to_global", "float64", 4, 4)[valid],
+        )
+
+    def _read_commit(self) -> dict[int, list[Committed]]:
+        num_shards = self.layout.num_shards
+        chunks = self._files.get_many(commit_key(shard) for shard in range(num_shards))
+        if self.sealed and None in chunks.values():
+            gone = next(key for key, data in chunks.items() if data is None)
+            raise CacheCorruptError(f"{self.url}/{gone}: sealed, but gone. {REPAIR}")
+        width = NUM_COMMIT_BYTES * len(self.layout.arrays)
+        rows = {
+            shard: decode_plain(data, width, f"{self.url}/{key}")
+            for shard, (key, data) in enumerate(chunks.items())
+            if data is not None
+        }
+        if self.sealed:
+            digest = hashlib.sha256(b"".join(rows.values())).hexdigest()
+            if digest != self.attributes["commit"]:
+                raise CacheCorruptError(
+                    f"{self.url}/commit: does not match the digest in zarr.json. {REPAIR}"
+                )
+        return {shard: split_commit(data) for shard, data in rows.items()}
+
+
+def split_commit(data: bytes) -> list[Committed]:
+    """Return the entries of one shard's commit, in the order of `Layout.arrays`."""
+    starts = range(0, len(data), NUM_COMMIT_BYTES)
+    return [Committed.from_bytes(data[start : start + NUM_COMMIT_BYTES]) for start in starts]
+
+
+def read_root(files: Files) -> dict[str, Any]:
+    """Return the root attributes, checked.
+
+    Raises:
+        CacheIncompleteError: there is no cache.
+        CacheIdentityError: another format or schema version.
+        CacheCorruptError: the root's zarr.json is damaged.
+    """
+    data = files.get("zarr.json")
+    if data is None:
+        raise CacheIncompleteError(
+            f"no cache at {files.url}: expected zarr.json there. Check the URL, or make the cache "
+            f"with `bevcask teacher-extract {files.url}`."
+        )
+    attributes = open_json(data, f"{files.url}/zarr.json")
+    found = (attributes.get("format"), attributes.get("schema_version"))
+    if found != (FORMAT, SCHEMA_VERSION):
+        raise CacheIdentityError(
+            f"{files.url}: expected format {FORMAT} schema_version {SCHEMA_VERSION}, got "
+            f"{found[0]} {found[1]}. Read it with the bevcask that wrote it, or extract again."
+        )
+    return attributes

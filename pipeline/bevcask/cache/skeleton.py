@@ -1,0 +1,150 @@
+"""The small files of a cache: group and array metadata, frames, coordinates. Written once.
+
+zarr makes all of them in memory, so that they are what zarr makes; `writer.py` puts them on disk.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from bevcask.cache.layout import (
+    FORMAT,
+    NUM_COMMIT_BYTES,
+    SCHEMA_VERSION,
+    ArraySpec,
+    Layout,
+    group_of,
+)
+from bevcask.cache.objects import seal_json
+from bevcask.fingerprint import canonical, digest
+
+ROOT = "zarr.json"
+PROVENANCE = "provenance/zarr.json"
+
+
+def new_array(group: zarr.Group, array: ArraySpec, shard_rows: int) -> zarr.Array[Any]:
+    """Create the metadata of an array that is written shard by shard."""
+    inner: list[Any] = [BytesCodec(), ZstdCodec(level=1), Crc32cCodec()]
+    chunk = (shard_rows, *array.shape[1:])
+    serializer: Any = inner[0]
+    compressors = inner[1:]
+    if array.inner_rows is not None:
+        serializer = ShardingCodec(chunk_shape=(array.inner_rows, *array.shape[1:]), codecs=inner)
+        compressors = []
+    return group.create_array(
+        array.key,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=chunk,
+        serializer=serializer,
+        filters=None,
+        compressors=compressors,
+        fill_value=0,
+        dimension_names=array.dims,
+        config={"write_empty_chunks": False},
+    )
+
+
+def _whole(group: zarr.Group, key: str, data: npt.NDArray[Any], dims: Sequence[str]) -> None:
+    """Write an array of one chunk, also where it is all zero."""
+    array = group.create_array(
+        key,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=data.shape,
+        serializer=BytesCodec(),
+        filters=None,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=dims,
+        config={"write_empty_chunks": True},
+    )
+    array[...] = data
+
+
+def scene_numbers(layout: Layout) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Return the scene names in order and the number of each frame's scene."""
+    names = list(dict.fromkeys(layout.frames.scenes))
+    number = {name: i for i, name in enumerate(names)}
+    return names, np.array([number[scene] for scene in layout.frames.scenes], np.int32)
+
+
+def build(layout: Layout) -> dict[str, bytes]:
+    """Return every small file but the root's and the provenance's zarr.json."""
+    content: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(content))
+    for array in layout.arrays:
+        new_array(group, array, layout.shard_rows)
+    for spec in layout.specs.values():
+        if spec.tap.grid is not None:
+            centres_YX2 = spec.tap.grid.centres()
+            for dim, values in (("x", centres_YX2[0, :, 0]), ("y", centres_YX2[:, 0, 1])):
+                _whole(group, f"{group_of(spec)}/{dim}", values, (dim,))
+                group[f"{group_of(spec)}/{dim}"].attrs["units"] = "m"
+    _frames(group, layout)
+    group.create_array(
+        "commit",
+        shape=(layout.num_shards, len(layout.arrays), NUM_COMMIT_BYTES),
+        dtype="uint8",
+        chunks=(1, len(layout.arrays), NUM_COMMIT_BYTES),
+        serializer=BytesCodec(),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        dimension_names=("shard", "array", "byte"),
+        attributes={"arrays": [array.key for array in layout.arrays]},
+    )
+    return {key: value.to_bytes() for key, value in content.items() if key != ROOT}
+
+
+def _frames(group: zarr.Group, layout: Layout) -> None:
+    frames = layout.frames
+    tokens = np.frombuffer(bytes.fromhex("".join(frames.tokens)), np.uint8).reshape(-1, 16)
+    names, numbers = scene_numbers(layout)
+    _whole(group, "frames/sample_token", layout.per_row(tokens), ("row", "byte"))
+    _whole(group, "frames/scene", layout.per_row(numbers), ("row",))
+    group["frames/scene"].attrs["names"] = names
+    _whole(group, "frames/timestamp", layout.per_row(frames.timestamps), ("row",))
+    group["frames/timestamp"].attrs["unit"] = "seconds"
+    geometry = layout.per_row(frames.lidar_to_global)
+    _whole(group, "frames/lidar_to_global", geometry, ("row", "to", "from"))
+    _whole(group, "frames/valid", layout.valid, ("row",))
+
+
+def root_attributes(
+    layout: Layout, fingerprint: Mapping[str, Any], plan: Mapping[str, Any], small: dict[str, bytes]
+) -> dict[str, Any]:
+    """Return the attributes of the root group of a cache that is not sealed yet."""
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "id": digest(layout.identity(fingerprint)),
+        "state": "open",
+        "commit": None,
+        "shard_rows": layout.shard_rows,
+        "num_frames": len(layout.frames.tokens),
+        "num_shards": layout.num_shards,
+        "scenes": scene_numbers(layout)[0],
+        "specs": [canonical(spec.to_dict()) for spec in layout.specs.values()],
+        "plan": canonical(dict(plan)),
+        "fingerprint": canonical(dict(fingerprint)),
+        "files": {key: hashlib.sha256(small[key]).hexdigest() for key in sorted(small)},
+    }
+
+
+def group_json(attributes: Mapping[str, Any]) -> bytes:
+    """Return a group's zarr.json that carries its own digest."""
+    return seal_json({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
+
+
+def attributes_of(data: bytes) -> dict[str, Any]:
+    """Return the attributes in zarr.json bytes whose digest has been checked already."""
+    return dict(json.loads(data)["attributes"])
