@@ -185,8 +185,8 @@ class Cache:
         if row is None:
             raise TokenNotCachedError(
                 f"sample {token!r} is not in cache {self.url}, which holds "
-                f"{len(self.frames.tokens)} frames of {len(self.coverage)} scenes. Select frames of "
-                "the cache, or extract a cache with this selection to another URL."
+                f"{len(self.frames.tokens)} frames of {len(self.coverage)} scenes. Select frames "
+                "of the cache, or extract a cache with this selection to another URL."
             )
         wanted = list(self.specs) if names is None else list(names)
         return {name: self._read_target(self._spec(name), row) for name in wanted}

@@ -99,7 +99,7 @@ def build(layout: Layout) -> dict[str, bytes]:
         filters=None,
         compressors=[Crc32cCodec()],
         fill_value=0,
-        dimension_names=("shard", "array", "byte"),
+        dimension_names=("shard", "array", "commit_byte"),
         attributes={"arrays": [array.key for array in layout.arrays]},
     )
     return {key: value.to_bytes() for key, value in content.items() if key != ROOT}
@@ -109,7 +109,7 @@ def _frames(group: zarr.Group, layout: Layout) -> None:
     frames = layout.frames
     tokens = np.frombuffer(bytes.fromhex("".join(frames.tokens)), np.uint8).reshape(-1, 16)
     names, numbers = scene_numbers(layout)
-    _whole(group, "frames/sample_token", layout.per_row(tokens), ("row", "byte"))
+    _whole(group, "frames/sample_token", layout.per_row(tokens), ("row", "token_byte"))
     _whole(group, "frames/scene", layout.per_row(numbers), ("row",))
     group["frames/scene"].attrs["names"] = names
     _whole(group, "frames/timestamp", layout.per_row(frames.timestamps), ("row",))
