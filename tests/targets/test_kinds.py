@@ -1,0 +1,183 @@
+"""Kinds: checks, codecs, alignment classes, bytes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bevcask.config import AugmentConfig
+from bevcask.errors import UnknownNameError
+from bevcask.geometry import CLASSES, Grid
+from bevcask.registry import KINDS
+from bevcask.targets.kinds import kind_of
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from contracts.kind import FLIPS, NOTHING, PIXELS, TURNS, KindContract
+
+GRID = Grid.square(4.0, 1.0)
+
+
+class TestDenseBEV(KindContract):
+    tap = TapInfo("bev.neck", "dense_bev", (5, 8, 8), GRID, nonnegative=True)
+
+    def good(self) -> torch.Tensor:
+        return torch.rand(2, 5, 8, 8) * 30
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        values = self.good()
+        values[1, 2, 3, 4] = -1.0
+        return {"declared non-negative, lowest value is -1": values}
+
+    def test_sign_decides_the_codec(self) -> None:
+        signed = replace(self.tap, nonnegative=False)
+        assert self.kind.codec(self.tap, Region()) == "uint8"
+        assert self.kind.codec(signed, Region()) == "int8"
+        self.kind.check(signed, self.good() - 10)
+
+    def test_classes_of_alignment(self) -> None:
+        assert self.kind.alignment(self.tap, PIXELS) == "exact"
+        assert self.kind.alignment(self.tap, FLIPS) == "exact"
+        assert self.kind.alignment(self.tap, TURNS) == "aligned"
+        scaled = AugmentConfig(bev_scale=(0.9, 1.1))
+        assert self.kind.alignment(self.tap, scaled) == "aligned"
+
+    def test_grid_is_needed_and_must_fit(self) -> None:
+        assert "needs a grid" in self.kind.describe_problems(replace(self.tap, grid=None))[0]
+        wider = replace(self.tap, shape=(5, 8, 9))
+        assert "does not fit its grid" in self.kind.describe_problems(wider)[0]
+
+    def test_region_costs_a_bit_a_cell(self) -> None:
+        whole = TargetSpec(self.tap, "float16")
+        part = TargetSpec(self.tap, "float16", Region("confident", 0.1))
+        assert self.kind.bytes_per_frame(part) - self.kind.bytes_per_frame(whole) == 64 // 8
+        odd = replace(self.tap, shape=(5, 3, 3), grid=Grid.square(1.5, 1.0))
+        assert (
+            self.kind.bytes_per_frame(TargetSpec(odd, "float16", Region("confident", 0.1)))
+            - self.kind.bytes_per_frame(TargetSpec(odd, "float16"))
+            == 2
+        )  # 9 bits
+
+
+class TestHeatmap(KindContract):
+    tap = TapInfo("head.heatmap", "heatmap", (10, 8, 8), GRID, True, CLASSES)
+
+    def good(self) -> torch.Tensor:
+        return torch.rand(2, 10, 8, 8)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {
+            "non-negative": self.good() - 0.5,
+            "must not exceed 1": self.good() + 0.5,
+        }
+
+    def test_classes_name_the_channels(self) -> None:
+        assert "class name a channel" in " ".join(
+            self.kind.describe_problems(replace(self.tap, classes=CLASSES[:3]))
+        )
+        assert "probabilities" in " ".join(
+            self.kind.describe_problems(replace(self.tap, nonnegative=False))
+        )
+
+    def test_codec_by_region(self) -> None:
+        assert self.kind.codec(self.tap, Region("confident", 0.1)) == "uint8"
+        assert self.kind.codec(self.tap, Region()) == "float16"
+
+    def test_a_byte_flips_thresholds_and_a_bit_does_not(self) -> None:
+        """Why the region is stored as bits: thresholding restored bytes or halves disagrees."""
+        generator = torch.Generator().manual_seed(0)
+        values = torch.rand((1, 10, 256, 256), generator=generator) ** 8 * 0.83
+        decided = values.amax(1) > 0.1
+        scale = values.amax((2, 3), keepdim=True) / 255
+        byte = (values / scale).round() * scale
+        half = values.half().float()
+        assert ((byte.amax(1) > 0.1) != decided).sum() > 10
+        assert ((half.amax(1) > 0.1) != decided).sum() > 0
+        stored = torch.where(decided[:, None], byte, 0.0)
+        assert (stored - values * decided[:, None]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+class TestBoxSet(KindContract):
+    tap = TapInfo("head.boxes", "box_set", (500, 11), classes=CLASSES)
+
+    def good(self) -> torch.Tensor:
+        boxes = torch.zeros(2, 500, 11)
+        boxes[:, :7, :9] = torch.randn(2, 7, 9)
+        boxes[:, :7, 3:6] = boxes[:, :7, 3:6].abs()
+        boxes[:, :7, 9] = torch.linspace(0.9, 0.1, 7)
+        boxes[:, :7, 10] = torch.arange(3, 10)
+        return boxes
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        cases = {
+            "sizes must not be negative": (4, -1.0),
+            r"scores must lie in \[0, 1\]": (9, 1.5),
+            "whole numbers": (10, 2.5),
+            "class 10 of a detector with 10": (10, 10.0),
+        }
+        broken = {}
+        for word, (column, value) in cases.items():
+            broken[word] = self.good()
+            broken[word][1, 3, column] = value
+        return broken
+
+    def test_boxes_move_in_closed_form(self) -> None:
+        assert self.kind.alignment(self.tap, TURNS) == "exact"
+
+    def test_columns(self) -> None:
+        assert "11 columns" in self.kind.describe_problems(replace(self.tap, shape=(500, 9)))[0]
+
+    def test_always_float32(self) -> None:
+        assert self.kind.codecs == ("float32",)
+
+
+class TestQuerySet(KindContract):
+    tap = TapInfo("query.last", "query_set", (90, 16))
+
+    def good(self) -> torch.Tensor:
+        return torch.randn(2, 90, 16)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.randn(2, 90, 17)}
+
+    def test_features_do_not_turn(self) -> None:
+        assert self.kind.alignment(self.tap, FLIPS) == "approximate"
+        assert self.kind.alignment(self.tap, TURNS) == "approximate"
+        assert self.kind.alignment(self.tap, PIXELS) == "exact"
+
+
+class TestImageFeature(KindContract):
+    tap = TapInfo("image.fpn0", "image_feature", (6, 4, 3, 5), depends_on_images=True)
+
+    def good(self) -> torch.Tensor:
+        return torch.randn(2, 6, 4, 3, 5)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.randn(2, 5, 4, 3, 5)}
+
+    def test_only_pixels_matter(self) -> None:
+        assert self.kind.alignment(self.tap, TURNS) == "exact"
+        for augment in (
+            AugmentConfig(resize=(-0.06, 0.11)),
+            AugmentConfig(crop=True),
+            AugmentConfig(image_flip=True),
+            AugmentConfig(image_rotation=5.4),
+        ):
+            assert self.kind.alignment(self.tap, augment) == "approximate"
+        assert self.kind.alignment(self.tap, NOTHING) == "exact"
+
+    def test_it_must_admit_to_images(self) -> None:
+        blind = replace(self.tap, depends_on_images=False)
+        assert "depends_on_images" in self.kind.describe_problems(blind)[0]
+
+
+def test_every_kind_has_a_contract_test() -> None:
+    tested = {
+        value.tap.kind
+        for value in globals().values()
+        if isinstance(value, type) and issubclass(value, KindContract) and value is not KindContract
+    }
+    assert tested == set(KINDS)
+
+
+def test_unknown_kind_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'heatmap'"):
+        kind_of(TapInfo("x", "heatmaps", (1,)))

@@ -1,0 +1,171 @@
+"""The plan: every unmet need at once, exact bytes, nominal sizes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
+from bevcask.errors import ConfigError, PlanError
+from bevcask.geometry import CLASSES, Grid
+from bevcask.methods import build_method
+from bevcask.targets.plan import nominal_frames, plan
+from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+
+GRID = Grid.square(51.2, 0.8)
+TAPS = {
+    tap.name: tap
+    for tap in (
+        TapInfo("bev.block1", "dense_bev", (128, 128, 128), GRID, nonnegative=True),
+        TapInfo("bev.block2", "dense_bev", (256, 64, 64), GRID.coarsen(2), nonnegative=True),
+        TapInfo("bev.neck", "dense_bev", (384, 128, 128), GRID, nonnegative=True),
+        TapInfo("bev.signed", "dense_bev", (2, 128, 128), GRID),
+        TapInfo("head.heatmap", "heatmap", (10, 128, 128), GRID, True, CLASSES),
+        TapInfo("head.boxes", "box_set", (500, 11), classes=CLASSES),
+        TapInfo("image.fpn0", "image_feature", (6, 4, 8, 22), depends_on_images=True),
+    )
+}
+AUTO = StoreConfig()
+NECK = Need("neck", "bev.neck", "dense_bev", normaliser="all")
+
+
+def distillbev_needs() -> list[Need]:
+    return build_method({"type": "distillbev"}).needs()
+
+
+def test_paper_size_distillbev_to_the_byte() -> None:
+    result = plan(distillbev_needs(), TAPS, 28130, AUTO, None)
+    size = result.bytes_per_frame
+    assert size == {
+        "bev.block1": 128 * 128 * 128 + 128 * 4,
+        "bev.block2": 256 * 64 * 64 + 256 * 4,
+        "bev.neck": 384 * 128 * 128 + 384 * 4,
+        "head.heatmap": 10 * 128 * 128 + 10 * 4 + 128 * 128 // 8,
+        "head.boxes": 500 * 11 * 4 + 8,
+    }
+    assert result.total_bytes == sum(size.values()) * 28130
+    assert result.bytes_by_target["bev.neck"] == size["bev.neck"] * 28130
+
+
+def test_float16_is_the_published_footprint() -> None:
+    """DistillBEV maps at float16: 18.87 MB a frame, 530.9 GB over nuScenes train."""
+    needs = [need for need in distillbev_needs() if need.kind == "dense_bev"]
+    result = plan(needs, TAPS, 28130, StoreConfig(codec="float16"), None)
+    dense = sum(size for name, size in result.bytes_by_target.items() if name != "head.boxes")
+    assert dense / 28130 == pytest.approx(18.87e6, rel=1e-3)
+    assert dense == pytest.approx(530.9e9, rel=1e-3)
+    [boxes] = [spec for spec in result.specs if spec.name == "head.boxes"]
+    assert boxes.codec == "float32"
+
+
+def test_boxes_come_along_once() -> None:
+    assert [spec.name for spec in plan([], TAPS, 1, AUTO, None).specs] == ["head.boxes"]
+    need = Need("boxes", "head.boxes", "box_set")
+    assert [spec.name for spec in plan([need], TAPS, 1, AUTO, None).specs] == ["head.boxes"]
+    headless = {"bev.neck": TAPS["bev.neck"]}
+    assert [spec.name for spec in plan([NECK], headless, 1, AUTO, None).specs] == ["bev.neck"]
+
+
+def test_every_problem_in_one_message() -> None:
+    needs = [
+        Need("a", "bev.nekc", "dense_bev"),
+        Need("b", "head.heatmap", "dense_bev"),
+        Need("c", "bev.neck", "dense_bev", Region("confident", 0.1), normaliser="all"),
+        Need("d", "head.boxes", "box_set", Region("confident", 0.1)),
+    ]
+    with pytest.raises(PlanError) as caught:
+        plan(needs, TAPS, 1, AUTO, None)
+    message = str(caught.value)
+    assert "no tap 'bev.nekc'. Did you mean 'bev.neck'?" in message
+    assert "'head.heatmap' is a heatmap, expected a dense_bev" in message
+    assert "bev.block1, bev.block2, bev.neck, bev.signed" in message
+    assert "need 'c': its sums run over all cells" in message
+    assert "a box_set cannot be stored on region 'confident'" in message
+    assert message.count("\n- ") == 4
+
+
+def test_image_features_under_image_augmentation() -> None:
+    need = Need("fpn", "image.fpn0", "image_feature")
+    flip = AugmentConfig(image_flip=True)
+    with pytest.raises(PlanError, match="'fpn'.*changes with the pixels"):
+        plan([need], TAPS, 1, AUTO, flip)
+    allowed = plan([need], TAPS, 1, AUTO, flip, approximate=True)
+    assert allowed.specs[0].alignment == "approximate"
+    assert (
+        plan([need], TAPS, 1, AUTO, AugmentConfig(bev_rotation=0.3)).specs[0].alignment == "exact"
+    )
+
+
+def test_alignment_follows_the_augmentation() -> None:
+    for augment, expected in (
+        (None, "exact"),
+        (AugmentConfig(bev_flip_x=True, image_flip=True), "exact"),
+        (AugmentConfig(bev_rotation=0.3), "aligned"),
+    ):
+        result = plan([NECK], TAPS, 1, AUTO, augment)
+        assert {spec.name: spec.alignment for spec in result.specs} == {
+            "bev.neck": expected,
+            "head.boxes": "exact",
+        }
+
+
+def test_codec_choice_is_checked() -> None:
+    signed = Need("s", "bev.signed", "dense_bev")
+    assert plan([signed], TAPS, 1, AUTO, None).specs[0].codec == "int8"
+    with pytest.raises(PlanError, match=r"bev.signed: has negative values.*int8"):
+        plan([signed], TAPS, 1, StoreConfig(codec="uint8"), None)
+    queries = {"query.last": TapInfo("query.last", "query_set", (9, 4))}
+    with pytest.raises(PlanError, match="query_set cannot be stored as uint8"):
+        plan([Need("q", "query.last", "query_set")], queries, 1, StoreConfig(codec="uint8"), None)
+
+
+def test_needs_of_one_tap_share_a_target() -> None:
+    confident = Need("mask", "head.heatmap", "heatmap", Region("confident", 0.1))
+    whole = Need("scores", "head.heatmap", "heatmap")
+    for needs, region, codec in (
+        ([confident], confident.region, "uint8"),
+        ([confident, confident], confident.region, "uint8"),
+        ([whole], Region(), "float16"),
+        ([confident, whole], Region(), "float32"),
+        ([confident, replace(confident, region=Region("confident", 0.2))], Region(), "float32"),
+    ):
+        result = plan(needs, TAPS, 1, AUTO, None)
+        spec = result.specs[0]
+        assert (spec.region, spec.codec) == (region, codec)
+        assert result.roles["head.heatmap"] == tuple(need.role for need in needs)
+
+
+def test_wrong_description_is_found_before_any_data() -> None:
+    taps = {"bev.neck": replace(TAPS["bev.neck"], shape=(384, 64, 64))}
+    with pytest.raises(PlanError, match="does not fit its grid"):
+        plan([NECK], taps, 1, AUTO, None)
+
+
+def test_plan_is_plain_json() -> None:
+    result = plan(distillbev_needs(), TAPS, 7, AUTO, None)
+    data = json.loads(json.dumps(result.to_dict()))
+    assert data == result.to_dict()
+    assert data["frames"] == 7
+    assert data["total_bytes"] == sum(row["bytes"] for row in data["targets"])
+    row = next(row for row in data["targets"] if row["name"] == "head.heatmap")
+    assert row["region"] == "confident > 0.1"
+    assert row["roles"] == ["confidence"]
+    for spec in result.specs:
+        assert TargetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_nominal_frames(tmp_path: Path) -> None:
+    def dataset(**changes: object) -> DatasetConfig:
+        return DatasetConfig.model_validate({"root": str(tmp_path), **changes})
+
+    assert nominal_frames(dataset()) == 28130
+    assert nominal_frames(dataset(split="val")) == 6019
+    assert nominal_frames(dataset(split="mini_train")) == 323
+    assert nominal_frames(dataset(split="mini_val")) == 81
+    assert nominal_frames(dataset(limit=24)) == 24
+    for changes, word in (({"split": "toy"}, "split 'toy'"), ({"scenes": ["a"]}, "named scenes")):
+        with pytest.raises(ConfigError, match=word):
+            nominal_frames(dataset(**changes))
+    (tmp_path / "v1.0-trainval").mkdir()
+    assert nominal_frames(dataset(split="toy")) is None
