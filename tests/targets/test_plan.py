@@ -88,7 +88,7 @@ def test_every_problem_in_one_message() -> None:
 def test_image_features_under_image_augmentation() -> None:
     need = Need("fpn", "image.fpn0", "image_feature")
     flip = AugmentConfig(image_flip=True)
-    with pytest.raises(PlanError, match="'fpn'.*changes with the pixels"):
+    with pytest.raises(PlanError, match=r"'fpn'.*changes with the pixels"):
         plan([need], TAPS, 1, AUTO, flip)
     allowed = plan([need], TAPS, 1, AUTO, flip, approximate=True)
     assert allowed.specs[0].alignment == "approximate"
