@@ -51,6 +51,10 @@ class TokenNotCachedError(BevcaskError, KeyError):
     """A sample token has no row in the cache."""
 
 
+class DivergedError(BevcaskError, ArithmeticError):
+    """A training loss is no longer a finite number."""
+
+
 class DiskFullError(BevcaskError, OSError):
     """The store would not fit on the disk it is written to."""
 
