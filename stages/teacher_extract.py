@@ -8,26 +8,27 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from bevcask.cache.quantize import Encoded, concatenate, encode
+from bevcask.cache.layout import Encoded, FrameTable, concatenate
+from bevcask.cache.quantize import encode
 from bevcask.cache.reader import open_cache
-from bevcask.cache.writer import FrameTable, WriteQueue, Writer, create
+from bevcask.cache.writer import WriteQueue, Writer, create
 from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
-from bevcask.data.loader import SampleReader, collate, worker_options
+from bevcask.data.loader import FrameSource, Key, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
 from bevcask.errors import ConfigError, DiskFullError
-from bevcask.geometry import CLASSES
+from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.methods import build_method
-from bevcask.progress import progress_bar
+from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import pick_device, provenance
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
@@ -88,9 +89,12 @@ def run(config: RunConfig) -> dict[str, Any]:
 def identity(teacher: Teacher, frames: Frames) -> dict[str, Any]:
     """Return the fingerprint tree: everything that decides what this teacher says here."""
     inputs = teacher.inputs()
+    sensors = (CAMERAS if inputs.image_size_HW else ()) + (
+        ("LIDAR_TOP",) if inputs.num_sweeps else ()
+    )
     return {
         "teacher": teacher.fingerprint(),
-        "dataset": frames.identity(),
+        "dataset": frames.identity(sensors, max(inputs.num_sweeps, 1), annotations=False),
         "classes": list(CLASSES),
         "preprocessing": {
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
@@ -101,26 +105,25 @@ def identity(teacher: Teacher, frames: Frames) -> dict[str, Any]:
     }
 
 
-class ShardBatches(Dataset[tuple[int, Batch, bool]]):
-    """Teacher input in row order; no batch crosses a shard, so resume repeats the same batches."""
+@dataclass(frozen=True)
+class Step:
+    """One forward: a batch never crosses a shard, so a resumed run repeats the same batches."""
 
-    def __init__(
-        self, reader: SampleReader, shards: list[tuple[int, list[str]]], batch_size: int
-    ) -> None:
-        self._reader = reader
-        self._items = [
-            (shard, tokens[first : first + batch_size], first + batch_size >= len(tokens))
-            for shard, tokens in shards
-            for first in range(0, len(tokens), batch_size)
-        ]
+    shard: int
+    keys: list[Key]
+    completes_shard: bool
 
-    def __len__(self) -> int:
-        return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[int, Batch, bool]:
-        """Return the shard, its next batch, and whether that completes the shard."""
-        shard, tokens, last = self._items[index]
-        return shard, collate([self._reader.read(token) for token in tokens]), last
+def steps_of(writer: Writer, frames: Frames, batch_size: int) -> list[Step]:
+    """Return the forwards that fill every missing shard, in row order."""
+    position = {token: index for index, token in enumerate(frames.tokens)}
+    steps = []
+    for shard in writer.missing():
+        keys: list[Key] = [(position[token], 0) for token in writer.tokens(shard)]
+        for first in range(0, len(keys), batch_size):
+            last = first + batch_size >= len(keys)
+            steps.append(Step(shard, keys[first : first + batch_size], last))
+    return steps
 
 
 def _fill(
@@ -132,72 +135,81 @@ def _fill(
     device: torch.device,
 ) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
-    missing = writer.missing()
-    shards = [(shard, writer.tokens(shard)) for shard in missing]
+    steps = steps_of(writer, frames, config.loader.batch_size)
+    if not steps:
+        return
     reader = SampleReader(frames, teacher.inputs(), augment=None, seed=config.seed)
-    batches = ShardBatches(reader, shards, config.loader.batch_size)
-    loader = DataLoader(batches, batch_size=None, **worker_options(config.loader.num_workers))
-    todo = sum(len(tokens) for _, tokens in shards)
-    done = len(frames.tokens) - todo
+    loader = build_loader(
+        FrameSource(reader), [step.keys for step in steps], config.loader.num_workers
+    )
+    done = len(frames) - sum(len(step.keys) for step in steps)
     if done:
-        _log.info("resuming: %d of %d frames are committed", done, len(frames.tokens))
+        _log.info("resuming: %d of %d frames are committed", done, len(frames))
     with (
         WriteQueue(writer, config.store.queue) as queue,
-        progress_bar("extract", len(frames.tokens), done) as bar,
+        progress_bar("extract", len(frames), done) as bar,
     ):
-        for shard, arrays, rows in encoded_shards(teacher, specs, loader, device):
+        ticking = ticks(zip(steps, loader, strict=True), bar, queue)
+        for shard, arrays in encoded_shards(teacher, specs, ticking, device):
             queue.put(shard, arrays)
-            if shard == missing[0]:
-                queue.join()
-                check_free_disk(writer, len(missing) - 1)
-            bar.advance(rows, f"{queue.bytes_written / 1e9:.2f} GB")
+            check_free_disk(writer, queue.num_bytes, queue.num_shards)
+
+
+def ticks(
+    batches: Iterable[tuple[Step, Batch]], bar: Ticker, queue: WriteQueue
+) -> Iterator[tuple[Step, Batch]]:
+    """Pass batches on and move the bar once each has been used."""
+    for step, batch in batches:
+        yield step, batch
+        bar.advance(len(step.keys), f"{queue.num_bytes / 1e9:.3f} GB written")
 
 
 def encoded_shards(
     teacher: Teacher,
     specs: tuple[TargetSpec, ...],
-    loader: Iterable[tuple[int, Batch, bool]],
+    batches: Iterable[tuple[Step, Batch]],
     device: torch.device,
-) -> Iterator[tuple[int, dict[str, Encoded], int]]:
-    """Yield (shard, encoded targets by name, rows) as the teacher completes them."""
+) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
+    """Yield (shard, encoded targets by name) as the teacher completes them."""
     names = [spec.name for spec in specs]
-    parts: list[dict[str, Encoded]] = []
-    for shard, batch, last in loader:
+    parts: list[dict[str, Encoded[Any]]] = []
+    for step, batch in batches:
         outputs = teacher(batch.to(device), names)
-        parts.append(
-            {
-                spec.name: encode(
-                    outputs[spec.name],
-                    spec,
-                    count=outputs.get(f"{spec.name}.count"),
-                    tokens=batch.tokens,
-                )
-                for spec in specs
-            }
-        )
-        if last:
-            joined = {name: concatenate([part[name] for part in parts]) for name in names}
-            yield shard, joined, sum(len(part[names[0]].values) for part in parts)
+        parts.append(encode_targets(outputs, specs, batch.tokens))
+        if step.completes_shard:
+            yield step.shard, {n: concatenate([part[n] for part in parts]) for n in names}
             parts = []
 
 
-def check_free_disk(writer: Writer, shards_left: int) -> None:
-    """Compare what one committed shard took, times the shards left, with the free disk.
+def encode_targets(
+    outputs: dict[str, Tensor], specs: Iterable[TargetSpec], tokens: list[str]
+) -> dict[str, Encoded[Tensor]]:
+    """Apply region and codec of every spec to a teacher's outputs, on their device."""
+    return {
+        spec.name: encode(
+            outputs[spec.name], spec, count=outputs.get(f"{spec.name}.count"), tokens=tokens
+        )
+        for spec in specs
+    }
+
+
+def check_free_disk(writer: Writer, written_bytes: int, written_shards: int) -> None:
+    """Once the first shard is written, compare the projected size with the free disk.
 
     Raises:
         DiskFullError: it would not fit; nothing written so far is lost.
     """
-    if writer.local_path is None or shards_left == 0:
+    left, url = len(writer.missing()), writer.cache.url
+    if written_shards != 1 or left == 0 or "://" in url:
         return
-    needed = writer.bytes_per_shard() * shards_left
-    free = shutil.disk_usage(writer.local_path).free
+    needed = written_bytes * left
+    free = shutil.disk_usage(url).free
     if needed > free:
         raise DiskFullError(
-            f"{writer.local_path}: {shards_left} more shards of about "
-            f"{needed / shards_left / 1e6:.1f} MB need {needed / 1e9:.2f} GB, the disk has "
-            f"{free / 1e9:.2f} GB free, {(needed - free) / 1e9:.2f} GB short. What is committed "
-            "stays; free some space, then run the same command again, or pick a smaller "
-            "store.codec and another URL."
+            f"{url}: {left} more shards of about {written_bytes / 1e6:.1f} MB need "
+            f"{needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free: "
+            f"{(needed - free) / 1e9:.3f} GB short. What is committed stays; free some space, then "
+            "run the same command again, or pick a smaller store.codec and another URL."
         )
 
 

@@ -34,6 +34,7 @@ Words = Annotated[
     list[str] | None, typer.Argument(metavar="[URL] [KEY=VALUE]...", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
+_PIPE_WIDTH = 120
 
 _SECTIONS = {
     "plan": ("dataset", "teacher", "method", "store", "augment"),
@@ -145,7 +146,8 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
         render = getattr(module, "render", _render)
-        Console().print(render(result))
+        wide = None if sys.stdout.isatty() else _PIPE_WIDTH
+        Console(width=wide).print(render(result))
     if result.get("ok") is False:
         raise typer.Exit(1)
 

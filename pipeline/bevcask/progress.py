@@ -10,6 +10,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -28,15 +29,19 @@ class _Rate(ProgressColumn):
 class Ticker:
     """Handle of one running bar."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move the bar; `note` (e.g. `3.1 GB`) is shown behind it."""
-        self._progress.advance(self._task, steps)  # type: ignore[arg-type]
+        self._progress.advance(self._task, steps)
         if note is not None:
-            self._progress.update(self._task, note=note)  # type: ignore[arg-type]
+            self._progress.update(self._task, note=note)
+
+    def move_to(self, done: int, total: int) -> None:
+        """Set the bar to `done` of `total` steps."""
+        self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager
