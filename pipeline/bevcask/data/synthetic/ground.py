@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from bevcask.data.synthetic.raycast import (
+    FILM,
     PosedParts,
     division_by_zero_is_inf,
     intersect,
@@ -62,7 +63,7 @@ class Ground:
         """Drivable surface and sidewalks: 255, else 0; row 0 is the largest y, as in nuScenes."""
         on_K = np.full(8, 255, np.uint8)
         on_K[[GRASS, LOT]] = 0
-        return np.flipud(np.repeat(on_K, 32)[self.code_YX])
+        return np.asarray(np.flipud(np.repeat(on_K, 32)[self.code_YX]))
 
 
 def colour_of_code() -> Array:
@@ -70,7 +71,8 @@ def colour_of_code() -> Array:
     code = np.arange(256)
     tone = 0.82 + 0.36 * ((code >> 1) % _TONES) / (_TONES - 1)
     light = np.where(code & 1, SHADOW, 1.0)
-    return np.minimum(COLOURS_K3[code >> 5] * (tone * light)[:, None], 255).astype(np.float32)
+    colour = np.minimum(COLOURS_K3[code >> 5] * (tone * light)[:, None], 255)
+    return np.asarray(colour.astype(np.float32))
 
 
 def _block_coordinates(road: Road) -> tuple[Array, Array]:
@@ -152,9 +154,7 @@ def static_shadow(world: World, shape: tuple[int, ...]) -> Array:
     return shadow
 
 
-def cast_shadows(
-    world: World, posed: PosedParts, owners: Array, shadow_YX: Array
-) -> list[tuple[slice, slice]]:
+def cast_shadows(world: World, posed: PosedParts, owners: Array, shadow_YX: Array) -> None:
     """Set the cells of `shadow_YX` that the parts of `owners` keep from the sun to 1.
 
     Args:
@@ -162,9 +162,6 @@ def cast_shadows(
         posed: its parts at one time, global frame.
         owners: entities that cast shadows.
         shadow_YX: changed in place.
-
-    Returns:
-        The windows touched.
     """
     sun = world.sun_3
     reach_P3 = np.einsum("pij,pj->pi", np.abs(posed.rotation_P33), posed.half_P3)
@@ -176,8 +173,8 @@ def cast_shadows(
     limit = np.array(shadow_YX.shape[::-1])
     first = np.clip(np.floor(first), 0, limit).astype(int)
     last = np.clip(np.ceil(last), 0, limit).astype(int)
-    windows = []
-    for p in np.flatnonzero(np.isin(world.parts.owner_P, owners)):
+    solid = posed.half_P3.min(axis=1) > FILM
+    for p in np.flatnonzero(solid & np.isin(world.parts.owner_P, owners)):
         window = (slice(first[p, 1], last[p, 1]), slice(first[p, 0], last[p, 0]))
         if (last[p] - first[p]).min() <= 0:
             continue
@@ -195,5 +192,3 @@ def cast_shadows(
         kind, taper = int(world.parts.kind_P[p]), float(world.parts.taper_P[p])
         with division_by_zero_is_inf():
             shadow_YX[window] |= intersect(kind, taper, origin, ray) < np.inf
-        windows.append(window)
-    return windows

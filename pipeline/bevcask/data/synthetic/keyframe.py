@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from bevcask.data.synthetic.config import SynthesizeConfig
 from bevcask.data.synthetic.ground import Ground, build_ground, cast_shadows
@@ -27,6 +28,7 @@ from bevcask.data.synthetic.world import KEYFRAME_PERIOD, World, build_world
 
 Array = npt.NDArray[Any]
 
+SHADOW_RANGE = 60.0  # metres
 _GROUND, _SCAN = 1, 2  # random streams of a scene; the world itself uses 0
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -123,7 +125,7 @@ def write_keyframe(config: SynthesizeConfig, scene: int, index: int) -> Seen:
         points = scan(world, ground, moment, rng)
         points.tofile(root / file_name(scene, LIDAR_CHANNEL, moment, moment == t))
     shadow = np.zeros(ground.code_YX.shape, np.uint8)
-    cast_shadows(world, pose_parts(world, t), world.moving, shadow)
+    cast_shadows(world, pose_parts(world, t), near_ego(world, world.moving, t), shadow)
     visible, outline = np.zeros((2, len(world.entities)), np.int64)
     for channel, camera in CAMERAS.items():
         moment = t - camera.delay
@@ -145,12 +147,21 @@ def count_points(world: World, points_M5: Array, t: float) -> Array:
     R, eye = sensor_pose(world, LIDAR, t)
     xyz = points_M5[:, :3].astype(np.float64) @ R.T + eye
     xy_N2, yaw_N, alive_N = world.poses(t)
+    tree = cKDTree(xyz[:, :2])
     counts = np.zeros(len(world.entities), np.int64)
     for n in np.flatnonzero(alive_N & world.annotated):
         w, l, h = world.entities[n].size_wlh  # noqa: E741
-        offset = xyz[:, :2] - xy_N2[n]
+        near = xyz[tree.query_ball_point(xy_N2[n], np.hypot(w, l) / 2 + 0.01)]
+        offset = near[:, :2] - xy_N2[n]
         cos, sin = np.cos(yaw_N[n]), np.sin(yaw_N[n])
         forward = np.abs(offset[:, 0] * cos + offset[:, 1] * sin) <= l / 2
         left = np.abs(offset[:, 1] * cos - offset[:, 0] * sin) <= w / 2
-        counts[n] = np.count_nonzero(forward & left & (xyz[:, 2] >= 0) & (xyz[:, 2] <= h))
+        counts[n] = np.count_nonzero(forward & left & (near[:, 2] >= 0) & (near[:, 2] <= h))
     return counts
+
+
+def near_ego(world: World, entities: Array, t: float) -> Array:
+    """Those of `entities` whose shadow a camera could make out at `t`."""
+    ego = world.ego_pose(t)[0][:2]
+    distance = np.linalg.norm(world.poses(t)[0][entities] - ego, axis=1)
+    return np.asarray(entities[distance < SHADOW_RANGE])

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from bevcask.data.synthetic.ground import REFLECTIVITY_K, Ground
 from bevcask.data.synthetic.raycast import (
+    CORNERS_83,
+    FILM,
     PosedParts,
     division_by_zero_is_inf,
     intersect,
@@ -26,7 +28,7 @@ MAX_RANGE = 90.0
 MIN_RANGE = 0.8
 RANGE_NOISE = 0.015
 DROPOUT = 0.03
-FINEST = 0.004  # parts of a smaller half size per metre of distance return nothing
+FINEST = 0.005  # parts of a smaller half size per metre of distance return nothing
 # Columns run clockwise from the sensor's left, as in nuScenes.
 AZIMUTH_C = np.pi - 2 * np.pi * (np.arange(COLUMNS) + 0.5) / COLUMNS
 
@@ -71,42 +73,64 @@ def _ego_return(t_CB: Array, ray_CB3: Array, yaw: float) -> Array:
     return np.where(on_roof & (t < t_CB), t, np.inf)
 
 
-def _azimuth_windows(
-    world: World, posed: PosedParts, origin: Array, R: Array
-) -> tuple[Array, Array, Array]:
-    """Per part: first column, number of columns, nearest range (P each); windows wrap around."""
-    reach = np.linalg.norm(posed.half_P3, axis=1)
-    local = (posed.centre_P3 - origin) @ R
-    flat = np.hypot(local[:, 0], local[:, 1])
-    centre = np.arctan2(local[:, 1], local[:, 0])
-    spread = np.where(flat > reach + 0.05, np.arcsin(np.minimum(reach / flat, 1.0)), np.pi)
+def _columns_of(xyz_N3: Array, R: Array, eye: Array) -> Array:
+    """Column (N) in which the beam points at each global point, seen from `eye`."""
+    local = (xyz_N3 - eye) @ R
+    azimuth = np.arctan2(local[:, 1], local[:, 0])
+    return np.asarray(((np.pi - azimuth) / (2 * np.pi) * COLUMNS).astype(int) % COLUMNS)
+
+
+def _azimuth_windows(posed: PosedParts, origin_C3: Array, R: Array) -> tuple[Array, Array, Array]:
+    """Per part: first column, number of columns, nearest range (P each); windows wrap around.
+
+    The sensor moves while a window passes; the windows are padded by the parallax of that.
+    """
+    origin_P3 = origin_C3[_columns_of(posed.centre_P3, R, origin_C3[-1])]
+    axes_P33 = posed.rotation_P33 * posed.half_P3[:, None]
+    corner_P83 = CORNERS_83 @ np.swapaxes(axes_P33, 1, 2) + (posed.centre_P3 - origin_P3)[:, None]
+    local = np.concatenate([corner_P83, (posed.centre_P3 - origin_P3)[:, None]], axis=1) @ R
+    azimuth = np.arctan2(local[..., 1], local[..., 0])
+    centre = azimuth[:, 8]
+    turn = np.mod(azimuth[:, :8] - centre[:, None] + np.pi, 2 * np.pi) - np.pi
+    left, right = turn.max(axis=1), turn.min(axis=1)
+    flat = np.hypot(local[:, 8, 0], local[:, 8, 1])
+    nearest = flat - np.linalg.norm(posed.half_P3, axis=1)
+    around = (left - right > 0.9 * np.pi) | (flat < 0.05)
+    left, right = np.where(around, np.pi, left), np.where(around, -np.pi, right)
+    moved = np.linalg.norm(origin_C3[-1] - origin_C3[0])
+    parallax = moved * ((left - right) / (2 * np.pi)) / np.maximum(nearest, 0.5)
     per_column = 2 * np.pi / COLUMNS
-    first = np.floor((np.pi - centre - spread) / per_column - 0.5).astype(int) - 3
-    count = np.minimum(np.ceil(2 * spread / per_column).astype(int) + 8, COLUMNS)
-    return first, count, flat - reach
+    first = np.floor((np.pi - centre - left - parallax) / per_column).astype(int) - 3
+    count = np.ceil((left - right + 2 * parallax) / per_column).astype(int) + 6
+    return first % COLUMNS, np.minimum(count, COLUMNS), nearest
 
 
-def _beam_window(posed: PosedParts, origin: Array) -> tuple[Array, Array]:
-    """Per part: first and last+1 beam that can reach it (the mount's tilt is under a degree)."""
+def _column_slices(first: int, count: int) -> list[slice]:
+    """The window as one slice, or two where it wraps around."""
+    last = first + count
+    if last <= COLUMNS:
+        return [slice(first, last)]
+    return [slice(first, COLUMNS), slice(0, last - COLUMNS)]
+
+
+def _beam_windows(posed: PosedParts, origin: Array) -> tuple[Array, Array]:
+    """Per part: first and last+1 beam that can reach it (the mount tilts by 1.4 degrees)."""
     reach = np.einsum("pj,pj->p", np.abs(posed.rotation_P33[:, 2]), posed.half_P3)
     flat = np.linalg.norm(posed.centre_P3[:, :2] - origin[:2], axis=1)
-    side = np.linalg.norm(posed.half_P3, axis=1)
+    side = np.linalg.norm(posed.half_P3, axis=1) + 0.5
     z = posed.centre_P3[:, 2] - origin[2]
     low, high = z - reach, z + reach
     near, far = np.maximum(flat - side, 0.05), flat + side
-    tilt = np.radians(1.5)
+    tilt = np.radians(1.7)
     bottom = np.arctan2(low, np.where(low < 0, near, far)) - tilt
     top = np.arctan2(high, np.where(high > 0, near, far)) + tilt
     return np.searchsorted(ELEVATION_B, bottom), np.searchsorted(ELEVATION_B, top)
 
 
-def _column_times(world: World, t: float, R: Array, origin: Array) -> Array:
+def _pass_times(world: World, t: float, R: Array, eye: Array) -> Array:
     """When the beam passes each entity, seconds (N): they keep moving during the spin."""
-    local = np.concatenate([world.poses(t)[0], np.zeros((len(world.entities), 1))], axis=1)
-    local = (local - origin) @ R
-    azimuth = np.arctan2(local[:, 1], local[:, 0])
-    column = ((np.pi - azimuth) / (2 * np.pi) * COLUMNS).astype(int) % COLUMNS
-    return np.asarray(_fire_times(t)[column])
+    centre_N3 = np.concatenate([world.poses(t)[0], np.zeros((len(world.entities), 1))], axis=1)
+    return np.asarray(_fire_times(t)[_columns_of(centre_N3, R, eye)])
 
 
 def cast(world: World, t: float) -> tuple[Array, Array, Array, Array]:
@@ -122,32 +146,47 @@ def cast(world: World, t: float) -> tuple[Array, Array, Array, Array]:
     """
     R, eye = sensor_pose(world, LIDAR, t)
     origin_C3, ray_CB3 = _rays(world, t)
-    posed = pose_parts(world, _column_times(world, t, R, eye))
+    posed = pose_parts(world, _pass_times(world, t, R, eye))
     with np.errstate(divide="ignore"):
         down = -origin_C3[:, None, 2] / ray_CB3[..., 2]
     range_CB = np.where(ray_CB3[..., 2] < 0, down, np.inf).astype(np.float32)
     part_CB = np.full(range_CB.shape, -1, np.int32)
-    first, count, nearest = _azimuth_windows(world, posed, eye, R)
-    bottom, top = _beam_window(posed, eye)
-    ray32 = ray_CB3.astype(np.float32)
-    resolvable = posed.half_P3.max(axis=1) > FINEST * nearest
-    into_P33 = np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]
-    for p in np.flatnonzero((nearest < MAX_RANGE) & (top > bottom) & resolvable):
-        columns = np.arange(first[p], first[p] + count[p]) % COLUMNS
-        beams = slice(bottom[p], top[p])
-        start = ((origin_C3[columns] - posed.centre_P3[p]) @ into_P33[p].T).astype(np.float32)
-        ray = ray32[columns, beams] @ into_P33[p].T.astype(np.float32)
-        kind, taper = int(world.parts.kind_P[p]), float(world.parts.taper_P[p])
-        with division_by_zero_is_inf():
-            hit = intersect(kind, taper, list(start.T[:, :, None]), list(np.moveaxis(ray, -1, 0)))
-        old = range_CB[columns, beams]
-        closer = hit < old
-        if closer.any():
-            range_CB[columns, beams] = np.where(closer, hit, old)
-            part_CB[columns, beams] = np.where(closer, p, part_CB[columns, beams])
+    with division_by_zero_is_inf():
+        _hit_parts(world, posed, R, (origin_C3, ray_CB3), (range_CB, part_CB))
     roof = _ego_return(range_CB, ray_CB3, world.ego_pose(t)[1])
     part_CB[roof < np.inf] = -2
     return np.minimum(range_CB, roof), part_CB, origin_C3, ray_CB3
+
+
+def _hit_parts(
+    world: World,
+    posed: PosedParts,
+    R: Array,
+    rays: tuple[Array, Array],
+    buffers: tuple[Array, Array],
+) -> None:
+    """Shorten the ranges of the rays (origins, directions) that meet a part; note which."""
+    origin_C3, ray_CB3 = rays
+    first, count, nearest = _azimuth_windows(posed, origin_C3, R)
+    bottom, top = _beam_windows(posed, origin_C3[-1])
+    resolvable = posed.half_P3.max(axis=1) > FINEST * nearest
+    resolvable &= posed.half_P3.min(axis=1) > FILM
+    into_P33 = np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]
+    ray_3CB = np.ascontiguousarray(np.moveaxis(ray_CB3, -1, 0), np.float32)
+    parts = world.parts
+    for p in np.flatnonzero((nearest < MAX_RANGE) & (top > bottom) & resolvable).tolist():
+        beams = slice(bottom[p], top[p])
+        into = into_P33[p].astype(np.float32)
+        for columns in _column_slices(int(first[p]), int(count[p])):
+            start = ((origin_C3[columns] - posed.centre_P3[p]) @ into_P33[p].T).astype(np.float32)
+            x, y, z = ray_3CB[:, columns, beams]
+            ray = [row[0] * x + row[1] * y + row[2] * z for row in into]
+            origin = list(start.T[:, :, None])
+            hit = intersect(int(parts.kind_P[p]), float(parts.taper_P[p]), origin, ray)
+            window = buffers[0][columns, beams]
+            closer = hit < window
+            np.copyto(window, hit, where=closer)
+            np.copyto(buffers[1][columns, beams], p, where=closer)
 
 
 def scan(world: World, ground: Ground, t: float, rng: np.random.Generator) -> Array:

@@ -19,6 +19,11 @@ from bevcask.data.synthetic.world import World
 Array = npt.NDArray[Any]
 
 
+FILM = 0.0125  # parts with a smaller half size, metres, only have a colour: no echo, no shadow
+# Corners of a box; the bits of the index are the signs along (x, y, z).
+CORNERS_83 = np.array([[1.0 if k >> i & 1 else -1.0 for i in range(3)] for k in range(8)])
+
+
 @dataclass(frozen=True)
 class PosedParts:
     """Parts in the global frame at one time.
@@ -101,7 +106,7 @@ def _ball(origin: list[Array], ray: list[Array]) -> Array:
     a = dx * dx + dy * dy + dz * dz
     b = ox * dx + oy * dy + oz * dz
     c = ox * ox + oy * oy + oz * oz - 1.0
-    root = b * b - a * c
+    root: Array = b * b - a * c
     t = (-b - np.sqrt(np.maximum(root, 0))) / a
     return np.where((root >= 0) & (t > 0), t, np.inf)
 

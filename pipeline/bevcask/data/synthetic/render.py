@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bevcask.data.synthetic.ground import SHADOW, Ground, colour_of_code
 from bevcask.data.synthetic.raycast import (
+    CORNERS_83,
     PosedParts,
     curved_normals,
     division_by_zero_is_inf,
@@ -31,9 +32,8 @@ GRAIN_PER_METRE = 60.0
 RAGGED = 0.5  # metres of blur at surface borders per unit of grain
 _GROUND_COLOUR = colour_of_code()
 _MOVING_SHADOW_2 = np.array([1.0, SHADOW], np.float32)
-# The 12 edges of a box whose corners are numbered by the bits of (x, y, z).
+# The 12 edges of a box as pairs of rows of `CORNERS_83`.
 _EDGES = np.array([(a, a | b) for b in (1, 2, 4) for a in range(8) if not a & b])
-_CORNERS = np.array([[1 if k >> i & 1 else -1 for i in range(3)] for k in range(8)], np.float64)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _outlines(
 ) -> tuple[Array, Array]:
     """Pixel rectangles (K, 4) x0, y0, x1, y1 that hold the chosen parts, and nearest depths (K)."""
     axes_K33 = posed.rotation_P33[chosen] * posed.half_P3[chosen][:, None]
-    corners = _CORNERS @ np.swapaxes(axes_K33, 1, 2)
+    corners = CORNERS_83 @ np.swapaxes(axes_K33, 1, 2)
     corners = (corners + (posed.centre_P3[chosen] - eye)[:, None]) @ R
     points = np.concatenate([corners, np.full((len(chosen), 12, 3), np.nan)], axis=1)
     cut_K = np.flatnonzero((corners[..., 2] < NEAR).any(axis=1))
@@ -145,7 +145,8 @@ def _face_light(posed: PosedParts, sun_3: Array) -> Array:
     along_P3 = np.einsum("pji,j->pi", posed.rotation_P33, sun_3)
     both = along_P3[..., None] * np.array([-1.0, 1.0])
     up = posed.rotation_P33[:, 2, :, None] * np.array([-1.0, 1.0])
-    return (AMBIENT + SKYLIGHT * up + SUNLIGHT * np.maximum(both, 0)).astype(np.float32)
+    light = AMBIENT + SKYLIGHT * up + SUNLIGHT * np.maximum(both, 0)
+    return np.asarray(light.astype(np.float32))
 
 
 def _curved_light(
@@ -219,14 +220,15 @@ def _sky(world: World, ray_z: Array) -> Array:
     rise = np.clip((ray_z * 256).astype(np.int32), 0, 255)
     steps = np.sqrt(np.arange(256) / 256)[:, None]
     table = _horizon(world) + (world.sky_3 - _horizon(world)) * steps
-    return np.clip(table, 0, 255).astype(np.uint8)[rise]
+    return np.asarray(np.clip(table, 0, 255).astype(np.uint8)[rise])
 
 
 def _haze(world: World, colour_M3: Array, t_M: Array) -> Array:
     """Fade colours to the horizon with distance; uint8 (M, 3)."""
     clear = np.exp(t_M * np.float32(-1 / FOG))[:, None]
     horizon = _horizon(world)
-    return np.clip((colour_M3 - horizon) * clear + horizon, 0, 255).astype(np.uint8)
+    faded = np.clip((colour_M3 - horizon) * clear + horizon, 0, 255)
+    return np.asarray(faded.astype(np.uint8))
 
 
 def render(
@@ -271,9 +273,9 @@ def render(
     offset = [r[on_part] * depth[on_part] for r in rays]
     colour = _shade_parts(world, posed, part_M, offset, eye)
     image[on_part] = _haze(world, colour, depth[on_part])
-    t = depth[on_ground]
-    point = np.stack([rays[i][on_ground] * t + np.float32(eye[i]) for i in range(2)], axis=1)
-    image[on_ground] = _haze(world, _shade_ground(ground, shadow_YX, point, t), t)
+    far = depth[on_ground]
+    point = np.stack([rays[i][on_ground] * far + np.float32(eye[i]) for i in range(2)], axis=1)
+    image[on_ground] = _haze(world, _shade_ground(ground, shadow_YX, point, far), far)
     image[in_sky] = _sky(world, rays[2][in_sky])
     entity = np.full(height * width, -1, np.int32)
     entity[on_part] = world.parts.owner_P[part_M]
