@@ -16,7 +16,7 @@ from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import Matrix, pose_matrix
 from bevcask.registry import suggest
 
-MAX_SWEEP_GAP = 0.25
+MAX_SWEEP_GAP = 0.3
 """Seconds. nuScenes scans every 0.05 s; a longer link in a scan's chain of predecessors means that
 the scans between were never there (keyframe-only copies), so the chain ends."""
 
@@ -41,8 +41,8 @@ class Frames:
     def select(cls, dataset: DatasetConfig) -> "Frames":
         """Open the index of a dataset and pick its frames.
 
-        A name in `VERSION/splits.json` wins over the devkit's split of that name; `all` takes every
-        scene. `scenes` narrows the split, `limit` then keeps the first frames.
+        A split is one of the devkit's, or a name in `VERSION/splits.json`, or `all`. `scenes` narrows
+        it, `limit` then keeps the first frames.
 
         Raises:
             ConfigError: unknown split or scene, or nothing is left.
@@ -243,7 +243,13 @@ def _filled_splits(index: FrameIndex) -> list[str]:
 def _split_scenes(index: FrameIndex, split: str) -> list[str]:
     if split == "all":
         return index.scenes
-    splits = {**index.splits, **_custom_splits(index)}
+    custom = _custom_splits(index)
+    if split in custom and split in index.splits:
+        raise DataError(
+            f"{index.root / index.version / 'splits.json'}: names a split {split!r}, which is one of "
+            "the devkit's own; the devkit would ignore this one. Give it another name."
+        )
+    splits = {**index.splits, **custom}
     if split not in splits:
         raise ConfigError(
             f"dataset.split={split}: no such split.{suggest(split, ['all', *splits])} Known for "

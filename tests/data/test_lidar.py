@@ -1,0 +1,118 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_classes import LidarPointCloud
+
+from bevcask.data.lidar import depth_map, read_points, read_scan
+from bevcask.data.nuscenes import Frames
+from bevcask.errors import DataError
+
+Pair = tuple[Frames, NuScenes]
+Select = Callable[..., Frames]
+
+
+@pytest.mark.parametrize("num_sweeps", [1, 2, 3])
+def test_points_are_the_devkits_multisweep_points(pair: Pair, num_sweeps: int) -> None:
+    frames, devkit = pair
+    for token in (frames.tokens[0], frames.tokens[-1]):
+        num_found = len(frames.scans(token, num_sweeps))
+        cloud, times = LidarPointCloud.from_file_multisweep(
+            devkit, devkit.get("sample", token), "LIDAR_TOP", "LIDAR_TOP", nsweeps=num_found
+        )
+        points = read_points(frames, token, num_sweeps)
+        num_theirs = cloud.points.shape[1]
+        assert points.dtype == np.float32
+        np.testing.assert_allclose(points[:num_theirs, :4], cloud.points.T, atol=2e-5)
+        np.testing.assert_allclose(points[:num_theirs, 4], times[0], atol=1e-6)
+        repeated = points[num_theirs:]
+        keyframe = points[: len(repeated) // max(1, num_sweeps - num_found)]
+        np.testing.assert_array_equal(
+            repeated, np.tile(keyframe, (num_sweeps - num_found, 1))[: len(repeated)]
+        )
+
+
+def test_seconds_grow_backwards_and_the_keyframe_comes_first(tiny_frames: Frames) -> None:
+    seconds = read_points(tiny_frames, tiny_frames.tokens[2], 3)[:, 4]
+    assert seconds[0] == 0
+    assert (np.diff(seconds) >= 0).all()
+    np.testing.assert_allclose(np.unique(seconds), [0, 0.15, 0.35], atol=0.051)
+
+
+def test_a_missing_sweep_repeats_the_keyframe(tiny_frames: Frames) -> None:
+    first = tiny_frames.tokens[0]
+    keyframe = read_points(tiny_frames, first, 1)
+    np.testing.assert_array_equal(read_points(tiny_frames, first, 3), np.tile(keyframe, (3, 1)))
+
+
+def test_points_on_the_ego_car_are_removed(pair: Pair) -> None:
+    frames, _ = pair
+    token = frames.tokens[0]
+    path = frames.root / frames.index["scan_path"][frames.scans(token, 1)[0]].decode()
+    raw = read_scan(path)
+    near = (np.abs(raw[:, :2]) < 1).all(axis=1)
+    points = read_points(frames, token, 1)
+    assert not (np.abs(points[:, :2]) < 1).all(axis=1).any()
+    assert len(points) == len(raw) - near.sum()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 19])
+def test_a_scan_of_wrong_length_is_an_error(nuscenes_root: Path, tmp_path: Path, cut: int) -> None:
+    whole = sorted((nuscenes_root / "samples" / "LIDAR_TOP").iterdir())[0].read_bytes()
+    path = tmp_path / "cut.pcd.bin"
+    path.write_bytes(whole[:-cut])
+    with pytest.raises(DataError) as caught:
+        read_scan(path)
+    message = str(caught.value)
+    assert (
+        f"{path}: LiDAR scan of {len(whole) - cut} bytes, expected a positive multiple of 20"
+        in (message)
+    )
+    assert "Copy or download the file again." in message
+
+
+def test_an_empty_scan_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.pcd.bin").touch()
+    with pytest.raises(DataError, match="of 0 bytes, expected a positive multiple of 20"):
+        read_scan(tmp_path / "empty.pcd.bin")
+
+
+def test_a_missing_sweep_file_is_an_error(world_copy: Path, select: Select) -> None:
+    frames = select(world_copy)
+    token = frames.tokens[2]
+    path = frames.root / frames.index["scan_path"][frames.scans(token, 2)[1]].decode()
+    path.unlink()
+    read_points(frames, token, 1)
+    with pytest.raises(DataError, match=r"missing LiDAR scan.*sweeps archives.*num_sweeps 1"):
+        read_points(frames, token, 2)
+
+
+def _looking_along_y() -> np.ndarray:
+    """lidar_to_camera of a camera at the LiDAR looking along +y: right is x, down is -z."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    return matrix
+
+
+def test_depth_map_by_hand() -> None:
+    intrinsics = np.array([[100.0, 0, 50], [0, 100, 30], [0, 0, 1]])
+    points = np.array(
+        [
+            [0, 10, 0, 1, 0],  # the optical axis: pixel (50, 30)
+            [0, 20, 0, 1, 0],  # behind it
+            [2, 10, -1, 1, 0],  # 2 m right, 1 m down: pixel (70, 40)
+            [0, -10, 0, 1, 0],  # behind the camera
+            [9, 10, 0, 1, 0],  # out of the picture
+        ],
+        np.float32,
+    )
+    depth = depth_map(points, _looking_along_y(), intrinsics, np.eye(3), (60, 100))
+    assert depth.dtype == np.float32
+    expected = np.zeros((60, 100), np.float32)
+    expected[30, 50] = expected[40, 70] = 10
+    np.testing.assert_allclose(depth, expected, atol=1e-5)
+    half = np.array([[-0.5, 0, 49], [0, 0.5, 0], [0, 0, 1]])  # halved and flipped
+    small = depth_map(points, _looking_along_y(), intrinsics, half, (30, 50))
+    assert sorted(map(tuple, np.argwhere(small).tolist())) == [(15, 24), (20, 14)]
