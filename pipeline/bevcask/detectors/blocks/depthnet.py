@@ -158,7 +158,7 @@ def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: f
 
     As in the BEVDepth release. The BEVDet port applies it to sigmoids, which are not what is
     lifted, and divides by all elements, so that its scale follows the number of LiDAR points.
-    Cells without a depth in [low, low + D * bin_size) do not count. Computed in float32.
+    Cells without a depth in [low, low + D * bin_size) do not count. Computed in float32 or wider.
 
     Args:
         logits_BVDHW: depth logits.
@@ -169,7 +169,8 @@ def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: f
     with torch.autocast(logits_BVDHW.device.type, enabled=False):
         bins_BVHW = torch.floor((depth_BVHW.float() - low) / bin_size).long()
         valid_BVHW = (bins_BVHW >= 0) & (bins_BVHW < logits_BVDHW.shape[2])
-        log_p_ND = logits_BVDHW.float().movedim(2, -1)[valid_BVHW].log_softmax(dim=-1)
+        wide_BVDHW = logits_BVDHW.to(torch.promote_types(logits_BVDHW.dtype, torch.float32))
+        log_p_ND = wide_BVDHW.movedim(2, -1)[valid_BVHW].log_softmax(dim=-1)
         bins_N1 = bins_BVHW[valid_BVHW][:, None]
         log_not_p_ND = torch.log1p(-log_p_ND.exp().clamp(max=_MAX_PROBABILITY))
         own_N1 = log_p_ND.gather(1, bins_N1) - log_not_p_ND.gather(1, bins_N1)

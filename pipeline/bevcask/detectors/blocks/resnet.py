@@ -176,9 +176,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such checkpoint. Give student.init a file.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise CheckpointError(
-            f"{path}: not a weights-only torch file ({str(error).splitlines()[0]}). "
+            f"{path}: not a weights-only torch file ({str(error).partition(chr(10))[0]}). "
             "Save a plain state_dict with torch.save, or convert it to safetensors."
         ) from error
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):

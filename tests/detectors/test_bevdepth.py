@@ -1,0 +1,215 @@
+"""BEVDepth keeps the detector contract; its shipped configs have the published shapes."""
+
+import math
+
+import pytest
+import torch
+
+from bevcask.config import build_config, load_group
+from bevcask.detectors.base import Batch, Inputs
+from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
+from bevcask.detectors.centerpoint import CenterPoint
+from bevcask.errors import ConfigError
+from bevcask.geometry import Grid, bev_matrix
+from contracts.detector import DetectorContract
+
+SMALL = BEVDepthConfig.model_validate(
+    {
+        "image_size_HW": (32, 64),
+        "backbone": "resnet_tiny",
+        "finest_level": "c3",
+        "image_channels": 8,
+        "depth_range": (1.0, 51.0),
+        "depth_bins": 10,
+        "depth_channels": 8,
+        "depth_blocks": 1,
+        "depth_dilations": (1, 2),
+        "context_channels": 8,
+        "cell": 1.6,
+        "bev_channels": (8, 8, 16),
+        "bev_blocks": 1,
+        "join_channels": 8,
+        "neck_channels": 8,
+        "head": {"channels": 8, "branch_convs": 2},
+    }
+)
+VIEWS = 6
+
+
+def camera_to_lidar() -> torch.Tensor:
+    """Six level cameras on a ring, the first looking along +y, (6, 4, 4)."""
+    poses = []
+    for view in range(VIEWS):
+        angle = 2 * math.pi * view / VIEWS
+        c, s = math.cos(angle), math.sin(angle)
+        poses.append([[c, 0, -s, 0], [s, 0, c, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
+    return torch.tensor(poses)
+
+
+def images(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six images and sparse depth maps, a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SMALL.image_size_HW
+    pixels = torch.randn((VIEWS, 3, height, width), generator=generator)
+    depth = 60 * torch.rand((VIEWS, height, width), generator=generator)
+    depth[torch.rand(depth.shape, generator=generator) < 0.9] = 0
+    return pixels, depth
+
+
+class TestBEVDepth(DetectorContract):
+    detector = BEVDepth
+    config = SMALL
+
+    def inputs(self, num_samples: int, seed: int) -> Batch:
+        pixels, depth = zip(*(images(seed + i) for i in range(num_samples)), strict=True)
+        intrinsics = torch.tensor([[500.0, 0, 400], [0, 500, 225], [0, 0, 1]])
+        image_aug = torch.tensor([[0.08, 0, 0], [0, 0.08, -2], [0, 0, 1]])
+        return Batch(
+            tokens=[str(seed + i) for i in range(num_samples)],
+            bev_aug_B44=torch.eye(4).expand(num_samples, 4, 4),
+            images_BVCHW=torch.stack(pixels),
+            intrinsics_BV33=intrinsics.expand(num_samples, VIEWS, 3, 3),
+            image_aug_BV33=image_aug.expand(num_samples, VIEWS, 3, 3),
+            camera_to_lidar_BV44=camera_to_lidar().expand(num_samples, VIEWS, 4, 4),
+            depth_BVHW=torch.stack(depth),
+        )
+
+
+def shipped(name: str) -> BEVDepthConfig:
+    plugin, config = build_config("detector", load_group("detector", name), "student.detector")
+    assert plugin is BEVDepth
+    assert isinstance(config, BEVDepthConfig)
+    return config
+
+
+def test_paper_config_has_the_published_shapes() -> None:
+    config = shipped("bevdepth_r50")
+    taps = BEVDepth.describe_taps(config)
+    assert {name: tap.shape for name, tap in taps.items()} == {
+        "image.fpn0": (6, 512, 16, 44),
+        "bev.lift": (64, 128, 128),
+        "bev.block0": (128, 64, 64),
+        "bev.block1": (256, 32, 32),
+        "bev.block2": (512, 16, 16),
+        "bev.neck": (256, 128, 128),
+        "head.heatmap": (10, 128, 128),
+        "head.boxes": (500, 11),
+    }
+    assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)
+    assert taps["bev.block1"].grid == Grid.square(51.2, 3.2)
+    assert all(tap.depends_on_images for tap in taps.values())
+    assert [name for name, tap in taps.items() if tap.nonnegative] == [
+        "bev.block0",
+        "bev.block1",
+        "bev.block2",
+        "bev.neck",
+        "head.heatmap",
+    ]
+    assert BEVDepth.inputs(config) == Inputs(image_size_HW=(256, 704), depth=True)
+    assert (config.stride, config.bin_size) == (16, 1.0)
+    assert (config.bin_centres[0], config.bin_centres[-1]) == (1.5, 59.5)
+
+
+def test_shipped_defaults_are_the_paper_config() -> None:
+    assert shipped("bevdepth_r50") == BEVDepthConfig()
+
+
+def test_paper_config_has_the_published_layers() -> None:
+    with torch.device("meta"):
+        detector = BEVDepth(shipped("bevdepth_r50"))
+    state = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
+    assert state["pyramid.laterals.0.weight"] == (512, 1024, 1, 1)
+    assert state["pyramid.laterals.1.weight"] == (512, 2048, 1, 1)
+    assert state["depth_net.reduce.0.weight"] == (256, 512, 3, 3)
+    assert [len(stage) for stage in detector.bev_backbone.stages] == [2, 2, 2]
+    assert state["neck.join.0.weight"] == (512, 640, 3, 3)
+    assert state["neck.output.0.weight"] == (256, 512, 3, 3)
+    assert state["neck.output.3.weight"] == (256, 256, 1, 1)
+
+
+def test_tiny_config_fits_in_four_megabytes() -> None:
+    state = BEVDepth(shipped("bevdepth_tiny")).state_dict()
+    assert sum(value.numel() * value.element_size() for value in state.values()) < 3_900_000
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("bevdepth_tiny", "centerpoint_tiny"), ("bevdepth_r50", "centerpoint")]
+)
+def test_the_head_tasks_of_the_teacher_fit(student: str, teacher: str) -> None:
+    plugin, config = build_config("detector", load_group("detector", teacher), "teacher.detector")
+    with torch.device("meta"):
+        networks = (BEVDepth(shipped(student)), plugin(config))
+    shapes = [
+        {k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("head.tasks.")}
+        for net in networks
+    ]
+    assert shapes[0]
+    assert shapes[0] == shapes[1]
+    grids = [
+        kind.describe_taps(own)["head.heatmap"].grid
+        for kind, own in ((BEVDepth, shipped(student)), (CenterPoint, config))
+    ]
+    assert grids[0] == grids[1] == Grid.square(51.2, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_size_HW": (150, 288)}, "must divide by 32"),
+        ({"cell": 1.0}, "must divide by 8"),
+        ({"depth_range": (5.0, 2.0)}, "depth_range"),
+        ({"bev_chanels": (8, 8, 8)}, "Did you mean 'bev_channels'"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(change: dict[str, object], words: str) -> None:
+    section = {**load_group("detector", "bevdepth_tiny"), **change}
+    with pytest.raises(ConfigError, match=words):
+        build_config("detector", section, "student.detector")
+
+
+def test_every_camera_reaches_its_own_side_of_the_lift() -> None:
+    contract = TestBEVDepth()
+    detector = contract.make().eval()
+    batch = contract.inputs(1, 0)
+    assert batch.images_BVCHW is not None
+    grid = SMALL.grid
+    centres = torch.from_numpy(grid.centres())
+    with torch.inference_mode():
+        blank = detector(batch).taps["bev.lift"]
+        for view in range(VIEWS):
+            changed = contract.inputs(1, 0)
+            assert changed.images_BVCHW is not None
+            changed.images_BVCHW[:, view] += 1
+            moved = (detector(changed).taps["bev.lift"] - blank).abs().sum(dim=(0, 1))
+            ahead = camera_to_lidar()[view, :2, 2].double()
+            reached = centres[moved > 0] @ ahead
+            assert len(reached) > 50
+            assert bool((reached > 0).all())
+
+
+def test_a_flipped_world_is_lifted_flipped() -> None:
+    contract = TestBEVDepth()
+    detector = contract.make().eval()
+    plain, flipped = contract.inputs(1, 0), contract.inputs(1, 0)
+    flipped.bev_aug_B44 = torch.tensor(bev_matrix(flip_x=True), dtype=torch.float32)[None]
+    for gate in (detector.depth_net.depth_gate, detector.depth_net.context_gate):
+        gate.gate[0].weight.data[:, 10:15] = 0  # the five numbers that tell of the augmentation
+    with torch.inference_mode():
+        one, other = (detector(batch).taps["bev.lift"] for batch in (plain, flipped))
+    differs = ((other - one.flip(-1)).abs() > 1e-5).any(dim=1)
+    assert float(differs.float().mean()) < 0.01  # cells with a frustum point on their edge
+
+
+def test_depth_loss_sees_the_nearest_point_of_each_block() -> None:
+    contract = TestBEVDepth()
+    detector = contract.make().eval()
+    batch = contract.batch()
+    assert batch.depth_BVHW is not None
+    output = detector(batch)
+    before = detector.loss(output, batch)["depth"]
+    farther = batch.depth_BVHW.clone()
+    farther[..., 0, 0] = torch.where(farther[..., :8, :8].amax(dim=(-2, -1)) > 0, 59.9, 0.0)
+    batch.depth_BVHW = farther
+    assert torch.equal(detector.loss(output, batch)["depth"], before)
+    batch.depth_BVHW = torch.where(farther > 0, 1.1, farther)
+    assert not torch.equal(detector.loss(output, batch)["depth"], before)
