@@ -1,0 +1,179 @@
+"""One cached sample beside the frame it was made from: what `pictures` draws."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bevcask.cache import Cache, dequantize
+from bevcask.catalog import resolve
+from bevcask.config import DatasetConfig
+from bevcask.data.images import read_image
+from bevcask.data.lidar import read_points
+from bevcask.data.nuscenes import Frames
+from bevcask.errors import ConfigError, TokenNotCachedError
+from bevcask.geometry import CAMERAS
+from bevcask.registry import suggest
+from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, Picture
+
+SCORE = 9  # column of a box set, behind the nine box fields
+MIN_SCORE = 0.3  # of the teacher boxes that are drawn
+_ENERGY_TAPS = ("bev.neck",)  # drawn first where cached; else the last BEV map
+
+
+def pick_token(cache: Cache, wanted: str) -> str:
+    """Return a sample token: `wanted` itself, or the first committed one for `first`.
+
+    Raises:
+        TokenNotCachedError: no such row.
+    """
+    tokens = list(cache.frames.tokens)
+    if wanted != "first":
+        if wanted not in tokens:
+            raise TokenNotCachedError(
+                f"sample={wanted}: not among the {len(tokens)} frames of {cache.url}."
+                f"{suggest(wanted, tokens)} Use sample=first, or a token of the dataset's sample "
+                "table."
+            )
+        return wanted
+    if not cache.committed:
+        raise TokenNotCachedError(
+            f"{cache.url}: no frame is committed yet, so there is no first sample."
+        )
+    return tokens[cache.layout.frames_of(min(cache.committed))[0]]
+
+
+def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
+    """Return scene, time and the range of every target of one sample, as plain JSON data.
+
+    Ranges of box sets are those of their scores; an empty set has range 0.
+    """
+    number = list(cache.frames.tokens).index(token)
+    rows = {}
+    for name, values in load_targets(cache, token).items():
+        kind = cache.specs[name].tap.kind
+        exact = (values[:, SCORE] if kind == "box_set" else values).astype(np.float64)
+        if not exact.size:
+            exact = np.zeros(1)
+        rows[name] = {
+            "mean": float(exact.mean()),
+            "std": float(exact.std()),
+            "min": float(exact.min()),
+            "max": float(exact.max()),
+            "count": len(values) if kind in {"box_set", "query_set"} else None,
+        }
+    return {
+        "token": token,
+        "scene": str(cache.frames.scenes[number]),
+        "timestamp": float(cache.frames.timestamps[number]),
+        "targets": rows,
+    }
+
+
+def load_targets(cache: Cache, token: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the dequantised targets of one sample; padded sets cut to their valid entries."""
+    targets = {}
+    for name, stored in cache.read(token).items():
+        scale = None if stored.scale is None else torch.from_numpy(stored.scale)
+        values = dequantize(torch.from_numpy(stored.values), scale).numpy()
+        targets[name] = values if stored.count is None else values[: int(stored.count)]
+    return targets
+
+
+def open_frames(cache: Cache, dataset: DatasetConfig) -> Frames:
+    """Open the dataset a cache was made from.
+
+    Args:
+        cache: its plan recorded root and version.
+        dataset: fields that were set here (`dataset.root=`, `dataset.version=`) win.
+
+    Raises:
+        ConfigError: the dataset is not there.
+        DataError: it is there, and damaged.
+    """
+    given = {key: getattr(dataset, key) for key in dataset.model_fields_set}
+    chosen = {key: given.get(key, cache.plan["dataset"][key]) for key in ("root", "version")}
+    root, version = chosen["root"], chosen["version"]
+    folder = Path(resolve("dataset", root)) / version
+    if not folder.is_dir():
+        origin = "given" if given.keys() & {"root", "version"} else "recorded in the cache"
+        raise ConfigError(
+            f"a picture shows camera images and ground truth, and {folder} ({origin}) is not "
+            "there. Pass dataset.root=FOLDER and, if it differs, dataset.version=NAME; or leave "
+            "picture= out."
+        )
+    return Frames.select(DatasetConfig.model_validate(chosen | {"split": "all"}))
+
+
+def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
+    """Bring a cached sample and its frame together.
+
+    Args:
+        cache: an open cache.
+        frames: frames of the dataset it was made from.
+        token: a committed sample token of the cache.
+
+    Raises:
+        DataError: the frame or one of its files is not in the dataset.
+        CacheIncompleteError: its shard is not committed.
+    """
+    targets = load_targets(cache, token)
+    boxes, _, num_lidar_points = frames.labels(token)
+    layers = [BoxLayer.truth(boxes, num_lidar_points)]
+    for name, spec in cache.specs.items():
+        if spec.tap.kind == "box_set":
+            layers.append(
+                BoxLayer.teacher(targets[name][:, :9], targets[name][:, SCORE], MIN_SCORE)
+            )
+    teacher = cache.fingerprint["teacher"]
+    scene = cache.frames.scenes[list(cache.frames.tokens).index(token)]
+    checkpoint = str(teacher.get("checkpoint", ""))
+    return Picture(
+        title=f"{scene}   sample {token}",
+        subtitle=f"teacher {teacher['type']}, weights {teacher['weights'][:12]}"
+        f"{' (' + checkpoint + ')' if checkpoint.startswith('random') else ''}   "
+        f"dataset {frames.version}   cache {cache.id[:12]}",
+        cameras=_cameras(frames, token),
+        points_P5=read_points(frames, token, 1),
+        maps=[*_energy(cache, targets), *_heatmaps(cache, targets)],
+        layers=layers,
+    )
+
+
+def _cameras(frames: Frames, token: str) -> dict[str, CameraView]:
+    index, row = frames.index, frames.row(token)
+    views = {}
+    for number, name in enumerate(CAMERAS):
+        height, width = (int(size) for size in index["frame_image_size"][row, number])
+        path = frames.root / index["frame_image"][row, number].decode()
+        calibration = index["frame_calibration"][row, 1 + number]
+        views[name] = CameraView(
+            read_image(path, (height, width)),
+            np.asarray(index["calibration_intrinsics"][calibration]),
+            np.linalg.inv(index["frame_camera_to_lidar"][row, number]),
+        )
+    return views
+
+
+def _energy(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
+    dense = [name for name, spec in cache.specs.items() if spec.tap.kind == "dense_bev"]
+    if not dense:
+        return []
+    name = next((tap for tap in _ENERGY_TAPS if tap in dense), dense[-1])
+    values_CYX, grid = targets[name], cache.specs[name].tap.grid
+    assert grid is not None
+    title = f"teacher {name}: mean |value| over {len(values_CYX)} channels"
+    return [BevMap(np.abs(values_CYX).mean(0), grid, title)]
+
+
+def _heatmaps(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
+    maps = []
+    for name, spec in cache.specs.items():
+        if spec.tap.kind == "heatmap":
+            assert spec.tap.grid is not None
+            title = f"teacher {name}: maximum over {spec.tap.shape[0]} classes"
+            peak_YX = targets[name].max(0)
+            maps.append(BevMap(peak_YX, spec.tap.grid, title, "inferno", (0.0, 1.0)))
+    return maps
