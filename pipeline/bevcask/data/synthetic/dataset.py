@@ -47,17 +47,18 @@ def synthesize(
         for scene in range(config.num_scenes)
         for first in range(0, config.num_keyframes, _CHUNK)
     ]
-    seen: dict[int, list[Seen]] = defaultdict(list)
-    with _mapper(config.workers) as run:
-        for (_, scene, first, last), part in zip(tasks, run(_write_chunk, tasks), strict=True):
-            seen[scene] += part
-            if on_keyframes is not None:
-                on_keyframes(last - first)
     builder = TableBuilder(config)
     points: dict[str, list[int]] = defaultdict(list)
-    for scene in range(config.num_scenes):
-        for name, counts in builder.add_scene(scene, seen[scene]).items():
-            points[name] += counts
+    seen: list[Seen] = []
+    with _mapper(config.workers) as run:
+        for (_, scene, first, last), part in zip(tasks, run(_write_chunk, tasks), strict=True):
+            seen += part
+            if last == config.num_keyframes:
+                for name, counts in builder.add_scene(scene, seen).items():
+                    points[name] += counts
+                seen = []
+            if on_keyframes is not None:
+                on_keyframes(last - first)
     folder = root / config.version
     for name, table in builder.tables.items():
         _write_json(folder / f"{name}.json", table)

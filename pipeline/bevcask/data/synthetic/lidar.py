@@ -98,10 +98,13 @@ def _azimuth_windows(posed: PosedParts, origin_C3: Array, R: Array) -> tuple[Arr
     around = (left - right > 0.9 * np.pi) | (flat < 0.05)
     left, right = np.where(around, np.pi, left), np.where(around, -np.pi, right)
     moved = np.linalg.norm(origin_C3[-1] - origin_C3[0])
-    parallax = moved * ((left - right) / (2 * np.pi)) / np.maximum(nearest, 0.5)
+    parallax = moved / np.maximum(nearest, 0.5)
+    start, end = np.pi - centre - left, np.pi - centre - right
+    seen_twice = (start < parallax) | (end > 2 * np.pi - parallax)  # first and last columns
+    parallax *= np.where(seen_twice, 1.0, (left - right) / (2 * np.pi))
     per_column = 2 * np.pi / COLUMNS
-    first = np.floor((np.pi - centre - left - parallax) / per_column).astype(int) - 3
-    count = np.ceil((left - right + 2 * parallax) / per_column).astype(int) + 6
+    first = np.floor((start - parallax) / per_column).astype(int) - 3
+    count = np.ceil((end - start + 2 * parallax) / per_column).astype(int) + 6
     return first % COLUMNS, np.minimum(count, COLUMNS), nearest
 
 
