@@ -21,7 +21,7 @@ from bevcask.data.loader import Key, Sample, SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.errors import TokenNotCachedError
-from bevcask.methods.base import Target
+from bevcask.targets.target import Target
 
 _log = logging.getLogger(__name__)
 

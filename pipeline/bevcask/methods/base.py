@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -10,26 +9,13 @@ from torch import Tensor, nn
 from bevcask.config import Config
 from bevcask.detectors.base import Labels
 from bevcask.targets.spec import Need, TapInfo, TargetSpec
+from bevcask.targets.target import Target
 
 if TYPE_CHECKING:
     from bevcask.targets.align import Align
 
 
-@dataclass
-class Target:
-    """A teacher target of a batch, dequantised.
-
-    Attributes:
-        values: float32, batch first. dense_bev, heatmap (B, C, Y, X) in the *canonical* frame;
-            box_set (B, N, 11): nine box fields, score, class; query_set (B, Q, C);
-            image_feature (B, V, C, H, W).
-        region_BYX: bool, cells that were stored; None where everything is.
-        count_B: int64, valid rows of padded sets; None otherwise.
-    """
-
-    values: Tensor
-    region_BYX: Tensor | None = None
-    count_B: Tensor | None = None
+__all__ = ["Method", "Target"]
 
 
 class Method(nn.Module, ABC):

@@ -1,0 +1,22 @@
+"""A target as a method reads it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Target:
+    """A teacher target of a batch, dequantised.
+
+    Attributes:
+        values: float32, batch first. dense_bev, heatmap (B, C, Y, X) in the *canonical* frame;
+            box_set (B, N, 11): nine box fields, score, class; query_set (B, Q, C);
+            image_feature (B, V, C, H, W).
+        region_BYX: bool, cells that were stored; None where everything is.
+        count_B: int64, valid rows of padded sets; None otherwise.
+    """
+
+    values: Tensor
+    region_BYX: Tensor | None = None
+    count_B: Tensor | None = None
