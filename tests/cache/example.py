@@ -1,0 +1,93 @@
+"""A small cache whose values say where they are: frame, channel, y, x show in the number."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bevcask.cache import Encoded, FrameTable, Writer, create, encode
+from bevcask.geometry import Grid
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
+
+GRID = Grid(-4.0, -3.0, 1.0, 8, 6)
+SPECS = (
+    TargetSpec(TapInfo("bev.neck", "dense_bev", (3, 6, 8), GRID, nonnegative=True), "uint8"),
+    TargetSpec(TapInfo("bev.signed", "dense_bev", (3, 6, 8), GRID), "int8"),
+    TargetSpec(TapInfo("bev.silent", "dense_bev", (2, 6, 8), GRID, nonnegative=True), "uint8"),
+    TargetSpec(
+        TapInfo("head.heatmap", "heatmap", (2, 6, 8), GRID, nonnegative=True),
+        "uint8",
+        Region("confident", 0.5),
+    ),
+    TargetSpec(TapInfo("head.boxes", "box_set", (5, 11)), "float32"),
+    TargetSpec(TapInfo("query.last", "query_set", (4, 3)), "int8"),
+    TargetSpec(TapInfo("image.fpn0", "image_feature", (2, 3, 4, 5)), "float16"),
+)
+FINGERPRINT = {
+    "teacher": {"weights": "aa" * 32, "config": {"channels": [64, 128], "cell": 0.2}},
+    "dataset": {"calibration": {"CAM_FRONT": "bb" * 32, "LIDAR_TOP": "cc" * 32}},
+}
+PLAN = {"total_bytes": 1234}
+
+
+def frame_table(num_frames: tuple[int, ...] = (3, 2, 1)) -> FrameTable:
+    """Scenes of the given lengths; with two rows a shard most of them need a pad row."""
+    scenes = [f"scene-{i}" for i, num in enumerate(num_frames) for _ in range(num)]
+    total = len(scenes)
+    poses = np.tile(np.eye(4), (total, 1, 1))
+    poses[:, 0, 3] = np.arange(total)
+    tokens = [f"{0xABC0 + i:032x}" for i in range(total)]
+    return FrameTable(tokens, scenes, 1000.5 + np.arange(total), poses)
+
+
+def truth(spec: TargetSpec, frame: int) -> torch.Tensor:
+    """What the teacher says about a frame: distinct in every index."""
+    shape = spec.tap.shape
+    if spec.name == "bev.silent":
+        return torch.zeros(shape)
+    cells = torch.arange(1, 1 + int(np.prod(shape)), dtype=torch.float32).reshape(shape)
+    values = cells * (1 + frame / 8)
+    if spec.name == "head.heatmap":
+        return values / values.max()
+    return values if spec.tap.nonnegative else values * (-1.0) ** cells
+
+
+def count_of(frame: int) -> int:
+    return 1 + frame % 4
+
+
+def encoded(writer: Writer, shard: int) -> dict[str, Encoded[Any]]:
+    """Encode a shard's frames as an extraction does."""
+    tokens = writer.tokens(shard)
+    numbers = [list(writer.cache.frames.tokens).index(token) for token in tokens]
+    found: dict[str, Encoded[Any]] = {}
+    for name, spec in writer.cache.specs.items():
+        values = torch.stack([truth(spec, number) for number in numbers])
+        sets = spec.tap.kind.endswith("_set")
+        count = torch.tensor([count_of(number) for number in numbers]) if sets else None
+        found[name] = encode(values, spec, count=count, tokens=tokens)
+    return found
+
+
+def begin(url: str | Path, **changes: Any) -> Writer:
+    """Create (or resume) the example cache; keywords replace arguments of `create`."""
+    arguments: dict[str, Any] = {
+        "specs": SPECS,
+        "frames": frame_table(),
+        "shard_rows": 2,
+        "fingerprint": FINGERPRINT,
+        "plan": PLAN,
+        "provenance": {"host": "here"},
+        **changes,
+    }
+    return create(str(url), arguments.pop("specs"), arguments.pop("frames"), **arguments)
+
+
+def build(url: str | Path, **changes: Any) -> str:
+    """Write and seal the example cache."""
+    writer = begin(url, **changes)
+    for shard in writer.missing():
+        writer.write(shard, encoded(writer, shard))
+    writer.seal()
+    return str(url)
