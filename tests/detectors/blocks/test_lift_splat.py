@@ -28,10 +28,10 @@ def image_aug(scale: float, shift: tuple[float, float], flip: bool, degrees: flo
     height, width = SIZE_HW[0] * STRIDE, SIZE_HW[1] * STRIDE
     matrix = np.array([[scale, 0, -shift[0]], [0, scale, -shift[1]], [0, 0, 1.0]])
     if flip:
-        matrix = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]]) @ matrix
+        matrix = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
     angle = math.radians(degrees)
     c, s = math.cos(angle), math.sin(angle)
-    centre = np.array([[1.0, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
+    centre = np.array([[1.0, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
     turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
     return np.asarray(centre @ turn @ np.linalg.inv(centre) @ matrix)
 
@@ -76,7 +76,7 @@ def test_a_projected_point_is_lifted_to_its_own_cell(name: str) -> None:
         row, column = int(rng.integers(SIZE_HW[0])), int(rng.integers(SIZE_HW[1]))
         point = _point_at(cameras, view, row, column, DEPTHS[bin_index])
         u, v, depth = _project(cameras, view, point)
-        assert (int(v // STRIDE), int(u // STRIDE)) == (row, column)
+        assert (round(v) // STRIDE, round(u) // STRIDE) == (row, column)
         assert int(depth - 1.0) == bin_index
         augmented = bev @ np.append(point, 1.0)
         continuous = (augmented[:2] + 51.2) / 0.8
@@ -92,7 +92,7 @@ def test_a_projected_point_is_lifted_to_its_own_cell(name: str) -> None:
 
 def _point_at(cameras: Cameras, view: int, row: int, column: int, depth: float) -> np.ndarray:
     """The canonical LIDAR_TOP point seen in the middle of an image cell, by least squares."""
-    pixel = np.array([(column + 0.5) * STRIDE, (row + 0.5) * STRIDE, 1.0])
+    pixel = np.array([(column + 0.5) * STRIDE - 0.5, (row + 0.5) * STRIDE - 0.5, 1.0])
     original = np.linalg.solve(cameras.image_aug_BV33[0, view].double().numpy(), pixel)
     ray = np.linalg.solve(cameras.intrinsics_BV33[0, view].double().numpy(), original)
     camera = np.append(ray / ray[2] * depth, 1.0)
@@ -124,7 +124,7 @@ def test_cells_floor_below_the_lower_border() -> None:
     half_a_cell = Grid(x_min=0.4, y_min=-0.4, cell=0.8, num_x=4, num_y=4)
     straight = Cameras(
         torch.eye(3).expand(1, 1, 3, 3),
-        torch.tensor([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).expand(1, 1, 3, 3),
+        torch.eye(3).expand(1, 1, 3, 3),
         torch.eye(4).expand(1, 1, 4, 4),
         torch.eye(4)[None],
     )

@@ -34,10 +34,10 @@ class Cameras:
 def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
     """Return where every image cell looks, in the augmented LIDAR_TOP frame.
 
-    A cell (row i, column j) of a map with this stride covers the network pixels [j s, (j + 1) s) x
-    [i s, (i + 1) s); its ray goes through the middle, so that rays, pooled depth maps and features
-    mean the same block. (The BEVDet port spreads its rays by linspace(0, W - 1, W / s) instead: up
-    to half a cell off at the image borders.)
+    Cell (row i, column j) of a map with stride s covers the s x s network pixels from (i s, j s);
+    its ray goes through their middle, so that rays, pooled depth maps and features mean the same
+    block. Pixel centres are whole numbers, as in `data.images`. (The BEVDet port spreads its rays
+    by linspace(0, W - 1, W / s) instead: up to half a cell off at the image borders.)
 
     Args:
         cameras: geometry, any float dtype; computed in float32 or wider.
@@ -53,6 +53,7 @@ def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tup
         raise TypeError(f"camera matrices must be float32 or float64, got {to_pixel_BV33.dtype}")
     rows_H, columns_W = (
         (torch.arange(n, dtype=to_pixel_BV33.dtype, device=to_pixel_BV33.device) + 0.5) * stride
+        - 0.5
         for n in size_HW
     )
     v_HW, u_HW = torch.meshgrid(rows_H, columns_W, indexing="ij")
