@@ -25,11 +25,11 @@ RANKS = {
     "teachers": 4,
     "methods": 4,
     "data": 4,
-    "training": 5,
     "evaluation": 5,
     "viz": 5,
-    "stages": 6,
-    "cli": 7,
+    "training": 6,
+    "stages": 7,
+    "cli": 8,
 }
 SAME_RANK = {
     ("registry", "errors"),

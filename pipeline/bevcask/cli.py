@@ -219,3 +219,7 @@ _verb("catalog", "catalog", "List known datasets, checkpoints and caches.", "nam
 def main() -> None:
     """Entry point of the `bevcask` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bevcask.cache.quantize import dequantize
+from bevcask.cache.reader import open_cache
+from bevcask.cli import app
+from bevcask.config import DatasetConfig, TeacherConfig, load_group
+from bevcask.data.loader import SampleReader, collate
+from bevcask.data.nuscenes import Frames
+from bevcask.teachers import build_teacher
+
+TEACHER = ("teacher=centerpoint_tiny", "seed=3", "loader.num_workers=0", "loader.batch_size=2")
+
+
+def words(world: Path, *more: str) -> list[str]:
+    return [*TEACHER, "dataset=synthetic", f"dataset.root={world}", "dataset.split=all", *more]
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    answer = CliRunner().invoke(app, list(arguments))
+    assert answer.exception is None or isinstance(answer.exception, SystemExit), answer.exception
+    return answer.exit_code, answer.stdout, answer.stderr
+
+
+def same_but_provenance(one: Path, other: Path) -> list[str]:
+    """Return what `diff -r` would report, the file that says who and when left out."""
+    found: list[str] = []
+
+    def walk(pair: "filecmp.dircmp[str]", prefix: str) -> None:
+        found.extend(prefix + name for name in pair.left_only + pair.right_only)
+        for name in pair.common_files:
+            left, right = Path(pair.left) / name, Path(pair.right) / name
+            if left.read_bytes() != right.read_bytes():
+                found.append(prefix + name)
+        for name, below in pair.subdirs.items():
+            walk(below, f"{prefix}{name}/")
+
+    walk(filecmp.dircmp(one, other), "")
+    return [name for name in found if name != "provenance/zarr.json"]
+
+
+@pytest.fixture(scope="module")
+def extracted(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    url = tmp_path_factory.mktemp("caches") / "tiny.zarr"
+    code, out, err = call(
+        "teacher-extract",
+        str(url),
+        *words(tiny_world, "store.codec=float32", "store.shard_rows=1", "--json"),
+    )
+    assert code == 0, err
+    assert json.loads(out)["frames"] == 6
+    return url
+
+
+def test_cache_holds_what_the_teacher_says(extracted: Path, tiny_world: Path) -> None:
+    cache = open_cache(str(extracted))
+    frames = Frames.select(
+        DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all")
+    )
+    teacher = build_teacher(TeacherConfig(**load_group("teacher", "centerpoint_tiny")), seed=3)
+    teacher.load("cpu")
+    reader = SampleReader(frames, teacher.inputs(), augment=None, seed=0)
+    assert list(cache.frames.tokens) == list(frames.tokens)
+    for first in (0, 1, 2, 3, 4, 5):
+        token = frames.tokens[first]
+        said = teacher(collate([reader.read(token)]), list(cache.specs))
+        stored = cache.read(token)
+        for name, spec in cache.specs.items():
+            values = dequantize(torch.from_numpy(stored[name].values), None)
+            expected = said[name][0]
+            if spec.region.name == "confident":
+                confident = expected.amax(0) > spec.region.threshold
+                np.testing.assert_array_equal(stored[name].region, confident)
+                expected = expected * confident
+            assert torch.equal(values, expected), name
+
+
+def test_same_command_again_changes_nothing(extracted: Path, tiny_world: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in extracted.rglob("*") if path.is_file()}
+    code, _, err = call(
+        "teacher-extract",
+        str(extracted),
+        *words(tiny_world, "store.codec=float32", "store.shard_rows=1"),
+    )
+    assert code == 0, err
+    assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*") if p.is_file()}
+
+
+def test_dry_run_touches_nothing(tiny_world: Path, tmp_path: Path) -> None:
+    code, out, err = call(
+        "teacher-extract", str(tmp_path / "x.zarr"), *words(tiny_world, "dry_run=true", "--json")
+    )
+    assert code == 0, err
+    assert json.loads(out)["total_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_head_branches_lie_beside_the_cache(extracted: Path) -> None:
+    from bevcask.detectors.weights import read_weights
+
+    head = read_weights(extracted.with_name("tiny.head.safetensors"))
+    assert head
+    assert all(name.startswith("head.tasks.") for name in head)
+
+
+def test_catalog_knows_the_cache(extracted: Path, bevcask_home: Path) -> None:
+    from bevcask.catalog import resolve
+
+    assert Path(resolve("cache", "catalog:tiny")) == extracted
+
+
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(3, id="3"), pytest.param(20, id="20", marks=pytest.mark.slow)]
+)
+def test_killed_run_resumes_to_the_same_bytes(
+    extracted: Path, tiny_world: Path, tmp_path: Path, rounds: int
+) -> None:
+    url = tmp_path / "killed.zarr"
+    command = [
+        sys.executable,
+        "-m",
+        "bevcask.cli",
+        "teacher-extract",
+        str(url),
+        *words(tiny_world, "store.codec=float32", "store.shard_rows=1"),
+    ]
+    for round_ in range(rounds):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+        )
+        deadline = time.monotonic() + 60
+        committed = len(list(url.glob("commit/c/*"))) if url.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            now = len(list(url.glob("commit/c/*"))) if url.exists() else 0
+            if now > committed or (round_ % 2 and url.exists()):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert same_but_provenance(extracted, url) == []
+    assert open_cache(str(url)).id == open_cache(str(extracted)).id
