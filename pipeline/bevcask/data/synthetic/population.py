@@ -117,9 +117,9 @@ def _building_sites(crowd: Crowd) -> None:
             yaw = np.pi / 2 + rng.normal(0, 0.05)
             crowd.add("barrier", cursor + start + 2.95 * i, fence_d, yaw=yaw)
         for end in (-1.0, 1.0):
-            for i in range(int(rng.integers(1, 3))):
-                along = cursor + end * (6.2 + 1.4 * i) + rng.normal(0, 0.1)
-                crowd.add("traffic_cone", along, fence_d + side * (0.3 + 0.8 * i))
+            for i in range(int(rng.integers(1, 4))):
+                along = cursor + end * (6.4 + 1.5 * i) + rng.normal(0, 0.1)
+                crowd.add("traffic_cone", along, fence_d + side * 0.55 * i)
         if rng.random() < 0.7:
             away = rng.choice([-1.0, 1.0]) * rng.uniform(4.2, 6.0)
             yaw = rng.uniform(-np.pi, np.pi)
@@ -130,8 +130,8 @@ def _building_sites(crowd: Crowd) -> None:
 PARKED = {
     "car": 0.34,
     "truck": 0.1,
-    "bus": 0.19,
-    "trailer": 0.19,
+    "bus": 0.17,
+    "trailer": 0.16,
     "motorcycle": 0.08,
     "bicycle": 0.1,
 }
@@ -156,7 +156,7 @@ def _parking_lane(crowd: Crowd, side: float) -> None:
             continue
         yaw = (np.pi if side > 0 else 0.0) + rng.normal(0, 0.03)
         placed = crowd.add(name, s, side * (centre_d + rng.normal(0, 0.1)), yaw=yaw)
-        cursor += length + 1.2 + rng.exponential(4.0) if placed else 1.5
+        cursor += length + 1.2 + rng.exponential(7.0) if placed else 1.5
 
 
 def _crossing_queue(crowd: Crowd, side: float) -> None:
@@ -189,19 +189,32 @@ def _lots(crowd: Crowd, side: float) -> None:
 
 
 def _walkers(crowd: Crowd, side: float) -> None:
+    """People: most on the sidewalk, some beside the cycle lane, some on the crossings."""
     road, rng = crowd.road, crowd.rng
     cursor = rng.uniform(0, 10)
     while cursor < road.length:
-        for _ in range(int(rng.integers(1, 3))):
+        if rng.random() < 0.6:
             d = side * rng.uniform(road.curb + 0.5, road.sidewalk_edge - 0.4)
-            s = cursor + rng.uniform(-1.5, 1.5)
-            if rng.random() < 0.7:
-                heading = rng.choice([-1.0, 1.0])
-                yaw = 0.0 if heading > 0 else np.pi
-                crowd.add("pedestrian", s, d, speed_s=heading * rng.uniform(0.7, 1.7), yaw=yaw)
-            else:
-                crowd.add("pedestrian", s, d, yaw=rng.uniform(-np.pi, np.pi))
-        cursor += 4.0 + rng.exponential(22.0)
+        else:
+            d = side * (road.bike_edge - rng.uniform(0.0, 0.3))
+        if rng.random() < 0.7:
+            heading = rng.choice([-1.0, 1.0])
+            yaw = 0.0 if heading > 0 else np.pi
+            crowd.add("pedestrian", cursor, d, speed_s=heading * rng.uniform(0.7, 1.7), yaw=yaw)
+        else:
+            crowd.add("pedestrian", cursor, d, yaw=rng.uniform(-np.pi, np.pi))
+        cursor += 2.0 + rng.exponential(10.0)
+    for crossing in road.crossings_K:
+        for _ in range(6):
+            s = crossing + rng.choice([-1.0, 1.0]) * (road.crossing_half_width + 1.9)
+            d, speed = side * rng.uniform(0.0, road.curb + 2.0), rng.uniform(0.7, 1.7)
+            crowd.add(
+                "pedestrian",
+                s + rng.uniform(-1.0, 1.0),
+                d,
+                speed_d=-side * speed,
+                yaw=-side * np.pi / 2,
+            )
 
 
 def _scenery(crowd: Crowd, side: float) -> None:

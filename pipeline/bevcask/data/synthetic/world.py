@@ -61,6 +61,7 @@ class Entity:
         s: metres along the road.
         d: metres left of the centre line.
         speed_s: metres per second along the road.
+        speed_d: metres per second to the left of it.
         convoy: moves along the road exactly as the ego does.
         yaw: heading relative to the road, radians.
         rider: a two-wheeler with somebody on it.
@@ -74,6 +75,7 @@ class Entity:
     s: float
     d: float
     speed_s: float = 0.0
+    speed_d: float = 0.0
     convoy: bool = False
     yaw: float = 0.0
     rider: bool = False
@@ -151,7 +153,8 @@ class World:
     @property
     def moving(self) -> Array:
         """Indices of the entities that ever move."""
-        return np.flatnonzero((self.table["speed_s"] != 0) | (self.table["convoy"] != 0))
+        speeds = [self.table[k] != 0 for k in ("speed_s", "speed_d", "convoy")]
+        return np.flatnonzero(np.any(speeds, axis=0))
 
     @property
     def annotated(self) -> Array:
@@ -165,7 +168,7 @@ class World:
 
 
 def _tabulate(entities: list[Entity]) -> dict[str, Array]:
-    fields = ("s", "d", "speed_s", "convoy", "yaw")
+    fields = ("s", "d", "speed_s", "speed_d", "convoy", "yaw")
     return {f: np.array([getattr(e, f) for e in entities], np.float64) for f in fields}
 
 
@@ -173,7 +176,7 @@ def _poses(
     road: Road, ego: EgoMotion, table: dict[str, Array], t: Array
 ) -> tuple[Array, Array, Array]:
     s = table["s"] + table["speed_s"] * t + table["convoy"] * ego.travelled(t)
-    xy, heading = road.pose(s, table["d"])
+    xy, heading = road.pose(s, table["d"] + table["speed_d"] * t)
     return xy, heading + table["yaw"], (s >= 0) & (s <= road.length)
 
 
