@@ -82,6 +82,12 @@ def test_paper_config_has_the_published_layers() -> None:
     assert tuple(detector.head.tasks[1].heatmap[-1].weight.shape) == (2, 64, 3, 3)
 
 
+def test_tiny_config_follows_its_batches_faster() -> None:
+    detector = CenterPoint(shipped("centerpoint_tiny"))
+    norms = [m for m in detector.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
 def test_shipped_defaults_are_the_paper_config() -> None:
     assert shipped("centerpoint") == CenterPointConfig()
 

@@ -9,7 +9,7 @@ from bevcask.config import Config as AnyConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.pillars import PillarEncoder
-from bevcask.detectors.blocks.second import SECOND, SECONDFPN
+from bevcask.detectors.blocks.second import NORM_MOMENTUM, SECOND, SECONDFPN, set_norm_momentum
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo
@@ -28,6 +28,7 @@ class CenterPointConfig(AnyConfig):
     strides: tuple[int, int, int] = (2, 2, 2)
     neck_channels: tuple[int, int, int] = (128, 128, 128)
     neck_scales: tuple[float, float, float] = (0.5, 1.0, 2.0)
+    norm_momentum: float = NORM_MOMENTUM
     head: CenterHeadConfig = CenterHeadConfig()
 
     def grids(self) -> list[Grid]:
@@ -75,6 +76,7 @@ class CenterPoint(Detector):
         )
         self.neck = SECONDFPN(config.channels, config.neck_channels, config.neck_scales)
         self.head = CenterHead(config.head, sum(config.neck_channels), grids[-1])
+        set_norm_momentum(self, config.norm_momentum)
 
     @classmethod
     def inputs(cls, config: AnyConfig) -> Inputs:

@@ -26,6 +26,16 @@ def conv_norm_relu(num_in: int, num_out: int, *, kernel: int = 3, stride: int = 
     )
 
 
+def set_norm_momentum(module: nn.Module, momentum: float) -> None:
+    """Set how fast every batch norm inside follows the batches.
+
+    At 0.01 the running statistics need several hundred steps; short trainings need more.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.momentum = momentum
+
+
 class SECOND(nn.Module):
     """Stages of 3x3 convolutions: one that strides, then `convs` that keep the size.
 
