@@ -1,0 +1,151 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bevcask.config import AugmentConfig
+from bevcask.data.augment import Draw, covering_scale, draw, stream
+from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
+
+SIZES = [(900, 1600)] * 6
+NETWORK = (256, 704)
+TOKEN = "ca9a282c9e77460f8360f564131a8af5"
+EVERYTHING = AugmentConfig(
+    resize=(-0.06, 0.11),
+    crop=True,
+    image_flip=True,
+    image_rotation=5.4,
+    bev_rotation=0.3925,
+    bev_scale=(0.95, 1.05),
+    bev_flip_x=True,
+    bev_flip_y=True,
+)
+
+
+def _draw(
+    config: AugmentConfig | None = EVERYTHING, seed: int = 0, token: str = TOKEN, view: int = 0
+) -> Draw:
+    return draw(config, seed, token, view, SIZES, NETWORK)
+
+
+def _same(a: Draw, b: Draw) -> bool:
+    return a.images == b.images and np.array_equal(a.bev_aug, b.bev_aug)
+
+
+def test_a_draw_is_a_function_of_seed_token_and_view() -> None:
+    assert _same(_draw(), _draw())
+    for other in (_draw(seed=1), _draw(token="0" * 32), _draw(view=1)):
+        assert _draw().images != other.images
+        assert not np.array_equal(_draw().bev_aug, other.bev_aug)
+
+
+def test_another_process_draws_the_same() -> None:
+    code = f"from bevcask.data.augment import stream; print(stream(3, {TOKEN!r}, 2).random(3))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == str(stream(3, TOKEN, 2).random(3))
+
+
+def test_a_reader_without_images_draws_the_same_bev_matrix() -> None:
+    without = draw(EVERYTHING, 0, TOKEN, 5, SIZES, None)
+    assert without.images == []
+    np.testing.assert_array_equal(without.bev_aug, _draw(view=5).bev_aug)
+
+
+def test_clean_is_the_identity_in_bev_and_the_covering_bottom_crop() -> None:
+    clean = _draw(None, seed=3, view=8)
+    np.testing.assert_array_equal(clean.bev_aug, np.eye(4))
+    for image in clean.images:
+        assert (image.scale, image.flip, image.rotation) == (0.44, False, 0.0)
+        assert (image.crop_left, image.crop_top) == pytest.approx((0, 140))
+
+
+def test_no_augmentation_draws_the_clean_sample() -> None:
+    drawn = _draw(AugmentConfig(), view=4)
+    assert _same(drawn, _draw(None))
+
+
+def test_draws_fill_their_ranges_and_stay_inside() -> None:
+    draws = [_draw(view=view) for view in range(200)]
+    images = [image for drawn in draws for image in drawn.images]
+    scales = np.array([image.scale for image in images])
+    rotations = np.array([image.rotation for image in images])
+    flips = np.array([image.flip for image in images])
+    assert 0.38 <= scales.min() < 0.39
+    assert 0.54 < scales.max() <= 0.55
+    assert math.radians(5.3) < np.abs(rotations).max() <= math.radians(5.4)
+    assert 0.4 < flips.mean() < 0.6
+    for image in images:
+        spare = 1600 * image.scale - 704
+        assert 0 <= image.crop_left <= max(0, spare)
+        assert image.crop_top == pytest.approx(900 * image.scale - 256)
+    planes = np.array([drawn.bev_aug[:2, :2] for drawn in draws])
+    determinants = np.linalg.det(planes)
+    sizes = np.sqrt(np.abs(determinants))
+    assert 0.95 <= sizes.min() < 0.96
+    assert 1.04 < sizes.max() <= 1.05
+    assert 0.4 < (determinants < 0).mean() < 0.6  # one flip of the two
+    assert len({image.scale for image in draws[0].images}) == 6  # a draw a camera
+
+
+@pytest.mark.parametrize("switched_on", ["bev_rotation", "bev_flip_x", "bev_flip_y"])
+def test_switching_one_draw_on_leaves_the_others_as_they_are(switched_on: str) -> None:
+    value = 0.3 if switched_on == "bev_rotation" else True
+    base = AugmentConfig(bev_scale=(0.9, 1.1))
+    more = base.model_copy(update={switched_on: value})
+    for view in range(8):
+        sizes = [
+            abs(np.linalg.det(_draw(config, view=view).bev_aug[:2, :2])) for config in (base, more)
+        ]
+        assert sizes[0] == pytest.approx(sizes[1])
+
+
+def test_the_covering_scale_covers_both_sides() -> None:
+    assert covering_scale((900, 1600), (256, 704)) == pytest.approx(0.44)
+    assert covering_scale((450, 1600), (256, 704)) == pytest.approx(256 / 450)
+
+
+def _scene() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    boxes = np.zeros((12, 9), np.float32)
+    boxes[:, :2] = random.uniform(-40, 40, (12, 2))
+    boxes[:, 3:6] = random.uniform(1, 6, (12, 3))
+    boxes[:, 6] = random.uniform(-np.pi, np.pi, 12)
+    boxes[:, 7:] = random.uniform(-5, 5, (12, 2))
+    points = random.uniform(-50, 50, (20000, 5)).astype(np.float32)
+    return boxes, points
+
+
+@pytest.mark.parametrize("view", range(6))
+def test_boxes_keep_their_points(view: int) -> None:
+    boxes, points = _scene()
+    bev_aug = _draw(view=view).bev_aug
+    before = inside_footprints(points[:, :2].astype(np.float64), boxes.astype(np.float64))
+    moved_points = transform_points(points.astype(np.float64), bev_aug)
+    moved_boxes = transform_boxes(boxes.astype(np.float64), bev_aug)
+    after = inside_footprints(moved_points[:, :2], moved_boxes)
+    assert before.sum() > 20
+    np.testing.assert_array_equal(before.sum(0), after.sum(0))
+    np.testing.assert_array_equal(moved_points[:, 3:], points[:, 3:])
+
+
+@pytest.mark.parametrize("keys", [{"flip_x": True}, {"flip_y": True}, {"rotation": math.pi}])
+def test_the_same_flip_twice_is_the_identity(keys: dict[str, float]) -> None:
+    boxes, _ = _scene()
+    matrix = bev_matrix(**keys)  # type: ignore[arg-type]
+    twice = transform_boxes(transform_boxes(boxes, matrix), matrix)
+    np.testing.assert_allclose(np.delete(twice, 6, 1), np.delete(boxes, 6, 1), atol=1e-4)
+    turn = (twice[:, 6] - boxes[:, 6] + np.pi) % (2 * np.pi) - np.pi
+    np.testing.assert_allclose(turn, 0, atol=1e-5)
+
+
+def test_a_moved_velocity_is_the_velocity_of_the_moved_box() -> None:
+    boxes, _ = _scene()
+    later = boxes.copy()
+    later[:, :2] += 0.5 * boxes[:, 7:]
+    bev_aug = _draw(view=3).bev_aug
+    moved, moved_later = transform_boxes(boxes, bev_aug), transform_boxes(later, bev_aug)
+    np.testing.assert_allclose(moved_later[:, :2] - moved[:, :2], 0.5 * moved[:, 7:], atol=1e-4)

@@ -1,0 +1,221 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bevcask.config import AugmentConfig
+from bevcask.data.loader import (
+    FrameSource,
+    SampleReader,
+    StepSampler,
+    build_loader,
+    collate,
+    in_order,
+)
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Batch, Inputs
+from bevcask.errors import DataError
+from bevcask.geometry import inside_footprints, transform_boxes, transform_points
+
+Select = Callable[..., Frames]
+INPUTS = Inputs(image_size_HW=(56, 96), num_sweeps=3, depth=True)
+AUGMENT = AugmentConfig(
+    resize=(-0.02, 0.1),
+    crop=True,
+    image_flip=True,
+    image_rotation=5.0,
+    bev_rotation=0.3,
+    bev_scale=(0.9, 1.1),
+    bev_flip_x=True,
+    bev_flip_y=True,
+)
+
+
+def test_a_sample_has_the_shapes_and_types_it_promises(tiny_frames: Frames) -> None:
+    sample = SampleReader(tiny_frames, INPUTS, None, 0).read(tiny_frames.tokens[1])
+    shapes = {
+        "images_VCHW": (6, 3, 56, 96),
+        "intrinsics_V33": (6, 3, 3),
+        "image_aug_V33": (6, 3, 3),
+        "camera_to_lidar_V44": (6, 4, 4),
+        "bev_aug_44": (4, 4),
+        "depth_VHW": (6, 56, 96),
+    }
+    for name, shape in shapes.items():
+        array = getattr(sample, name)
+        assert array.shape == shape, name
+        assert array.dtype == np.float32, name
+    assert sample.points_P5 is not None
+    assert sample.points_P5.shape[1] == 5
+    assert sample.classes_N is not None
+    assert sample.classes_N.dtype == np.int64
+
+
+def test_only_what_a_detector_wants_is_read(tiny_frames: Frames) -> None:
+    token = tiny_frames.tokens[0]
+    lidar = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0).read(token)
+    assert lidar.images_VCHW is lidar.intrinsics_V33 is lidar.depth_VHW is None
+    camera = SampleReader(tiny_frames, Inputs(image_size_HW=(56, 96)), None, 0).read(token)
+    assert camera.points_P5 is camera.depth_VHW is None
+
+
+def test_points_and_boxes_move_by_the_bev_matrix(tiny_frames: Frames) -> None:
+    token = tiny_frames.tokens[2]
+    clean = SampleReader(tiny_frames, INPUTS, None, 0).read(token)
+    moved = SampleReader(tiny_frames, INPUTS, AUGMENT, 0).read(token, 3)
+    assert not np.array_equal(moved.bev_aug_44, np.eye(4))
+    assert clean.points_P5 is not None
+    expected = transform_points(clean.points_P5, moved.bev_aug_44)
+    np.testing.assert_allclose(moved.points_P5, expected, atol=1e-4)
+    np.testing.assert_array_equal(moved.canonical_boxes_N9, clean.boxes_N9)
+    np.testing.assert_array_equal(clean.canonical_boxes_N9, clean.boxes_N9)
+    expected = transform_boxes(clean.boxes_N9, moved.bev_aug_44)
+    np.testing.assert_allclose(moved.boxes_N9, expected, atol=1e-4)
+    np.testing.assert_allclose(moved.camera_to_lidar_V44, clean.camera_to_lidar_V44)
+
+
+def test_boxes_keep_their_points_under_augmentation(tiny_frames: Frames) -> None:
+    reader = SampleReader(tiny_frames, Inputs(num_sweeps=1), AUGMENT, 0)
+    clean = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0)
+
+    def counts(sample_reader: SampleReader, view: int) -> np.ndarray:
+        sample = sample_reader.read(tiny_frames.tokens[1], view)
+        assert sample.points_P5 is not None
+        assert sample.boxes_N9 is not None
+        boxes = sample.boxes_N9.astype(np.float64)
+        boxes[:, 3:5] += 1e-3  # points on a face stay inside after rounding
+        inside: np.ndarray = inside_footprints(sample.points_P5[:, :2].astype(np.float64), boxes)
+        return inside.sum(0)
+
+    before = counts(clean, 0)
+    assert before.sum() > 50
+    for view in range(4):
+        assert np.abs(counts(reader, view) - before).sum() <= 0.01 * before.sum()
+
+
+def test_boxes_without_a_point_are_no_labels(tiny_frames: Frames) -> None:
+    reader = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0)
+    dropped = 0
+    for token in tiny_frames.tokens:
+        boxes, classes, points = tiny_frames.labels(token)
+        sample = reader.read(token)
+        np.testing.assert_array_equal(sample.boxes_N9, boxes[points > 0])
+        np.testing.assert_array_equal(sample.classes_N, classes[points > 0])
+        dropped += int((points == 0).sum())
+    assert dropped > 0
+
+
+@pytest.mark.parametrize("view", [0, 1, 2])
+def test_depth_follows_the_pixels(tiny_frames: Frames, view: int) -> None:
+    """Every depth pixel, taken back through the matrices, is a LiDAR point."""
+    token = tiny_frames.tokens[0]
+    sample = SampleReader(tiny_frames, INPUTS, AUGMENT, 0).read(token, view)
+    canonical = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0).read(token).points_P5
+    assert sample.depth_VHW is not None
+    assert canonical is not None
+    assert sample.image_aug_V33 is not None
+    assert sample.intrinsics_V33 is not None
+    assert sample.camera_to_lidar_V44 is not None
+    assert (sample.depth_VHW > 0).sum() > 200
+    for camera in range(6):
+        to_camera = np.linalg.inv(sample.camera_to_lidar_V44[camera].astype(np.float64))
+        to_pixel = sample.image_aug_V33[camera] @ sample.intrinsics_V33[camera]
+        seen = transform_points(canonical[:, :3].astype(np.float64), to_camera)
+        seen = seen[seen[:, 2] > 0.1]
+        pixels = seen @ to_pixel.T
+        pixels = pixels[:, :2] / pixels[:, 2:]
+        for row, column in np.argwhere(sample.depth_VHW[camera])[::20]:
+            offset = np.abs(pixels - (column, row)).max(axis=1)
+            depth = sample.depth_VHW[camera, row, column]
+            assert np.abs(seen[offset <= 0.51, 2] - depth).min() < 1e-3
+            assert (seen[offset <= 0.49, 2] >= depth - 1e-3).all()
+
+
+def test_collate_stacks_and_keeps_ragged_lists(tiny_frames: Frames) -> None:
+    reader = SampleReader(tiny_frames, INPUTS, AUGMENT, 0)
+    samples = [reader.read(token) for token in tiny_frames.tokens[:2]]
+    batch = collate(samples)
+    assert batch.tokens == tiny_frames.tokens[:2]
+    assert batch.images_BVCHW is not None
+    assert batch.images_BVCHW.shape == (2, 6, 3, 56, 96)
+    assert batch.points is not None
+    assert batch.labels is not None
+    for i, sample in enumerate(samples):
+        np.testing.assert_array_equal(batch.points[i], sample.points_P5)
+        np.testing.assert_array_equal(batch.labels.canonical_boxes[i], sample.canonical_boxes_N9)
+        np.testing.assert_array_equal(batch.bev_aug_B44[i], sample.bev_aug_44)
+    assert collate([SampleReader(tiny_frames, Inputs(), None, 0).read(batch.tokens[0])]).points is (
+        None
+    )
+
+
+def test_batches_are_shuffled_epochs_laid_end_to_end() -> None:
+    sampler = StepSampler(num_frames=10, batch_size=4, seed=3, max_steps=10)
+    keys = [key for batch in sampler for key in batch]
+    assert len(sampler) == 10
+    assert all(len(batch) == 4 for batch in sampler)
+    assert [view for _, view in keys] == [draw // 10 for draw in range(40)]
+    epochs = [[i for i, view in keys if view == epoch] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    whole = list(StepSampler(7, 3, seed=1, max_steps=20))
+    assert list(StepSampler(7, 3, seed=1, start_step=13, max_steps=20)) == whole[13:]
+    assert StepSampler(7, 3, seed=1).batch(17) == whole[17]
+    assert list(StepSampler(7, 3, seed=2, max_steps=20)) != whole
+
+
+def test_a_batch_larger_than_the_selection_wraps() -> None:
+    (batch,) = StepSampler(num_frames=2, batch_size=5, seed=0, max_steps=1)
+    assert [view for _, view in batch] == [0, 0, 1, 1, 2]
+
+
+def _fields(batches: Sequence[Batch]) -> list[torch.Tensor]:
+    tensors: list[torch.Tensor] = []
+    for batch in batches:
+        assert batch.images_BVCHW is not None
+        assert batch.depth_BVHW is not None
+        assert batch.points is not None
+        assert batch.labels is not None
+        tensors += [batch.images_BVCHW, batch.bev_aug_B44, batch.depth_BVHW]
+        tensors += [*batch.points, *batch.labels.boxes]
+    return tensors
+
+
+def test_workers_and_restarts_change_nothing(tiny_frames: Frames) -> None:
+    source = FrameSource(SampleReader(tiny_frames, INPUTS, AUGMENT, 5))
+
+    def steps(start: int, num_workers: int) -> list[Batch]:
+        sampler = StepSampler(len(tiny_frames), 4, 5, start, 4)
+        return list(build_loader(source, sampler, num_workers))
+
+    alone = steps(0, 0)
+    for others in ([*alone[:2], *steps(2, 0)], steps(0, 2)):
+        assert [b.tokens for b in others] == [b.tokens for b in alone]
+        for a, b in zip(_fields(alone), _fields(others), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_single_pass_reads_every_frame_once_in_order(tiny_frames: Frames) -> None:
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
+    batches = list(build_loader(source, in_order(len(source), 4), 0))
+    assert [len(batch.tokens) for batch in batches] == [4, 2]
+    assert [token for batch in batches for token in batch.tokens] == tiny_frames.tokens
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_vanished_is_one_clear_message(
+    world_copy: Path, select: Select, num_workers: int
+) -> None:
+    frames = select(world_copy)
+    lost = next((world_copy / "samples" / "CAM_BACK").iterdir())
+    lost.unlink()
+    source = FrameSource(SampleReader(frames, INPUTS, None, 0))
+    with pytest.raises(DataError) as caught:
+        list(build_loader(source, in_order(len(frames), 2), num_workers))
+    assert str(caught.value).startswith(f"{lost}: missing image")
+    assert "Traceback" not in str(caught.value)
