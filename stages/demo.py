@@ -31,7 +31,7 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     """
     world, cache = folder / "world", folder / "cache.zarr"
     data = ["dataset=synthetic", f"dataset.root={world}"]
-    val = [f"val.root={world}", "val.version=v1.0-synthetic", "val.split=val"]
+    val = [f"val.root={world}", "val.version=v1.0-synthetic", "val.split=synthetic_val"]
     synthesize.run(
         synthesize.SynthesizeConfig(
             out=str(world), seed=SEED, num_scenes=12, num_keyframes=10, val_scenes=4
@@ -51,7 +51,7 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     )
     scores = {
         "teacher": evaluate.run(
-            compose([f"cache={cache}", f"run={folder}/teacher", "dataset.split=val", *data])
+            compose([f"cache={cache}", f"run={folder}/teacher", "dataset.split=synthetic_val", *data])
         )
     }
     for method in ("none", "distillbev"):
@@ -62,7 +62,7 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
                     f"method={method}",
                     f"run={folder}/{method}",
                     *([f"cache={cache}"] if method != "none" else []),
-                    "dataset.split=train",
+                    "dataset.split=synthetic_train",
                     *data,
                     *val,
                 ]

@@ -8,6 +8,7 @@ from bevcask.errors import CacheIdentityError
 from bevcask.fingerprint import ABSENT, canonical, differences
 
 _NUM_SHOWN = 4
+_CAUSES_FIRST = ("teacher", "selection", "dataset", "classes", "preprocessing", "targets")
 _WIDTH = 64
 _ADVICE = {
     "selection": "The frames of a cache are fixed when it is created: extract this selection to "
@@ -41,7 +42,12 @@ def require_identity(cache: Cache, expected: Mapping[str, Any]) -> None:
 
 
 def _compare(cache: Cache, expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    return differences(canonical(dict(expected)), cache.identity)
+    leaves = differences(canonical(dict(expected)), cache.identity)
+    return sorted(leaves, key=lambda leaf: _rank(leaf[0].partition(".")[0]))
+
+
+def _rank(section: str) -> int:
+    return _CAUSES_FIRST.index(section) if section in _CAUSES_FIRST else len(_CAUSES_FIRST)
 
 
 def _raise_on(cache: Cache, leaves: list[tuple[str, Any, Any]]) -> None:
