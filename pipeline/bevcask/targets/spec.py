@@ -16,8 +16,8 @@ class TapInfo:
     Attributes:
         name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
         kind: a key of `registry.KINDS`.
-        shape: of one sample: dense_bev and heatmap (C, Y, X); box_set (N_max, 11); query_set (Q, C);
-            image_feature (V, C, H, W).
+        shape: of one sample: dense_bev and heatmap (C, Y, X); box_set (N_max, 11); query_set
+            (Q, C); image_feature (V, C, H, W).
         grid: the BEV grid of dense kinds, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap) or per label (box_set), else empty.
