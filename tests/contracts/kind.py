@@ -3,15 +3,18 @@
 A kind's test inherits `KindContract`, sets `tap`, and gives good and broken values.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from bevcask.cache.layout import arrays_of, is_set
 from bevcask.config import AugmentConfig, StoreConfig
 from bevcask.errors import TargetMismatchError
-from bevcask.targets.kinds import ITEM_BYTES, Kind, kind_of
+from bevcask.targets.kinds import Kind, kind_of
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Need, TapInfo, TargetSpec
 
@@ -80,16 +83,15 @@ class KindContract(ABC):
         assert spec.codec in self.kind.codecs
         assert spec.codec == self.kind.codec(self.tap, spec.region)
 
-    def test_bytes_are_those_of_the_arrays(self) -> None:
-        """Values; a float32 scale a channel for integers; an int64 count for padded sets."""
-        values = self.good()[0]
+    def test_bytes_are_those_of_the_stored_arrays(self) -> None:
         for codec in self.kind.codecs:
-            size = values.numel() * ITEM_BYTES[codec]
-            if codec in ("uint8", "int8"):
-                channels = values.shape[:2] if values.ndim == 4 else values.shape[:1]
-                size += torch.empty(channels).numel() * 4
-            size += 8 if self.kind.padded else 0
-            assert self.kind.bytes_per_frame(TargetSpec(self.tap, codec)) == size
+            spec = TargetSpec(replace(self.tap, nonnegative=True), codec)
+            arrays = arrays_of(spec, num_rows=1)
+            size = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays)
+            assert self.kind.bytes_per_frame(spec) == size
+
+    def test_padded_sets_have_a_count(self) -> None:
+        assert self.kind.padded == is_set(TargetSpec(self.tap, self.kind.codecs[0]))
 
     def test_without_augmentation_it_is_exact(self) -> None:
         for augment in (None, NOTHING):

@@ -115,9 +115,8 @@ def test_codec_choice_is_checked() -> None:
     assert plan([signed], TAPS, 1, AUTO, None).specs[0].codec == "int8"
     with pytest.raises(PlanError, match=r"bev.signed: has negative values.*int8"):
         plan([signed], TAPS, 1, StoreConfig(codec="uint8"), None)
-    queries = {"query.last": TapInfo("query.last", "query_set", (9, 4))}
-    with pytest.raises(PlanError, match="query_set cannot be stored as uint8"):
-        plan([Need("q", "query.last", "query_set")], queries, 1, StoreConfig(codec="uint8"), None)
+    boxes = plan([], TAPS, 1, StoreConfig(codec="int8"), None)
+    assert boxes.specs[0].codec == "float32"
 
 
 def test_needs_of_one_tap_share_a_target() -> None:

@@ -54,13 +54,16 @@ class Align:
     Args:
         bev_aug_B44: `Batch.bev_aug_B44`. Read once, on the host: pass the matrices before they move
             to a device and no step waits for it.
+
+    Attributes:
+        matrices_B44: the same, float64 numpy.
     """
 
     def __init__(self, bev_aug_B44: Tensor) -> None:
-        self._matrices = bev_aug_B44.detach().cpu().double().numpy()
-        if self._matrices.ndim != 3 or self._matrices.shape[1:] != (4, 4):
+        self.matrices_B44 = bev_aug_B44.detach().cpu().double().numpy()
+        if self.matrices_B44.ndim != 3 or self.matrices_B44.shape[1:] != (4, 4):
             raise TargetMismatchError(
-                f"bev_aug must be (B, 4, 4), got {tuple(self._matrices.shape)}"
+                f"bev_aug must be (B, 4, 4), got {tuple(self.matrices_B44.shape)}"
             )
 
     @classmethod
@@ -69,7 +72,7 @@ class Align:
         return cls(torch.eye(4).expand(batch_size, 4, 4))
 
     def __len__(self) -> int:
-        return len(self._matrices)
+        return len(self.matrices_B44)
 
     def cells(self, map_BCYX: Tensor, source: Grid, target: Grid) -> tuple[Tensor, Tensor]:
         """Sample a student's map where the canonical cells of a target went.
@@ -93,7 +96,7 @@ class Align:
         self._check(map_BCYX, source)
         if map_BCYX.dtype in (torch.float16, torch.bfloat16):
             map_BCYX = map_BCYX.float()
-        moves = [lattice_move(matrix, source, target) for matrix in self._matrices]
+        moves = [lattice_move(matrix, source, target) for matrix in self.matrices_B44]
         valid_BYX = torch.ones(
             (len(self), *target.shape_YX), dtype=torch.bool, device=map_BCYX.device
         )
@@ -101,14 +104,14 @@ class Align:
         if first is not None and all(move == first for move in moves):
             return first(map_BCYX), valid_BYX
         if all(move is None for move in moves):
-            return _interpolate(map_BCYX, self._matrices, source, target)
+            return _interpolate(map_BCYX, self.matrices_B44, source, target)
         samples = []
         for b, move in enumerate(moves):
             if move is not None:
                 samples.append(move(map_BCYX[b : b + 1]))
             else:
                 sample, valid_BYX[b : b + 1] = _interpolate(
-                    map_BCYX[b : b + 1], self._matrices[b : b + 1], source, target
+                    map_BCYX[b : b + 1], self.matrices_B44[b : b + 1], source, target
                 )
                 samples.append(sample)
         return torch.cat(samples), valid_BYX
@@ -118,14 +121,14 @@ class Align:
         self._check_length(len(points))
         return [
             transform_points(own, matrix)
-            for own, matrix in zip(points, self._matrices, strict=True)
+            for own, matrix in zip(points, self.matrices_B44, strict=True)
         ]
 
     def boxes(self, boxes: list[Tensor]) -> list[Tensor]:
         """Move canonical boxes (N, 9 or more) of each sample; columns after the ninth stay."""
         self._check_length(len(boxes))
         moved = []
-        for own, matrix in zip(boxes, self._matrices, strict=True):
+        for own, matrix in zip(boxes, self.matrices_B44, strict=True):
             moved.append(torch.cat([transform_boxes(own[:, :9], matrix), own[:, 9:]], dim=1))
         return moved
 
@@ -148,7 +151,7 @@ class Align:
         self._check(values_BKYX, source)
         values_BKYX = values_BKYX.detach().float()
         moved = []
-        for b, matrix in enumerate(self._matrices):
+        for b, matrix in enumerate(self.matrices_B44):
             move = lattice_move(matrix, source, target)
             if move is not None:
                 moved.append(move.inverse()(values_BKYX[b]))

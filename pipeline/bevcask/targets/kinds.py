@@ -203,10 +203,11 @@ class BoxSet(Kind):
 
 
 class QuerySet(Kind):
-    """Query states (Q, C). Positions can be moved in closed form, features cannot."""
+    """Query states (Q, C), zeros behind the count. Features cannot be moved in closed form."""
 
     axes: tuple[str, ...] = ("Q", "C")
-    codecs: tuple[Codec, ...] = ("float16", "float32")
+    codecs: tuple[Codec, ...] = ("float16", "float32", "int8", "uint8")
+    padded = True
 
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         return "float16"
@@ -214,6 +215,9 @@ class QuerySet(Kind):
     def bev_alignment(self, augment: AugmentConfig) -> Alignment:
         """Return `approximate`: a feature that encodes a heading would itself turn."""
         return "approximate" if moves_bev(augment) else "exact"
+
+    def scales(self, tap: TapInfo) -> int:
+        return tap.shape[1]
 
 
 class ImageFeature(Kind):
