@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cache.example import FINGERPRINT, GRID, SPECS, frame_table
 
 from bevcask.cache import FrameTable, Layout
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.fingerprint import differences
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from cache.example import FINGERPRINT, GRID, SPECS, frame_table
 
 
 def test_every_scene_starts_on_a_shard_boundary() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cache.example import GRID, SPECS
 
 from bevcask.cache.quantize import SMALLEST_PEAK, dequantize, encode
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from cache.example import GRID, SPECS
 
 _ROUNDING = 2**-22
 

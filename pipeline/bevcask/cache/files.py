@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ PARTIAL = ".partial"
 
 
 class Files:
-    """A store of bytes addressed by keys such as `targets/bev.neck/values/c/0/0/0/0`."""
+    """A store of bytes addressed by keys such as `targets/bev.neck/values/c.0.0.0.0`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -99,32 +99,25 @@ class Files:
         for path in filesystem.find(self._prefix):
             yield path.lstrip("/").removeprefix(prefix)
 
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write all bytes of a key, replacing what was there.
+    def put(self, key: str, data: bytes) -> None:
+        """Write all bytes of a key, replacing what was there; see `put_many`."""
+        self.put_many({key: data})
+
+    def put_many(self, contents: Mapping[str, bytes]) -> None:
+        """Write several keys; when this returns, local ones have reached the disk.
+
+        One key is never half written. Several together may be: write what vouches for them after.
 
         Raises:
-            DiskFullError: the disk or quota is full; the key keeps what it had.
+            DiskFullError: the disk or quota is full; no key lost what it had.
         """
-        with self._full_disk_is_an_error(key, len(data)):
-            if self.root is None:
-                filesystem = self._remote
-                filesystem.pipe_file(self._path(key), bytes(data))
+        with self._full_disk_is_an_error(contents):
+            if self.root is not None:
+                _replace_all({self.root / key: data for key, data in contents.items()})
                 return
-            path = self.root / key
-            _make_folders(path.parent)
-            self._replace(path, data)
-
-    def _replace(self, path: Path, data: bytes | memoryview) -> None:
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+            filesystem = self._remote
+            for key, data in contents.items():
+                filesystem.pipe_file(self._path(key), data)
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
@@ -136,35 +129,54 @@ class Files:
             filesystem.rm_file(self._path(key))
 
     @contextmanager
-    def _full_disk_is_an_error(self, key: str, size: int) -> Iterator[None]:
+    def _full_disk_is_an_error(self, contents: Mapping[str, bytes]) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in _FULL:
                 raise
+            size = sum(map(len, contents.values()))
+            free = f", {shutil.disk_usage(self.root).free:,} free" if self.root else ""
             raise DiskFullError(
-                f"disk full: {self.url} has no room for {key} ({size:,} bytes{self._free()}). "
-                "Every committed shard is safe. Free some space and run the same command again, "
-                "or `bevcask plan` another store.codec."
+                f"disk full: {self.url} has no room for {next(iter(contents))} and "
+                f"{len(contents) - 1} more files ({size:,} bytes{free}). Every committed shard is "
+                "safe. Free some space and run the same command again, or compare other codecs "
+                "with `bevcask plan store.codec=...`."
             ) from error
 
-    def _free(self) -> str:
-        if self.root is None:
-            return ""
-        return f", {shutil.disk_usage(self.root).free:,} free"
+
+def _replace_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files beside their places, flush them, rename them, flush their folders."""
+    partial: dict[Path, Path] = {}
+    new_folders: set[Path] = set()
+    try:
+        for path, data in contents.items():
+            new_folders |= _make_folders(path.parent)
+            partial[path] = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+            partial[path].write_bytes(data)
+        for temporary in partial.values():
+            _sync(temporary)
+        for path, temporary in partial.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in contents} | new_folders:
+            _sync(folder)
+    finally:
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
 
 
-def _make_folders(folder: Path) -> None:
-    """Make a folder and its parents, each entry flushed to the disk."""
+def _make_folders(folder: Path) -> set[Path]:
+    """Make a folder and its parents; return the folders that got a new entry."""
     if folder.is_dir():
-        return
-    _make_folders(folder.parent)
+        return set()
+    changed = _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    return changed | {folder.parent}
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

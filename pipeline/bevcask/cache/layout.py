@@ -116,6 +116,11 @@ class FrameTable:
             raise DataError(f"selection cannot be cached: {'; '.join(problems)}.")
 
 
+def chunk_name(first: int, num_dims: int) -> str:
+    """Return the file name of the chunk (first, 0, 0, ...): `c.7.0.0` in three dimensions."""
+    return ".".join(["c", str(first), *["0"] * (num_dims - 1)])
+
+
 @dataclass(frozen=True)
 class ArraySpec:
     """One Zarr array of a cache.
@@ -136,7 +141,7 @@ class ArraySpec:
 
     def object_key(self, shard: int) -> str:
         """Return the key of the object that holds a shard."""
-        return "/".join([self.key, "c", str(shard), *["0"] * (len(self.shape) - 1)])
+        return f"{self.key}/{chunk_name(shard, len(self.shape))}"
 
 
 def group_of(spec: TargetSpec) -> str:
@@ -215,7 +220,7 @@ def arrays_in_order(specs: Sequence[TargetSpec], num_rows: int) -> list[ArraySpe
 
 def commit_key(shard: int) -> str:
     """Return the key of a shard's commit."""
-    return f"commit/c/{shard}/0/0"
+    return f"commit/{chunk_name(shard, 3)}"
 
 
 class Layout:

@@ -22,6 +22,7 @@ from bevcask.cache.layout import (
     FrameTable,
     Layout,
     arrays_of,
+    chunk_name,
     commit_key,
 )
 from bevcask.cache.objects import (
@@ -288,7 +289,7 @@ class Cache:
         num_rows = self.attributes["num_shards"] * self.attributes["shard_rows"]
 
         def column(name: str, dtype: str, *shape: int) -> npt.NDArray[Any]:
-            key = "/".join(["frames", name, "c", *["0"] * (1 + len(shape))])
+            key = f"frames/{name}/{chunk_name(0, 1 + len(shape))}"
             return decode_chunk(
                 self._present(small.get(key), key), (num_rows, *shape), dtype, f"{self.url}/{key}"
             )

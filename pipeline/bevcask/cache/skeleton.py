@@ -28,6 +28,7 @@ from bevcask.fingerprint import canonical, digest
 
 ROOT = "zarr.json"
 PROVENANCE = "provenance/zarr.json"
+_NAMES: Any = {"name": "default", "separator": "."}  # one file a chunk, no folders of folders
 
 
 def new_array(group: zarr.Group, array: ArraySpec, shard_rows: int) -> zarr.Array[Any]:
@@ -49,6 +50,7 @@ def new_array(group: zarr.Group, array: ArraySpec, shard_rows: int) -> zarr.Arra
         compressors=compressors,
         fill_value=0,
         dimension_names=array.dims,
+        chunk_key_encoding=_NAMES,
         config={"write_empty_chunks": False},
     )
 
@@ -65,6 +67,7 @@ def _whole(group: zarr.Group, key: str, data: npt.NDArray[Any], dims: Sequence[s
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
         dimension_names=dims,
+        chunk_key_encoding=_NAMES,
         config={"write_empty_chunks": True},
     )
     array[...] = data
@@ -100,6 +103,7 @@ def build(layout: Layout) -> dict[str, bytes]:
         compressors=[Crc32cCodec()],
         fill_value=0,
         dimension_names=("shard", "array", "commit_byte"),
+        chunk_key_encoding=_NAMES,
         attributes={"arrays": [array.key for array in layout.arrays]},
     )
     return {key: value.to_bytes() for key, value in content.items() if key != ROOT}

@@ -156,15 +156,15 @@ class _Check:
             self._add(_PROVENANCE, "does not match its own digest")
 
     def _extra(self, expected: set[str], commit: Mapping[int, list[Committed]]) -> None:
-        """Report files nobody committed; objects of shards still being written are no problem."""
+        """Report files nobody committed; a shard without a readable commit is no matter of this."""
         unfinished = {
             array.object_key(shard)
             for shard in set(range(self._num_shards)) - set(commit)
             for array in self._arrays
         }
         for key in self._files.list():
-            pending = key in unfinished or key.endswith(PARTIAL)
-            if key not in expected and not (pending and not self._sealed):
+            leftover = key.endswith(PARTIAL) and not self._sealed
+            if key not in expected and key not in unfinished and not leftover:
                 self._add(key, "extra: nobody committed it")
 
     def _add(self, key: str, what: str) -> None:

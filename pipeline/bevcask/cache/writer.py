@@ -68,9 +68,8 @@ def create(
         small = skeleton.build(layout)
         _require_empty(files, {*small, skeleton.PROVENANCE})
         attributes = skeleton.root_attributes(layout, fingerprint, plan, small)
-        for key in sorted(small):
-            files.put(key, small[key])
-        files.put(skeleton.PROVENANCE, skeleton.group_json({"provenance": dict(provenance)}))
+        small[skeleton.PROVENANCE] = skeleton.group_json({"provenance": dict(provenance)})
+        files.put_many(small)
         files.put(skeleton.ROOT, skeleton.group_json(attributes))
     cache = Cache(url, allow_unsealed=True)
     require_identity(cache, layout.identity(fingerprint))
@@ -139,14 +138,12 @@ class Writer:
         """
         assert shard not in self._commit
         contents = self._rows_of(shard, arrays)
-        rows = []
-        for array in self._layout.arrays:
-            data = self._object(array, shard, contents[array.key])
-            if data:
-                self._files.put(array.object_key(shard), data)
-            else:
-                self._files.delete(array.object_key(shard))
-            rows.append(Committed.of(data))
+        objects = {
+            array.object_key(shard): self._object(array, shard, contents.pop(array.key))
+            for array in self._layout.arrays
+        }
+        rows = [Committed.of(data) for data in objects.values()]
+        self._files.put_many({key: data for key, data in objects.items() if data})
         self._commit[shard] = b"".join(row.to_bytes() for row in rows)
         self._files.put(commit_key(shard), encode_plain(self._commit[shard]))
         return sum(row.length for row in rows)
@@ -183,13 +180,14 @@ class Writer:
         """Remove partial files and objects of shards that were never committed."""
         if not self.missing():
             return
-        uncommitted = {
-            array.object_key(shard) for shard in self.missing() for array in self._layout.arrays
-        }
+        missing = set(self.missing())
+        arrays = self._layout.arrays
+        uncommitted = {array.object_key(shard) for shard in missing for array in arrays}
+        uncommitted |= {commit_key(shard) for shard in missing}
+        small = {*self._cache.attributes["files"], skeleton.PROVENANCE, skeleton.ROOT}
         for key in list(self._files.list()):
-            whole = key.rpartition("/")[0] + "/" + key.rpartition("/")[2].split(".")[0]
-            own = whole in uncommitted or not _is_object(whole)
-            if key in uncommitted or (key.endswith(PARTIAL) and own):
+            whole = key.removesuffix(PARTIAL).rpartition(".")[0] if key.endswith(PARTIAL) else key
+            if whole in uncommitted or (whole in small and whole != key):
                 self._files.delete(key)
 
     def _rows_of(
@@ -226,10 +224,6 @@ class Writer:
         return b"" if buffer is None else buffer.to_bytes()
 
 
-def _is_object(key: str) -> bool:
-    return "/c/" in key
-
-
 def _parts(
     spec: TargetSpec, encoded: Encoded[npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[Any] | None]:
@@ -251,7 +245,7 @@ class WriteQueue:
 
     At most `depth` shards wait, so memory is flat. Use as a context manager: leaving it, also by
     Ctrl-C or an error, writes what was handed over; an error of the thread is raised in `put` or on
-    leaving.
+    leaving. What was handed over is not to be changed any more.
     """
 
     def __init__(self, writer: Writer, depth: int) -> None:
@@ -279,7 +273,7 @@ class WriteQueue:
             raise self._error
 
     def put(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> None:
-        """Hand over a shard; blocks while `depth` shards wait. Tensors are copied to the host.
+        """Hand over a shard; blocks while `depth` shards wait. CUDA tensors go to the host here.
 
         Raises:
             BevcaskError: writing an earlier shard failed.

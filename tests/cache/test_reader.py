@@ -1,0 +1,169 @@
+"""Reading: what was said is what is read, by token, and nothing else is served."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bevcask.cache import Cache, FrameTable, dequantize, open_cache
+from bevcask.errors import (
+    CacheCorruptError,
+    CacheIdentityError,
+    CacheIncompleteError,
+    TokenNotCachedError,
+    UnknownNameError,
+)
+from bevcask.fingerprint import digest
+from cache.example import FINGERPRINT, PLAN, SPECS, begin, build, count_of, encoded, truth
+
+
+def assert_says_the_truth(cache: Cache, frame: int) -> None:
+    read = cache.read(cache.frames.tokens[frame])
+    assert set(read) == {spec.name for spec in SPECS}
+    for spec in SPECS:
+        sample, said = read[spec.name], truth(spec, frame)
+        assert sample.values.dtype == spec.codec
+        scale = None if sample.scale is None else torch.from_numpy(sample.scale)
+        got = dequantize(torch.from_numpy(sample.values), scale)
+        if spec.region.name == "confident":
+            region = said.amax(dim=0) > spec.region.threshold
+            assert torch.equal(torch.from_numpy(sample.region), region)
+            assert 0 < region.sum() < region.numel()
+            said = said * region
+        else:
+            assert sample.region is None
+        error = (got - said).abs()
+        bound = said.abs() * 2**-11 if scale is None else scale.max() * 0.5001
+        assert (error <= bound).all(), spec.name
+        if spec.codec == "float32":
+            assert torch.equal(got, said)
+        if spec.tap.kind.endswith("_set"):
+            assert int(sample.count) == count_of(frame)
+        else:
+            assert sample.count is None
+
+
+@pytest.mark.parametrize("scheme", ["path", "file", "memory"])
+def test_every_kind_round_trips(scheme: str, tmp_path: Path) -> None:
+    url = {"path": f"{tmp_path}/c", "file": f"file://{tmp_path}/c", "memory": "memory://round/c"}
+    cache = open_cache(build(url[scheme]))
+    for frame in reversed(range(6)):
+        assert_says_the_truth(cache, frame)
+
+
+def test_names_limit_what_is_read(sealed: str) -> None:
+    cache = open_cache(sealed)
+    assert list(cache.read(cache.frames.tokens[0], ["bev.signed"])) == ["bev.signed"]
+    with pytest.raises(UnknownNameError, match=r"no target 'bev.nek'. Did you mean 'bev.neck'\?"):
+        cache.read(cache.frames.tokens[0], ["bev.nek"])
+    with pytest.raises(UnknownNameError):
+        cache.dask("bev.nek")
+
+
+def test_what_a_caller_does_to_a_sample_stays_with_the_caller(sealed: str) -> None:
+    cache = open_cache(sealed)
+    token = cache.frames.tokens[1]
+    for sample in cache.read(token).values():
+        for array in (sample.values, sample.scale, sample.region, sample.count):
+            if isinstance(array, np.ndarray) and array.ndim:
+                array[...] = 0
+    assert_says_the_truth(cache, 1)
+
+
+def test_attributes(sealed: str) -> None:
+    cache = open_cache(sealed)
+    assert isinstance(cache.frames, FrameTable)
+    assert list(cache.frames.scenes) == ["scene-0"] * 3 + ["scene-1"] * 2 + ["scene-2"]
+    assert cache.frames.timestamps.tolist() == [1000.5 + i for i in range(6)]
+    assert cache.frames.lidar_to_global[:, 0, 3].tolist() == list(range(6))
+    assert cache.specs == {spec.name: spec for spec in SPECS}
+    assert (cache.fingerprint, cache.plan) == (FINGERPRINT, PLAN)
+    assert cache.provenance == {"host": "here"}
+    assert cache.sealed
+    assert cache.id == digest(cache.identity)
+    assert cache.coverage == {"scene-0": (3, 3), "scene-1": (2, 2), "scene-2": (1, 1)}
+
+
+def test_bytes(sealed: str) -> None:
+    cache = open_cache(sealed)
+    assert cache.raw_bytes("bev.neck") == 6 * 3 * 6 * 8 * 4
+    on_disk = sum(
+        path.stat().st_size
+        for array in ("values", "scale")
+        for path in (Path(sealed) / "targets/bev.neck" / array).glob("c.*")
+    )
+    assert cache.stored_bytes("bev.neck") == on_disk
+    assert cache.stored_bytes("bev.silent") == 0
+
+
+def test_unknown_token(sealed: str) -> None:
+    with pytest.raises(TokenNotCachedError, match="6 frames of 3 scenes"):
+        open_cache(sealed).read("f" * 32)
+
+
+def test_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheIncompleteError, match=r"no cache at .*teacher-extract"):
+        open_cache(str(tmp_path / "nothing"))
+    with pytest.raises(CacheIncompleteError, match="no cache at memory"):
+        open_cache("memory://nothing/here")
+
+
+def test_unsealed_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    writer = begin(tmp_path / "c")
+    writer.write(2, encoded(writer, 2))
+    with pytest.raises(CacheIncompleteError, match=r"1 of 4 shards .*teacher-extract"):
+        open_cache(str(tmp_path / "c"))
+    cache = open_cache(str(tmp_path / "c"), allow_unsealed=True)
+    assert cache.coverage == {"scene-0": (0, 3), "scene-1": (2, 2), "scene-2": (0, 1)}
+    assert_says_the_truth(cache, 4)
+    with pytest.raises(CacheIncompleteError, match="shard 0 is not committed"):
+        cache.read(cache.frames.tokens[0])
+    with pytest.raises(CacheIncompleteError):
+        cache.dask("bev.neck").compute(scheduler="synchronous")
+
+
+def test_pickle_and_fork(sealed: str) -> None:
+    cache = open_cache(sealed)
+    cache.read(cache.frames.tokens[0])
+    again = pickle.loads(pickle.dumps(cache))
+    assert_says_the_truth(again, 5)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (cache.read(cache.frames.tokens[3])["bev.neck"].values > 0).any() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_another_schema_version_is_refused(copied: Path) -> None:
+    from bevcask.cache.objects import seal_json
+
+    root = copied / "zarr.json"
+    document = json.loads(root.read_bytes())
+    document["attributes"]["schema_version"] = 99
+    root.write_bytes(seal_json(document))
+    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 1, got"):
+        open_cache(str(copied))
+
+
+def test_missing_objects_are_found(copied: Path) -> None:
+    cache = open_cache(str(copied))
+    (copied / "targets/bev.neck/values/c.0.0.0.0").unlink()
+    (copied / "targets/bev.neck/scale/c.2.0").unlink()
+    with pytest.raises(CacheCorruptError, match=r"values/c.0.0.0.0: committed, but gone"):
+        cache.read(cache.frames.tokens[0])
+    with pytest.raises(CacheCorruptError, match=r"scale/c.2.0: committed, but gone"):
+        cache.read(cache.frames.tokens[3])
+    (copied / "commit/c.1.0.0").unlink()
+    with pytest.raises(CacheCorruptError, match=r"commit/c.1.0.0: sealed, but gone"):
+        open_cache(str(copied))
+
+
+def test_truncated_object_is_found(copied: Path) -> None:
+    path = copied / "targets/bev.neck/values/c.0.0.0.0"
+    path.write_bytes(path.read_bytes()[:-7])
+    cache = open_cache(str(copied))
+    with pytest.raises(CacheCorruptError):
+        cache.read(cache.frames.tokens[0])

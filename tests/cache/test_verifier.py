@@ -1,0 +1,125 @@
+"""No byte of a cache can change unseen: `verify` names it, and no read serves it."""
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+from bevcask.cache import open_cache, verify
+from bevcask.errors import BevcaskError, CacheIncompleteError
+from cache.example import begin, encoded
+
+
+def read_everything(url: Path) -> None:
+    cache = open_cache(str(url))
+    for token in cache.frames.tokens:
+        cache.read(token)
+
+
+def files_of(url: Path) -> list[Path]:
+    return sorted(path for path in url.rglob("*") if path.is_file())
+
+
+def flip(path: Path, place: int, bit: int = 1) -> bytes:
+    """Flip one bit of a file; return what was there."""
+    before = path.read_bytes()
+    after = bytearray(before)
+    after[place] ^= bit
+    path.write_bytes(after)
+    return before
+
+
+def test_sound_cache(sealed: str) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify(sealed, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert report.ok
+    assert report.to_dict()["problems"] == []
+    assert report.num_files == len(files_of(Path(sealed)))
+    assert report.num_bytes > 10_000
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+    read_everything(Path(sealed))
+
+
+def test_a_flipped_byte_in_every_file_is_found(copied: Path) -> None:
+    paths = files_of(copied)
+    assert len(paths) > 100
+    for path in paths:
+        key = path.relative_to(copied).as_posix()
+        chance = zlib.crc32(key.encode())
+        before = flip(path, chance % path.stat().st_size, 1 << chance % 8)
+        report = verify(str(copied), workers=1)
+        assert key in {problem.key for problem in report.problems}
+        with pytest.raises(BevcaskError):
+            read_everything(copied)
+        path.write_bytes(before)
+    assert verify(str(copied)).ok
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "provenance/zarr.json"])
+def test_every_byte_of_the_self_digested_files_counts(copied: Path, name: str) -> None:
+    """These two vouch for themselves: also white space, key names and the digest."""
+    path = copied / name
+    stride = 1 if name.startswith("provenance") else 29
+    for place in range(0, path.stat().st_size, stride):
+        before = flip(path, place, 0x20)
+        with pytest.raises(BevcaskError):
+            open_cache(str(copied))
+        path.write_bytes(before)
+
+
+def test_missing_and_extra_files_are_listed(copied: Path) -> None:
+    (copied / "targets/bev.neck/values/c.0.0.0.0").unlink()
+    (copied / "frames/valid/c.0").unlink()
+    (copied / "commit/c.3.0.0").unlink()
+    (copied / "notes.txt").write_text("mine")
+    (copied / "targets/bev.silent/values/c.0.0.0.0").write_bytes(b"12")
+    found = {problem.key: problem.what for problem in verify(str(copied)).problems}
+    assert found["targets/bev.neck/values/c.0.0.0.0"] == "missing"
+    assert found["frames/valid/c.0"] == "missing"
+    assert found["commit/c.3.0.0"] == "missing"
+    assert "extra" in found["notes.txt"]
+    assert "extra" in found["targets/bev.silent/values/c.0.0.0.0"]
+
+
+def test_swapped_shards_and_wrong_lengths_are_found(copied: Path) -> None:
+    first = copied / "targets/bev.signed/values/c.0.0.0.0"
+    other = copied / "targets/bev.signed/values/c.2.0.0.0"
+    first.write_bytes(other.read_bytes())
+    longer = copied / "targets/bev.neck/values/c.1.0.0.0"
+    longer.write_bytes(longer.read_bytes() + b"\0")
+    found = {problem.key: problem.what for problem in verify(str(copied)).problems}
+    assert set(found) == {
+        first.relative_to(copied).as_posix(),
+        longer.relative_to(copied).as_posix(),
+    }
+    size = longer.stat().st_size
+    assert found["targets/bev.neck/values/c.1.0.0.0"] == f"expected {size - 1} bytes, got {size}"
+
+
+def test_an_unsealed_cache_is_not_ok_but_its_work_in_progress_is(tmp_path: Path) -> None:
+    writer = begin(tmp_path / "c")
+    writer.write(1, encoded(writer, 1))
+    neck = tmp_path / "c/targets/bev.neck/values"
+    (neck / "c.0.0.0.0").write_bytes(b"whole, not committed")
+    (neck / "c.2.0.0.0.abc.partial").write_bytes(b"half")
+    report = verify(str(tmp_path / "c"))
+    assert [(p.key, p.what) for p in report.problems] == [
+        ("zarr.json", "not sealed: 1 of 4 shards are committed")
+    ]
+
+
+def test_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(CacheIncompleteError):
+        verify(str(tmp_path))
+
+
+def test_verify_over_fsspec() -> None:
+    import fsspec
+
+    from cache.example import build
+
+    url = build("memory://verify/c")
+    assert verify(url).ok
+    with fsspec.open("memory://verify/c/commit/c.0.0.0", "wb") as file:
+        file.write(b"x")
+    assert [problem.key for problem in verify(url).problems] == ["commit/c.0.0.0"]
