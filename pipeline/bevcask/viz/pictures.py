@@ -16,10 +16,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Polygon
+from matplotlib.patches import Polygon, Rectangle
 
 from bevcask.geometry import CAMERAS, Grid, box_corners_bev, transform_points
 
@@ -149,7 +150,7 @@ def draw(picture: Picture, path: Path) -> None:
             axes.set_axis_off()
         partial = path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
         partial.replace(path)
 
 
@@ -190,14 +191,10 @@ def _draw_camera(axes: Axes, name: str, view: CameraView, layers: Sequence[BoxLa
     height, width = view.image_HW3.shape[:2]
     axes.imshow(view.image_HW3, aspect="equal", interpolation="antialiased")
     for layer in layers:
-        for box, alpha in zip(layer.boxes_N9, layer.alpha_N, strict=True):
-            lines = project_wireframe(box, view)
-            style = "--" if layer.dashed else "-"
-            axes.add_collection(
-                LineCollection(
-                    list(lines), colors=layer.colour, linewidths=1.3, linestyles=style, alpha=alpha
-                )
-            )
+        wireframes = [project_wireframe(box, view) for box in layer.boxes_N9]
+        lines = [line for wireframe in wireframes for line in wireframe]
+        alpha = np.repeat(layer.alpha_N, [len(wireframe) for wireframe in wireframes])
+        _draw_lines(axes, layer, lines, alpha)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_xticks([])
@@ -291,7 +288,11 @@ def _draw_map(axes: Axes, bev: BevMap) -> None:
         interpolation="nearest",
     )
     axes.set_title(bev.title)
-    inset = axes.inset_axes((0.66, 0.045, 0.31, 0.022))
+    backing = Rectangle(
+        (0.63, 0.02), 0.36, 0.085, transform=axes.transAxes, color=BACKGROUND, alpha=0.75, zorder=3
+    )
+    axes.add_patch(backing)
+    inset = axes.inset_axes((0.66, 0.04, 0.3, 0.022))
     axes.figure.colorbar(image, cax=inset, orientation="horizontal")
     inset.tick_params(labelsize=8, colors=INK, length=2, pad=1)
     inset.xaxis.set_ticks_position("top")
@@ -306,13 +307,15 @@ def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:
             [layer.boxes_N9[:, :2], (corners_N42[:, 0] + corners_N42[:, 3]) / 2], axis=1
         )
         outlines = [np.vstack([corners, corners[:1]]) for corners in corners_N42]
-        for lines, style in ((outlines, "--" if layer.dashed else "-"), (list(heading_N22), "-")):
-            axes.add_collection(
-                LineCollection(
-                    lines, colors=layer.colour, linewidths=1.2, linestyles=style,
-                    alpha=list(layer.alpha_N),
-                )
-            )  # fmt: skip
+        _draw_lines(axes, layer, outlines, layer.alpha_N)
+        _draw_lines(axes, layer, list(heading_N22), layer.alpha_N)
+
+
+def _draw_lines(axes: Axes, layer: BoxLayer, lines: list[Floats], alpha: Floats) -> None:
+    """Draw polylines (each (points, 2)) in a layer's style, one opacity a line."""
+    colours = [to_rgba(layer.colour, float(opacity)) for opacity in alpha]
+    style = "--" if layer.dashed else "-"
+    axes.add_collection(LineCollection(lines, colors=colours, linewidths=1.3, linestyles=style))
 
 
 def _draw_ego(axes: Axes, extent: tuple[float, float, float, float]) -> None:
