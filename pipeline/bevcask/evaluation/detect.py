@@ -1,0 +1,86 @@
+"""Boxes by sample token: from a detector, or from the boxes a cache holds."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+
+from bevcask.cache.reader import Cache
+from bevcask.config import LoaderConfig
+from bevcask.data.loader import FrameSource, Loader, SampleReader, build_loader, in_order
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs
+from bevcask.errors import PlanError
+from bevcask.progress import Ticker
+
+BOXES = "head.boxes"
+
+
+def detect(
+    detector: Detector,
+    batches: Iterable[Batch],
+    device: torch.device,
+    bar: Ticker | None = None,
+) -> dict[str, Detections]:
+    """Run a detector over clean batches in evaluation mode; its mode is restored.
+
+    Args:
+        detector: already on `device`.
+        batches: canonical frame, on the host.
+        device: where it runs.
+        bar: moved by one a frame.
+
+    Returns:
+        Boxes on the host by token, canonical LIDAR_TOP frame.
+    """
+    was_training = detector.training
+    detector.eval()
+    found: dict[str, Detections] = {}
+    with torch.inference_mode():
+        for batch in batches:
+            output = detector(batch.to(device))
+            boxes = detector.decode(output)
+            found |= dict(zip(batch.tokens, (on_host(b) for b in boxes), strict=True))
+            if bar is not None:
+                bar.advance(len(batch.tokens))
+    detector.train(was_training)
+    return found
+
+
+def frame_batches(frames: Frames, inputs: Inputs, config: LoaderConfig) -> Loader[Batch]:
+    """Return a loader of every frame once, in order, without augmentation."""
+    reader = SampleReader(frames, replace(inputs, depth=False), augment=None, seed=0)
+    batches = in_order(len(frames), config.batch_size)
+    return build_loader(FrameSource(reader), batches, config.num_workers)
+
+
+def on_host(detections: Detections) -> Detections:
+    """Return the boxes in main memory."""
+    return Detections(
+        detections.boxes_N9.cpu(), detections.scores_N.cpu(), detections.classes_N.cpu()
+    )
+
+
+def cached_boxes(
+    cache: Cache, tokens: Iterable[str], bar: Ticker | None = None
+) -> Mapping[str, Detections]:
+    """Return the teacher's boxes of these tokens.
+
+    Raises:
+        PlanError: the cache holds no boxes.
+        TokenNotCachedError: a token has no row.
+    """
+    if BOXES not in cache.specs:
+        raise PlanError(
+            f"cache {cache.url} has no {BOXES}: it was made by a teacher without boxes and cannot "
+            f"be scored. It holds {', '.join(cache.specs)}."
+        )
+    found = {}
+    for token in tokens:
+        stored = cache.read(token, [BOXES])[BOXES]
+        assert stored.count is not None
+        rows_N11 = torch.from_numpy(stored.values[: int(stored.count)])
+        found[token] = Detections(rows_N11[:, :9], rows_N11[:, 9], rows_N11[:, 10].long())
+        if bar is not None:
+            bar.advance()
+    return found

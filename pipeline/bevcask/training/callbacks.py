@@ -1,0 +1,164 @@
+"""What watches a training: the bar, the clock, the official score."""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bevcask.evaluation.nuscenes import Evaluation
+from bevcask.progress import Ticker, progress_bar
+from bevcask.training.module import Distillation
+
+
+class Bar(Callback):
+    """A bar on stderr with loss, rate and remaining time; it makes room for validation's bar."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._stack = ExitStack()
+        self._bar: Ticker | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("train", trainer.max_steps, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        note = None
+        if batch_idx % self._every == 0:
+            note = f"loss {float(outputs['loss']):.3f}"
+        self._advance(note)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("validate", int(sum(trainer.num_val_batches)), 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._advance(None)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        if trainer.training or trainer.fit_loop.restarting:
+            self._open("train", trainer.max_steps, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _open(self, title: str, total: int, done: int) -> None:
+        self._close()
+        self._bar = self._stack.enter_context(progress_bar(title, total, done))
+
+    def _advance(self, note: str | None) -> None:
+        if self._bar is not None:
+            self._bar.advance(1, note)
+
+    def _close(self) -> None:
+        self._bar = None
+        self._stack.close()
+
+
+class LastStep(Callback):
+    """Ends the run at its last step, so that the weights it ends with are validated."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+
+class StepClock(Callback):
+    """Times steps from the end of one to the end of the next, validation and saving left out.
+
+    Attributes:
+        seconds: of each step of this process but the first.
+        waits: the part of each spent waiting for the loader, seconds.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.waits: list[float] = []
+        self._ended: float | None = None
+        self._wait = 0.0
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median; None before the second step."""
+        return median(self.seconds) if self.seconds else None
+
+    @property
+    def loader_share(self) -> float | None:
+        """Median share of a step spent waiting for the loader."""
+        if not self.seconds:
+            return None
+        return median(w / s for w, s in zip(self.waits, self.seconds, strict=True))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._ended is not None:
+            self._wait = time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self._ended is not None:
+            step = now - self._ended
+            self.seconds.append(step)
+            self.waits.append(self._wait)
+            share = self._wait / step
+            pl_module.log_dict({"time/seconds_per_step": step, "time/loader_share": share})
+        self._ended = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._ended = None
+
+
+class OfficialScore(Callback):
+    """Scores what validation collected with the nuScenes evaluation.
+
+    Args:
+        evaluation: of the validation frames.
+        folder: receives a folder per validation, `step_000500`, with the devkit's files and
+            `metrics.json`.
+
+    Attributes:
+        result: the last score.
+    """
+
+    def __init__(self, evaluation: Evaluation, folder: Path) -> None:
+        self._evaluation = evaluation
+        self._folder = folder
+        self.result: dict[str, Any] = {}
+        self.step = -1
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Distillation)
+        folder = self._folder / f"step_{trainer.global_step:06d}"
+        self.result = self._evaluation.score(pl_module.detections, folder)
+        self.step = trainer.global_step
+        pl_module.detections = {}
+        (folder / "metrics.json").write_text(json.dumps(self.result, indent=2) + "\n")
+        pl_module.log_dict({"val/mAP": self.result["mAP"], "val/NDS": self.result["NDS"]})

@@ -1,0 +1,88 @@
+"""Is this the cache of that teacher and of this dataset? Refuses by leaf; loads no model."""
+
+from pathlib import Path
+from typing import Any
+
+from bevcask.cache.identity import check_identity
+from bevcask.cache.reader import Cache
+from bevcask.catalog import resolve
+from bevcask.config import DatasetConfig, TeacherConfig, build_config
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.weights import read_weights
+from bevcask.errors import CacheIdentityError, DataError
+from bevcask.fingerprint import weights_digest
+from bevcask.geometry import CLASSES
+
+
+def check_classes(cache: Cache) -> None:
+    """Refuse a cache whose class order is not ours.
+
+    Raises:
+        CacheIdentityError: the leaf is named.
+    """
+    check_identity(cache, {"classes": list(CLASSES)})
+
+
+def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
+    """Refuse a cache whose frames have other calibration, poses or annotations in this dataset.
+
+    All cached frames are compared, also those outside the split that is trained on.
+
+    Raises:
+        CacheIdentityError: frames are gone, or leaves below `dataset` differ.
+    """
+    stored: dict[str, Any] = cache.fingerprint["dataset"]
+    everything = dataset.model_copy(update={"split": "all", "scenes": None, "limit": None})
+    frames = Frames.select(everything)
+    gone = [token for token in cache.frames.tokens if token not in frames]
+    if gone:
+        raise CacheIdentityError(
+            f"cache {cache.url}: {len(gone)} of its {len(cache.frames.tokens)} frames are not in "
+            f"{dataset.root} {dataset.version} (leaf dataset.tokens), first {gone[0]}. Point "
+            "dataset.root and dataset.version at the dataset it was extracted from."
+        )
+    found = frames.keep(cache.frames.tokens).identity(
+        sensors=tuple(stored["calibration"]),
+        num_sweeps=max(1, int(cache.fingerprint["preprocessing"]["num_sweeps"])),
+        annotations="annotations" in stored,
+    )
+    check_identity(cache, {"dataset": found})
+
+
+def check_teacher(cache: Cache, teacher: TeacherConfig) -> str:
+    """Compare the teacher a user names, if any, with the cache's; its file is hashed, not loaded.
+
+    Returns:
+        What the cache says about its teacher, for people.
+
+    Raises:
+        CacheIdentityError: leaves below `teacher` differ.
+        CheckpointError: the named file cannot be read.
+    """
+    stored: dict[str, Any] = cache.fingerprint["teacher"]
+    expected: dict[str, Any] = {}
+    if teacher.detector:
+        _, config = build_config("detector", teacher.detector, "teacher.detector")
+        expected["config"] = config.model_dump(mode="json")
+        expected["type"] = f"{teacher.type}/{teacher.detector['type']}"
+    if teacher.checkpoint != "random":
+        path = Path(resolve("checkpoint", teacher.checkpoint))
+        expected["weights"] = weights_digest(read_weights(path))
+    check_identity(cache, {"teacher": expected})
+    return f"{stored['type']}, weights {str(stored['weights'])[:12]}"
+
+
+def frames_of(dataset: DatasetConfig, cache: Cache) -> Frames:
+    """Return the selected frames that the cache has rows for.
+
+    Raises:
+        DataError: none of them is cached.
+    """
+    frames = Frames.select(dataset)
+    cached = frames.keep(cache.frames.tokens)
+    if not len(cached):
+        raise DataError(
+            f"none of the {len(frames)} frames of split {dataset.split} in {dataset.root} is in "
+            f"cache {cache.url}. Choose dataset.split and dataset.scenes it was extracted from."
+        )
+    return cached

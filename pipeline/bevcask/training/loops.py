@@ -1,0 +1,50 @@
+"""Loaders as the trainer sees them: one pass whose steps are counted from the run's first step."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+BatchT = TypeVar("BatchT")
+
+
+class Steps(Generic[BatchT]):
+    """The batches of a whole run, resumable at any step.
+
+    Args:
+        make: returns the loader that starts at a step.
+        max_steps: steps of the whole run, also when it is resumed.
+    """
+
+    def __init__(self, make: Callable[[int], Iterable[BatchT]], max_steps: int) -> None:
+        self._make = make
+        self._max_steps = max_steps
+        self._done = 0
+
+    def __len__(self) -> int:
+        return self._max_steps
+
+    def __iter__(self) -> Iterator[BatchT]:
+        for batch in self._make(self._done):
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of batches handed out."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches a checkpoint has seen."""
+        self._done = int(state["done"])
+
+
+class Pass(Generic[BatchT]):
+    """A loader that is read from start to end each time; hides which loader it is."""
+
+    def __init__(self, loader: Iterable[BatchT], length: int) -> None:
+        self._loader = loader
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[BatchT]:
+        return iter(self._loader)

@@ -1,0 +1,187 @@
+"""The training step: student, detection loss, distillation loss. Knows no files and no teacher."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from bevcask.config import TrainerConfig
+from bevcask.data.join import TrainBatch
+from bevcask.detectors.base import Batch, Detections, Detector
+from bevcask.errors import DivergedError
+from bevcask.evaluation.detect import on_host
+from bevcask.methods.base import Method
+from bevcask.targets.align import Align
+from bevcask.training.targets import TargetSource, meet
+
+Step = tuple[TrainBatch, Align]
+_START = 25.0  # one_cycle: lr / 25 at the first step, lr / 25e4 at the last (Smith, fastai, torch)
+
+
+class Distillation(LightningModule):
+    """A student and the method that teaches it.
+
+    Attributes:
+        student: the detector, what is exported.
+        method: the loss with its adapters, trained along and thrown away.
+        note: strings kept in every checkpoint: architecture, cache id, command.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        method: Method,
+        source: TargetSource,
+        config: TrainerConfig,
+        note: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+        self.note = dict(note)
+        self._source = source
+        self._config = config
+        self._loss: Tensor | None = None
+        self._random: dict[str, Any] | None = None
+        self.detections: dict[str, Detections] = {}
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Step | Batch:
+        """Read the augmentation on the host, then move the batch."""
+        if isinstance(batch, TrainBatch):
+            return batch.to(device), Align(batch.batch.bev_aug_B44)
+        assert isinstance(batch, Batch)
+        return batch.to(device)
+
+    def training_step(self, step: Step, index: int) -> Tensor:
+        """Return the sum of all losses and log every term."""
+        joined, align = step
+        terms = self.losses(joined, align)
+        loss = torch.stack(list(terms.values())).sum()
+        self._loss = loss.detach()
+        if index % self._config.log_every == 0:
+            self._require_finite(terms)
+        size = len(joined.batch.tokens)
+        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({**logged, "train/loss": self._loss, "train/lr": rate}, batch_size=size)
+        return loss
+
+    def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
+        """Return every loss term of a batch by name: `detection/...`, then the method's."""
+        batch = joined.batch
+        output = self.student(batch)
+        terms = {
+            f"detection/{name}": term for name, term in self.student.loss(output, batch).items()
+        }
+        wanted = self.method.student_taps()
+        if not wanted:
+            return terms
+        assert batch.labels is not None
+        targets = self._source(joined)
+        labels, align = meet(self._source, batch.labels, align)
+        taps = {name: output.taps[name] for name in wanted}
+        taught: dict[str, Tensor] = self.method(taps, targets, labels, align, self._progress())
+        return terms | taught
+
+    def _progress(self) -> float:
+        return self.global_step / self._config.max_steps if self._trainer is not None else 0.0
+
+    def _require_finite(self, terms: Mapping[str, Tensor]) -> None:
+        bad = [name for name, term in terms.items() if not bool(torch.isfinite(term))]
+        if bad:
+            raise DivergedError(
+                f"step {self.global_step}: {', '.join(bad)} not finite. The last checkpoint is "
+                "intact. Lower trainer.lr, lengthen trainer.warmup_steps, or use "
+                "trainer.precision=32 or bf16-mixed."
+            )
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Collect boxes; a callback scores them."""
+        boxes = self.student.decode(self.student(batch))
+        self.detections |= dict(zip(batch.tokens, map(on_host, boxes), strict=True))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with the schedule advanced every step."""
+        optimizer = AdamW(parameter_groups(self, self._config.weight_decay), lr=self._config.lr)
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._config))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by norm and log the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self._config.clip)
+        self.log("train/grad_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to keep diverged weights; add the note and the random state."""
+        if self._loss is not None:
+            self._require_finite({"loss": self._loss})
+        checkpoint["bevcask"] = self.note
+        checkpoint["random"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state for the first step; what comes before draws numbers too."""
+        self._random = checkpoint["random"]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go on with the random numbers where the checkpoint was written."""
+        if self._random is None:
+            return
+        torch.set_rng_state(self._random["torch"].cpu())
+        if torch.cuda.is_available() and len(self._random["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._random["cuda"]])
+        self._random = None
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: weights that decay; biases and norm parameters that do not."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in _trainable(module):
+        (decay if parameter.ndim > 1 else plain).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def _trainable(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def lr_factor(step: int, config: TrainerConfig) -> float:
+    """Return the learning rate of a step as a share of `config.lr`.
+
+    `constant` and `cosine` rise linearly over the warm-up; `cosine` then falls to 0. `one_cycle`
+    rises along a cosine from 1/25 over the warm-up and falls to 1/25e4.
+    """
+    warmup = config.warmup_steps
+    rest = (step - warmup) / max(1, config.max_steps - warmup)
+    if config.schedule == "one_cycle":
+        if step < warmup:
+            return _cosine(1 / _START, 1.0, step / warmup)
+        return _cosine(1.0, 1e-4 / _START, rest)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 1.0 if config.schedule == "constant" else _cosine(1.0, 0.0, rest)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2

@@ -1,0 +1,84 @@
+"""The folder of a run: its configuration, checkpoints and results, and whether it may go on.
+
+RUN/config.json  checkpoints/{last,best}.ckpt  validation/step_N/  logs/  student.safetensors
+metrics.json
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bevcask.config import RunConfig
+from bevcask.errors import ConfigError
+from bevcask.fingerprint import canonical, differences
+
+# What may differ between the sittings of one run: where and how fast, never what.
+_STATE = frozenset({"run", "device", "resume", "dry_run", "sample", "picture", "out", "name"})
+_SHOWN = 5
+
+
+class RunFolder:
+    """Paths of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.validation = path / "validation"
+        self.logs = path / "logs"
+        self.student = path / "student.safetensors"
+        self.metrics = path / "metrics.json"
+
+    def open(self, config: RunConfig) -> None:
+        """Make the folder, or check that it holds a run of the same configuration.
+
+        `resume=false` clears what an earlier run left.
+
+        Raises:
+            ConfigError: another configuration was run here; the differing keys are named.
+        """
+        if not config.resume:
+            self._clear()
+        mine = _identity(config)
+        if self.config.is_file():
+            found = differences(json.loads(self.config.read_text()), mine)
+            if found:
+                lines = [f"{key}: was {was}, now {now}" for key, was, now in found[:_SHOWN]]
+                more = f"\n- and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+                raise ConfigError(
+                    f"run={self.path} holds a run with another configuration:\n- "
+                    + "\n- ".join(lines)
+                    + more
+                    + "\nChoose another run=DIR, or start over in this one with resume=false."
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(json.dumps(mine, indent=2) + "\n")
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the result of a run that has ended, else None."""
+        if not self.metrics.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self.metrics.read_text())
+        return result
+
+    def validation_result(self, step: int) -> dict[str, Any]:
+        """Return the score of the validation after a step; empty if there was none."""
+        path = self.validation / f"step_{step:06d}" / "metrics.json"
+        result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return result
+
+    def _clear(self) -> None:
+        for folder in (self.checkpoints, self.validation, self.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.config, self.student, self.metrics):
+            file.unlink(missing_ok=True)
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    tree: dict[str, Any] = canonical(config.model_dump(mode="json", exclude=set(_STATE)))
+    del tree["loader"]["num_workers"], tree["trainer"]["checkpoint_every"]
+    del tree["trainer"]["log_every"]
+    return tree

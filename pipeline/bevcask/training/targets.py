@@ -1,0 +1,92 @@
+"""Where a step's targets come from: rows of a cache, or a teacher kept in the loop.
+
+Both give the same thing through the same codec, so that methods cannot tell them apart. This file
+never imports a teacher; the one that runs online is handed in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from bevcask.cache.quantize import encode
+from bevcask.data.join import TrainBatch, dequantised
+from bevcask.detectors.base import Labels
+from bevcask.methods.base import Target
+from bevcask.targets.align import Align
+from bevcask.targets.spec import TargetSpec
+
+if TYPE_CHECKING:
+    from bevcask.teachers.base import Teacher
+
+
+class TargetSource(Protocol):
+    """Gives the targets of a batch."""
+
+    canonical: bool
+    """True where targets are in the canonical frame, False where they are in the student's."""
+
+    def __call__(self, batch: TrainBatch) -> dict[str, Target]:
+        """Return float32 targets by name, on the batch's device."""
+        ...
+
+
+class CachedTargets:
+    """Targets the loader read; dequantised on the device."""
+
+    canonical = True
+
+    def __call__(self, batch: TrainBatch) -> dict[str, Target]:
+        return batch.dequantised()
+
+
+class OnlineTargets:
+    """Targets a teacher says now, through the taps, regions and codecs of the plan.
+
+    Args:
+        teacher: loaded onto the student's device.
+        specs: what the method reads, by name.
+        canonical: True if the teacher sees the clean frame, False if what the student sees.
+    """
+
+    def __init__(
+        self, teacher: "Teacher", specs: Mapping[str, TargetSpec], canonical: bool
+    ) -> None:
+        self._teacher = teacher
+        self._specs = dict(specs)
+        self.canonical = canonical
+
+    def __call__(self, batch: TrainBatch) -> dict[str, Target]:
+        assert batch.teacher_batch is not None, "the loader read nothing for the teacher"
+        device = batch.batch.bev_aug_B44.device.type
+        with torch.autocast(device, enabled=False), torch.inference_mode():
+            said = self._teacher(batch.teacher_batch, list(self._specs))
+            encoded = {
+                name: encode(
+                    said[name], spec, count=said.get(f"{name}.count"), tokens=batch.batch.tokens
+                )
+                for name, spec in self._specs.items()
+            }
+            targets = dequantised(encoded)
+        return {name: _outside_inference(target) for name, target in targets.items()}
+
+
+def _outside_inference(target: Target) -> Target:
+    """Copy the values, so that autograd may keep them for the backward pass."""
+    return Target(
+        target.values.clone(),
+        None if target.region_BYX is None else target.region_BYX.clone(),
+        None if target.count_B is None else target.count_B.clone(),
+    )
+
+
+def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Align]:
+    """Return labels and alignment as the method must see them.
+
+    Targets that are already in the student's frame need no alignment, and the frame they are in
+    takes the place of the canonical one.
+    """
+    if source.canonical:
+        return labels, align
+    return replace(labels, canonical_boxes=labels.boxes), Align.identity(len(align))

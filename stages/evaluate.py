@@ -1,0 +1,97 @@
+"""evaluate: official nuScenes mAP and NDS of a detector, or of the boxes in a cache."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bevcask.cache.reader import open_cache
+from bevcask.catalog import resolve
+from bevcask.config import DatasetConfig, RunConfig, validate
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Detections
+from bevcask.errors import ConfigError
+from bevcask.evaluation.detect import cached_boxes, detect, frame_batches
+from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.progress import progress_bar
+from bevcask.provenance import pick_device
+from bevcask.training.checkpoint import open_detector
+from bevcask.training.identity import check_classes, check_dataset, frames_of
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What is scored.
+
+    Attributes:
+        of: who said it, for people.
+        dataset: the selection.
+        frames: the frames of the selection that have boxes.
+        detections: by token.
+    """
+
+    of: str
+    dataset: DatasetConfig
+    frames: Frames
+    detections: Mapping[str, Detections]
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Score exactly the selected frames.
+
+    Returns:
+        mAP, NDS, the five errors, `per_class`, `coverage` (`partial: 8 of 24 frames` where the
+        split has more), what was scored. Also written to `run/metrics.json`, beside a nuScenes
+        submission.
+
+    Raises:
+        ConfigError: neither or both of a cache and a checkpoint.
+        CacheIdentityError: the cache is of another dataset or class order.
+        CacheIncompleteError: the cache is not sealed.
+        CheckpointError: the checkpoint is missing or belongs to another architecture.
+    """
+    if (config.cache is None) == (config.student.checkpoint is None):
+        raise ConfigError(
+            "evaluate scores either a detector or a cache: give student.checkpoint=FILE (and "
+            "student=NAME), or cache=URL."
+        )
+    boxes = detector_boxes(config) if config.cache is None else boxes_of_cache(config, config.cache)
+    folder = Path(config.run)
+    scores = Evaluation(boxes.frames, split_size(boxes.dataset)).score(
+        boxes.detections, folder / "nuscenes"
+    )
+    result = {
+        **scores,
+        "of": boxes.of,
+        "dataset": f"{boxes.dataset.version} {boxes.dataset.split}",
+        "metrics": str(folder / "metrics.json"),
+    }
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def detector_boxes(config: RunConfig) -> Boxes:
+    """Run a detector over the selected frames."""
+    device = pick_device(config.device)
+    plugin, own, detector = open_detector(config.student)
+    frames = Frames.select(config.dataset)
+    loader = frame_batches(frames, plugin.inputs(own), config.loader)
+    with progress_bar("evaluate", len(frames)) as bar:
+        found = detect(detector.to(device), loader, device, bar)
+    return Boxes(str(config.student.checkpoint), config.dataset, frames, found)
+
+
+def boxes_of_cache(config: RunConfig, name: str) -> Boxes:
+    """Read the teacher's boxes; an unnamed dataset is the one the cache was extracted from."""
+    url = resolve("cache", name)
+    cache = open_cache(url)
+    dataset = config.dataset
+    if dataset == DatasetConfig() and "dataset" in cache.plan:
+        dataset = validate(DatasetConfig, cache.plan["dataset"], "dataset")
+    check_classes(cache)
+    check_dataset(cache, dataset)
+    frames = frames_of(dataset, cache)
+    with progress_bar("read boxes", len(frames)) as bar:
+        found = cached_boxes(cache, frames.tokens, bar)
+    return Boxes(f"cache {url} {cache.id[:12]}", dataset, frames, found)

@@ -1,0 +1,278 @@
+"""student-distill: train a detector on cached targets, an online teacher, or ground truth alone.
+
+    frames -> student ---------------> detection loss + method loss -> checkpoints -> student
+    cache (or a teacher in the loop) -> targets ----^
+
+With `targets=cache` no teacher is imported. `method=none` with a LiDAR detector trains a teacher.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import seed_everything
+
+from bevcask.cache.reader import open_cache
+from bevcask.catalog import resolve
+from bevcask.config import DatasetConfig, RunConfig, build_config
+from bevcask.data.join import JoinedDataset, cached_frames
+from bevcask.data.loader import SampleReader, StepSampler, build_loader
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Batch, Detector, Inputs
+from bevcask.errors import ConfigError
+from bevcask.evaluation.detect import frame_batches
+from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.methods import build_method
+from bevcask.methods.base import Method
+from bevcask.provenance import pick_device
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import TargetSpec
+from bevcask.training.callbacks import OfficialScore, StepClock
+from bevcask.training.checkpoint import export, make_note, start
+from bevcask.training.identity import check_classes, check_dataset, check_teacher
+from bevcask.training.loops import Pass, Steps
+from bevcask.training.module import Distillation
+from bevcask.training.record import RunFolder
+from bevcask.training.targets import CachedTargets, OnlineTargets, TargetSource
+from bevcask.training.trainer import build_trainer, fit
+
+_log = logging.getLogger(__name__)
+_SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "per_class", "coverage")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Where targets come from.
+
+    Attributes:
+        frames: the frames that have targets.
+        specs: what the method reads, by name.
+        source: gives the targets of a batch.
+        cache: URL the loader reads; None when nothing is read from a cache.
+        cache_id: identity of that cache.
+        teacher: who speaks, for people.
+        reader: reads what an online teacher sees.
+    """
+
+    frames: Frames
+    specs: Mapping[str, TargetSpec]
+    source: TargetSource
+    cache: str | None = None
+    cache_id: str | None = None
+    teacher: str | None = None
+    reader: SampleReader | None = None
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Train a student; resume where an earlier sitting of the same run stopped.
+
+    Returns:
+        Scores on the validation frames (if any), `seconds_per_step` (median), the exported
+        student, the cache it learned from. Also written to `run/metrics.json`.
+
+    Raises:
+        ConfigError: a wrong section, or the folder holds a run of another configuration.
+        CacheIdentityError: the cache is of another teacher, dataset or class order.
+        CacheIncompleteError: the cache is not sealed.
+        TokenNotCachedError: frames without a row, unless `on_missing=skip`.
+        TargetMismatchError: the method cannot join this student and these targets.
+        DivergedError: a loss is not finite.
+    """
+    device = pick_device(config.device)
+    seed_everything(config.seed, verbose=False)
+    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    detector = cast(type[Detector], plugin)
+    method = build_method(config.method)
+    teaching = open_teaching(config, method, labelled_frames(config.dataset), device)
+    method.build(detector.describe_taps(own), teaching.specs)
+    student = detector(own)  # type: ignore[call-arg]
+    loaded = start(student, config.student)
+    about = describe(config, teaching, student, method, loaded)
+    if config.dry_run:
+        return {"dry_run": True, **about}
+    _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
+    folder = RunFolder(Path(config.run))
+    folder.open(config)
+    if (result := folder.finished()) is not None:
+        _log.info("run=%s has ended; its result is returned. resume=false starts over.", config.run)
+        return result
+    note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
+    module = Distillation(student, method, teaching.source, config.trainer, note)
+    clock = StepClock()
+    scorer, validation = open_validation(config, detector.inputs(own), folder)
+    trainer = build_trainer(
+        config.trainer, device, folder, scorer is not None, [clock, *([scorer] if scorer else [])]
+    )
+    steps = Steps(
+        training_batches(config, teaching, detector.inputs(own)), config.trainer.max_steps
+    )
+    fit(trainer, module, steps, validation, folder.last)
+    return finish(folder, clock, about)
+
+
+def labelled_frames(dataset: DatasetConfig) -> Frames:
+    """Return the selected frames.
+
+    Raises:
+        ConfigError: the dataset has no annotations to train on.
+    """
+    frames = Frames.select(dataset)
+    if not frames.has_labels:
+        raise ConfigError(
+            f"dataset.version={dataset.version} has no annotations, and a detector is trained on "
+            "them. Use a version with ground truth."
+        )
+    return frames
+
+
+def open_teaching(
+    config: RunConfig, method: Method, frames: Frames, device: torch.device
+) -> Teaching:
+    """Open the source of targets the configuration names."""
+    needed = list(dict.fromkeys(need.tap for need in method.needs()))
+    if config.targets == "online" and needed:
+        return _online(config, method, frames, device)
+    if config.cache is not None:
+        return _cached(config, method, frames)
+    if needed:
+        raise ConfigError(
+            f"method {config.method['type']} needs {', '.join(needed)} of a teacher: give "
+            "cache=URL (made by `bevcask teacher-extract`), or targets=online with teacher=NAME."
+        )
+    return Teaching(frames, {}, CachedTargets())
+
+
+def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
+    """Open a cache and check that it is of this teacher, dataset and class order."""
+    assert config.cache is not None
+    url = resolve("cache", config.cache)
+    cache = open_cache(url)
+    check_classes(cache)
+    teacher = check_teacher(cache, config.teacher)
+    check_dataset(cache, config.dataset)
+    taps = {name: spec.tap for name, spec in cache.specs.items()}
+    what = plan(method.needs(), taps, len(frames), config.store, config.augment)
+    meets = {spec.name: spec.alignment for spec in what.specs}
+    needed = {need.tap for need in method.needs()}
+    specs = {name: replace(cache.specs[name], alignment=meets[name]) for name in needed}
+    return Teaching(
+        frames=cached_frames(frames, cache, config.on_missing),
+        specs=specs,
+        source=CachedTargets(),
+        cache=url,
+        cache_id=cache.id,
+        teacher=teacher,
+    )
+
+
+def _online(config: RunConfig, method: Method, frames: Frames, device: torch.device) -> Teaching:
+    """Load a teacher into the loop."""
+    from bevcask.teachers import build_teacher
+
+    teacher = build_teacher(config.teacher, config.seed)
+    canonical = config.online.input == "canonical"
+    what = plan(
+        method.needs(),
+        teacher.taps(),
+        len(frames),
+        config.store,
+        config.augment if canonical else None,
+    )
+    teacher.load(device)
+    needed = {need.tap for need in method.needs()}
+    specs = {spec.name: spec for spec in what.specs if spec.name in needed}
+    identity = teacher.fingerprint()
+    return Teaching(
+        frames=frames,
+        specs=specs,
+        source=OnlineTargets(teacher, specs, canonical),
+        teacher=f"online ({config.online.input}) {identity['type']}, weights "
+        f"{str(identity['weights'])[:12]}",
+        reader=SampleReader(
+            frames, teacher.inputs(), None if canonical else config.augment, config.seed
+        ),
+    )
+
+
+def training_batches(config: RunConfig, teaching: Teaching, inputs: Inputs) -> Any:
+    """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
+    dataset = JoinedDataset(
+        teaching.frames,
+        SampleReader(teaching.frames, inputs, config.augment, config.seed),
+        cache=teaching.cache,
+        names=tuple(teaching.specs),
+        teacher=teaching.reader,
+    )
+
+    def make(first: int) -> Any:
+        sampler = StepSampler(
+            len(teaching.frames),
+            config.loader.batch_size,
+            config.seed,
+            start_step=first,
+            max_steps=config.trainer.max_steps,
+        )
+        return _own_generator(build_loader(dataset, sampler, config.loader.num_workers))
+
+    return make
+
+
+def open_validation(
+    config: RunConfig, inputs: Inputs, folder: RunFolder
+) -> tuple[OfficialScore | None, Pass[Batch] | None]:
+    """Return the scorer and the batches of the validation frames; nothing without `val`."""
+    if config.val is None:
+        return None, None
+    frames = Frames.select(config.val)
+    loader = frame_batches(frames, inputs, config.loader)
+    scorer = OfficialScore(Evaluation(frames, split_size(config.val)), folder.validation)
+    return scorer, Pass(_own_generator(loader), len(loader))
+
+
+def _own_generator(loader: Any) -> Any:
+    """Keep the loader from drawing its worker seed from the model's random numbers."""
+    loader.generator = torch.Generator()
+    return loader
+
+
+def describe(
+    config: RunConfig,
+    teaching: Teaching,
+    student: Detector,
+    method: Method,
+    loaded: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what will be trained on what, for the log and the result."""
+    return {
+        "student": config.student.detector["type"],
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "adapter_parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "method": config.method["type"],
+        "frames": len(teaching.frames),
+        "targets": sorted(teaching.specs),
+        "teacher": teaching.teacher,
+        "cache": teaching.cache,
+        "cache_id": teaching.cache_id,
+        "started_from": dict(loaded),
+    }
+
+
+def finish(folder: RunFolder, clock: StepClock, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Export the best student (the last where nothing was validated) and write the result."""
+    best = folder.best if folder.best.is_file() else folder.last
+    exported = export(best, folder.student)
+    scores = folder.validation_result(exported["step"])
+    result = {
+        **{key: scores[key] for key in _SCORES if key in scores},
+        "seconds_per_step": clock.seconds_per_step,
+        "loader_share": clock.loader_share,
+        "step": exported["step"],
+        "weights": str(folder.student),
+        **about,
+    }
+    folder.metrics.write_text(json.dumps(result, indent=2) + "\n")
+    return result
