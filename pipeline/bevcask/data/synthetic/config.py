@@ -1,11 +1,8 @@
 """What a synthetic dataset is made of."""
 
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from bevcask.config import Config
-from bevcask.errors import ConfigError
 
 
 class SynthesizeConfig(Config):
@@ -22,17 +19,3 @@ class SynthesizeConfig(Config):
     image_height: int = Field(450, ge=36, le=900)
     jpeg_quality: int = Field(90, ge=10, le=100)
     workers: int = Field(0, ge=0, description="processes; 0 and 1 work in this one")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.val_scenes > self.num_scenes:
-            raise ConfigError(
-                f"val_scenes: expected at most num_scenes={self.num_scenes}, "
-                f"got {self.val_scenes}. Ask for more scenes or fewer of them for validation."
-            )
-        if self.version.endswith(("-trainval", "-mini", "-test")) or "/" in self.version:
-            raise ConfigError(
-                f"version: expected a name of its own such as v1.0-synthetic, got "
-                f"{self.version!r}, which the devkit takes for a real nuScenes split."
-            )
-        return self

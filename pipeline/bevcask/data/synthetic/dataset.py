@@ -39,8 +39,10 @@ def synthesize(
         `median_points` and `per_keyframe`.
 
     Raises:
-        ConfigError: the folder holds something that was not synthesized.
+        ConfigError: the folder holds something that was not synthesized, or there are more scenes
+            for validation than scenes, or the version is one of nuScenes' own.
     """
+    _check(config)
     root = prepare_folder(config)
     tasks = [
         (config, scene, first, min(first + _CHUNK, config.num_keyframes))
@@ -66,6 +68,19 @@ def synthesize(
     summary = _summarise(config, points)
     _write_json(root / MARKER, {"complete": True, **_identity(config), "summary": summary})
     return summary
+
+
+def _check(config: SynthesizeConfig) -> None:
+    if config.val_scenes > config.num_scenes:
+        raise ConfigError(
+            f"val_scenes: expected at most num_scenes={config.num_scenes}, got "
+            f"{config.val_scenes}. Ask for more scenes, or fewer of them for validation."
+        )
+    if config.version.endswith(("-trainval", "-mini", "-test")) or "/" in config.version:
+        raise ConfigError(
+            f"version: expected a name of its own such as v1.0-synthetic, got {config.version!r}. "
+            "The devkit ties names on -trainval, -mini and -test to the real splits."
+        )
 
 
 def _write_chunk(task: tuple[SynthesizeConfig, int, int, int]) -> list[Seen]:

@@ -69,7 +69,7 @@ def _ego_return(t_CB: Array, ray_CB3: Array, yaw: float) -> Array:
     left = -np.sin(yaw) * ray_CB3[..., 0] + np.cos(yaw) * ray_CB3[..., 1]
     with np.errstate(invalid="ignore"):
         x, y = forward * t + LIDAR.translation[0], left * t
-        on_roof = (np.abs(x - EGO_CENTRE_AHEAD) < EGO_LENGTH * 0.3) & (np.abs(y) < EGO_WIDTH * 0.45)
+        on_roof = (np.abs(x - EGO_CENTRE_AHEAD) < EGO_LENGTH * 0.2) & (np.abs(y) < EGO_WIDTH * 0.3)
     return np.where(on_roof & (t < t_CB), t, np.inf)
 
 

@@ -91,9 +91,8 @@ def _box(origin: list[Array], ray: list[Array]) -> Array:
     far: Array | None = None
     for o, d in zip(origin, ray, strict=True):
         inverse = 1.0 / d
-        middle = -o * inverse
-        spread = np.abs(inverse)
-        low, high = middle - spread, middle + spread
+        entry, leave = (-1.0 - o) * inverse, (1.0 - o) * inverse
+        low, high = np.minimum(entry, leave), np.maximum(entry, leave)
         near = low if near is None else np.maximum(near, low)
         far = high if far is None else np.minimum(far, high)
     assert near is not None
