@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from bevcask.catalog import resolve
 from bevcask.config import RunConfig
 from bevcask.data.nuscenes import Frames
 from bevcask.methods import build_method
@@ -22,8 +23,10 @@ def run(config: RunConfig) -> dict[str, Any]:
         ConfigError: no data and no nominal size for the split.
         PlanError: the teacher does not offer what the method needs.
     """
-    nominal = nominal_frames(config.dataset)
-    frames = len(Frames.select(config.dataset).tokens) if nominal is None else nominal
+    root = resolve("dataset", config.dataset.root)
+    dataset = config.dataset.model_copy(update={"root": root})
+    nominal = nominal_frames(dataset)
+    frames = len(Frames.select(dataset).tokens) if nominal is None else nominal
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
     result = plan(method.needs(), teacher.taps(), frames, config.store, config.augment)

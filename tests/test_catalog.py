@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from bevcask import catalog
-from bevcask.config import RunConfig
+from bevcask.config import DatasetConfig, RunConfig
+from bevcask.data.nuscenes import Frames
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.stages import catalog as stage
 
@@ -159,6 +160,23 @@ def test_runs_that_end_together_all_keep_their_entry(home: Path) -> None:
         list(pool.map(lambda url: catalog.register_cache(url, StubCache()), urls))
     data = yaml.safe_load((home / "catalog.yaml").read_text())
     assert sorted(entry["url"] for entry in data["caches"].values()) == sorted(urls)
+
+
+def test_an_unwritable_home_is_named_and_the_cache_called_complete(home: Path) -> None:
+    home.write_text("a file, not a folder")
+    with pytest.raises(ConfigError, match=r"night\.zarr is complete.*Set BEVCASK_HOME"):
+        catalog.register_cache("night.zarr", StubCache())
+
+
+def test_a_dataset_is_opened_by_name(home: Path, tiny_world: Path) -> None:
+    write_user_file(
+        home,
+        f"datasets: {{tiny: {{root: {tiny_world}, version: v, licence: l, description: d}}}}",
+    )
+    dataset = DatasetConfig(
+        root="catalog:tiny", version="v1.0-synthetic", split="all", scenes=None, limit=None
+    )
+    assert Frames.select(dataset).root == tiny_world
 
 
 def test_stage_lists_and_flags_what_is_missing(tmp_path: Path) -> None:

@@ -204,6 +204,9 @@ def register_cache(url: str, cache: SealedCache) -> str:
 
     Returns:
         The name of the entry: the store's own name, or its folder's where that is just `cache`.
+
+    Raises:
+        ConfigError: the file cannot be read or written; the cache itself is not touched.
     """
     location = url if "://" in url else str(Path(url).resolve())
     teacher = cache.fingerprint["teacher"]
@@ -217,12 +220,18 @@ def register_cache(url: str, cache: SealedCache) -> str:
         command=str(cache.provenance["command"]),
     )
     file = user_file()
-    with _locked(file):
-        data = _mapping(file) if file.is_file() else {}
-        caches = data.setdefault("caches", {})
-        name = _name_for(location, caches)
-        caches[name] = entry.model_dump()
-        _write(file, data)
+    try:
+        with _locked(file):
+            data = _mapping(file) if file.is_file() else {}
+            caches = data.setdefault("caches", {})
+            name = _name_for(location, caches)
+            caches[name] = entry.model_dump()
+            _write(file, data)
+    except OSError as error:
+        raise ConfigError(
+            f"{url} is complete, but cannot be added to {file}: {error.strerror}. Set BEVCASK_HOME "
+            "to a folder with room and write permission; the same command then only adds it."
+        ) from error
     return name
 
 

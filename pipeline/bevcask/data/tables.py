@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from bevcask.catalog import home
 from bevcask.errors import DataError
 from bevcask.registry import suggest
 
@@ -26,12 +27,6 @@ TABLES = (
     "sensor",
     "visibility",
 )
-
-
-def home() -> Path:
-    """Return the user's bevcask folder: `BEVCASK_HOME`, else `~/.cache/bevcask`."""
-    named = os.environ.get("BEVCASK_HOME")
-    return Path(named) if named else Path.home() / ".cache" / "bevcask"
 
 
 def table_files(root: Path, version: str) -> dict[str, Path]:
