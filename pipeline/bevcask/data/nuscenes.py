@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index import SENSORS, FrameIndex, bytes_to_tokens
 from bevcask.errors import ConfigError, DataError
@@ -47,8 +48,9 @@ class Frames:
         Raises:
             ConfigError: unknown split or scene, or nothing is left.
             DataError: tables missing or unreadable, see `FrameIndex.open`.
+            UnknownNameError: `dataset.root=catalog:NAME` names no dataset.
         """
-        index = FrameIndex.open(dataset.root, dataset.version)
+        index = FrameIndex.open(resolve("dataset", dataset.root), dataset.version)
         where = f"{index.root / index.version}"
         chosen = set(_split_scenes(index, dataset.split))
         if dataset.scenes is not None:
