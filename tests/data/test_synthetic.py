@@ -18,8 +18,8 @@ from pyquaternion import Quaternion
 
 from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.data.synthetic.dataset import prepare_folder
+from bevcask.data.synthetic.entities import DETECTION_CLASSES
 from bevcask.data.synthetic.keyframe import keyframe_time, load_world, write_keyframe
-from bevcask.data.synthetic.world import DETECTION_CLASSES
 from bevcask.errors import ConfigError
 
 # the same as the `tiny_world` fixture

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bevcask.data.synthetic.config import SynthesizeConfig
+from bevcask.data.synthetic.entities import DETECTION_CLASSES
 from bevcask.data.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.data.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.data.synthetic.tables import TableBuilder, map_file, splits
-from bevcask.data.synthetic.world import DETECTION_CLASSES
 from bevcask.errors import ConfigError
 
 MARKER = "synthetic.json"

@@ -98,7 +98,8 @@ def _inside_blocks(corner_yx: Array, chosen_yx: Array) -> Array:
     return np.asarray(low[:, None] + (high - low)[:, None] * f[:, None])
 
 
-def _surfaces(road: Road, s: Array, d: Array, has_cycle_lane: bool) -> Array:
+def _surfaces(road: Road, s: Array, d: Array, xy: Array, has_cycle_lane: bool) -> Array:
+    """Surface class of points given in road coordinates and, (..., 2), in the global frame."""
     side = np.abs(d)
     surface = np.full(d.shape, GRASS, np.uint8)
     in_lot = np.sin(s / 17.0 + 2 * np.sign(d)) > 0.2
@@ -115,10 +116,13 @@ def _surfaces(road: Road, s: Array, d: Array, has_cycle_lane: bool) -> Array:
     surface[(np.abs(side - road.bike_edge) < 0.06) & (np.mod(s, 1.0) < 0.5)] = MARKING
     surface[np.abs(side - 0.14) < 0.06] = YELLOW
     for crossing in road.crossings_K:
-        along = np.abs(s - crossing)
+        centre, heading = road.pose(crossing, np.asarray(0.0))
+        cos, sin = np.cos(heading).astype(np.float32), np.sin(heading).astype(np.float32)
+        x, y = xy[..., 0] - np.float32(centre[0]), xy[..., 1] - np.float32(centre[1])
+        along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
         half = road.crossing_half_width
-        surface[(along < half) & (side < CROSS_STREET_REACH)] = ASPHALT
-        surface[(along < 0.08) & (side > road.curb) & (side < CROSS_STREET_REACH)] = YELLOW
+        surface[(along < half) & (across < CROSS_STREET_REACH)] = ASPHALT
+        surface[(along < 0.08) & (side > road.curb) & (across < CROSS_STREET_REACH)] = YELLOW
         walk = (along > half + 0.6) & (along < half + 3.2) & (side < road.curb)
         surface[walk & (np.mod(d, 1.0) < 0.5)] = MARKING
     return surface
@@ -128,14 +132,18 @@ def build_ground(world: World, rng: np.random.Generator) -> Ground:
     """Paint the ground of `world`."""
     road = world.road
     s, d = _block_coordinates(road)
+    metre = RESOLUTION * _BLOCK
+    x, y = np.meshgrid(np.arange(s.shape[1]) * metre, np.arange(s.shape[0]) * metre)
     near = np.abs(d) < road.sidewalk_edge + LOT_DEPTH + 2
     for crossing in road.crossings_K:
-        near |= np.abs(s - crossing) < road.crossing_half_width + 2
+        (cx, cy), heading = road.pose(crossing, np.asarray(0.0))
+        along = (x - cx) * np.cos(heading) + (y - cy) * np.sin(heading)
+        near |= (np.abs(along) < road.crossing_half_width + 2) & (np.abs(d) < CROSS_STREET_REACH)
     chosen = near[:-1, :-1]
+    inside = [_inside_blocks(field, chosen) for field in (s, d, x, y)]
     blocks = np.zeros((*chosen.shape, _BLOCK, _BLOCK), np.uint8)
-    blocks[chosen] = _surfaces(
-        road, _inside_blocks(s, chosen), _inside_blocks(d, chosen), bool(rng.random() < 0.4)
-    )
+    xy = np.stack(inside[2:], axis=-1)
+    blocks[chosen] = _surfaces(road, inside[0], inside[1], xy, bool(rng.random() < 0.4))
     shape = (chosen.shape[0] * _BLOCK, chosen.shape[1] * _BLOCK)
     tone = gaussian_filter(rng.normal(0, 1, chosen.shape), 1.2) * 12 + _TONES / 2
     tone_bits = np.clip(tone + rng.normal(0, 1.0, tone.shape), 0, _TONES - 1).astype(np.uint8) << 1

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevcask.data.synthetic.entities import EGO_CENTRE_AHEAD, EGO_LENGTH, EGO_WIDTH
 from bevcask.data.synthetic.ground import REFLECTIVITY_K, Ground
 from bevcask.data.synthetic.raycast import (
     CORNERS_83,
@@ -17,7 +18,7 @@ from bevcask.data.synthetic.raycast import (
     pose_parts,
 )
 from bevcask.data.synthetic.sensors import LIDAR, SPIN_PERIOD, sensor_pose
-from bevcask.data.synthetic.world import EGO_CENTRE_AHEAD, EGO_LENGTH, EGO_WIDTH, World
+from bevcask.data.synthetic.world import World
 
 Array = npt.NDArray[Any]
 

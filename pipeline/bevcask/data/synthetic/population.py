@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from bevcask.data.synthetic.crowd import Crowd
+from bevcask.data.synthetic.entities import MEAN_WLH
 from bevcask.data.synthetic.road import Road
-from bevcask.data.synthetic.world import MEAN_WLH, EgoMotion
-
-
-class Crowd(Protocol):
-    """What `populate` needs of the collector of entities."""
-
-    road: Road
-    ego: EgoMotion
-    rng: np.random.Generator
-
-    def add(self, name: str, s: float, d: float, **state: Any) -> bool:
-        """Place an entity unless it would touch another one; says whether it did."""
 
 
 def populate(crowd: Crowd, duration: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bevcask.data.synthetic.config import SynthesizeConfig
+from bevcask.data.synthetic.entities import Entity
 from bevcask.data.synthetic.keyframe import (
     Seen,
     file_name,
@@ -27,7 +28,7 @@ from bevcask.data.synthetic.sensors import (
     Mount,
     yaw_quaternion,
 )
-from bevcask.data.synthetic.world import Entity, World
+from bevcask.data.synthetic.world import World
 
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]
