@@ -54,7 +54,7 @@ def test_a_marked_pixel_lands_where_the_matrix_says(name: str, pixel: tuple[int,
     u, v, _ = transform.matrix() @ [*pixel, 1]
     assert 0 < u < NETWORK[1]
     assert 0 < v < NETWORK[0]
-    np.testing.assert_allclose(_centroid(out), (u, v), atol=0.05)
+    np.testing.assert_allclose(_centroid(out), (u, v), atol=0.1)  # a half-pixel slip: 0.27
 
 
 def test_the_clean_crop_keeps_the_bottom_and_the_middle() -> None:

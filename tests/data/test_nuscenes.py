@@ -284,6 +284,16 @@ def test_only_changed_files_are_hashed_again(
         FrameIndex.open(world_copy, "v1.0-synthetic")
 
 
+def test_a_damaged_index_says_what_to_delete(
+    world_copy: Path, select: Select, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BEVCASK_HOME", str(tmp_path / "home"))
+    folder = select(world_copy).index.folder
+    (folder / "box_values.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=f"{folder}: damaged frame index .* Delete this folder"):
+        select(world_copy)
+
+
 def test_missing_tables_are_named_all_at_once(world_copy: Path, select: Select) -> None:
     for name in ("ego_pose", "visibility"):
         (world_copy / "v1.0-synthetic" / f"{name}.json").unlink()

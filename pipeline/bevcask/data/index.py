@@ -56,9 +56,14 @@ class FrameIndex:
         self.digest: str = meta["digest"]
         self.scenes: list[str] = meta["scenes"]
         self.splits: dict[str, list[str]] = meta["splits"]
-        self._arrays: Arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]
-        }
+        try:
+            self._arrays: Arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]
+            }
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{folder}: damaged frame index ({error}). Delete this folder; it is built again."
+            ) from error
 
     @classmethod
     def open(cls, root: str | Path, version: str, rehash: bool = False) -> "FrameIndex":
@@ -150,16 +155,16 @@ def _read(nusc: "NuScenes") -> tuple[Arrays, list[str], dict[str, list[str]]]:
 
     names = {record["token"]: record["name"] for record in nusc.scene}
     scenes = sorted(names.values())
+    number = {name: i for i, name in enumerate(scenes)}
     samples = sorted(nusc.sample, key=lambda s: (names[s["scene_token"]], s["timestamp"]))
     _require_sensors(nusc, samples)
-    known = set(scenes)
     splits = {
-        split: [name for name in members if name in known]
+        split: [name for name in members if name in number]
         for split, members in create_splits_scenes().items()
     }
     arrays: Arrays = {
         "frame_token": tokens_to_bytes([s["token"] for s in samples]),
-        "frame_scene": np.array([scenes.index(names[s["scene_token"]]) for s in samples], np.int32),
+        "frame_scene": np.array([number[names[s["scene_token"]]] for s in samples], np.int32),
         "frame_time": np.array([s["timestamp"] for s in samples], np.int64),
         **_calibrations(nusc),
         **_scans(nusc, samples),

@@ -42,8 +42,8 @@ class Frames:
     def select(cls, dataset: DatasetConfig) -> "Frames":
         """Open the index of a dataset and pick its frames.
 
-        A split is one of the devkit's, or a name in `VERSION/splits.json`, or `all`. `scenes` narrows
-        it, `limit` then keeps the first frames.
+        A split is one of the devkit's, or a name in `VERSION/splits.json`, or `all`. `scenes`
+        narrows it, `limit` then keeps the first frames.
 
         Raises:
             ConfigError: unknown split or scene, or nothing is left.
@@ -248,8 +248,8 @@ def _split_scenes(index: FrameIndex, split: str) -> list[str]:
     custom = _custom_splits(index)
     if split in custom and split in index.splits:
         raise DataError(
-            f"{index.root / index.version / 'splits.json'}: names a split {split!r}, which is one of "
-            "the devkit's own; the devkit would ignore this one. Give it another name."
+            f"{index.root / index.version / 'splits.json'}: names a split {split!r}, which is one "
+            "of the devkit's own; the devkit would ignore this one. Give it another name."
         )
     splits = {**index.splits, **custom}
     if split not in splits:
