@@ -87,11 +87,25 @@ def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) ->
     body = memoryview(data)[:-_CRC_BYTES]
     if len(data) <= _CRC_BYTES or not _checksum_holds(data):
         raise CacheCorruptError(f"{where}: checksum does not match. {REPAIR}")
+    if _content_size(body) != out.nbytes:  # zstd fills a larger `out` in part and says nothing
+        raise CacheCorruptError(f"{where}: not a {dtype} chunk of {shape}. {REPAIR}")
     try:
         _ZSTD.decode(body, out=out)
     except (RuntimeError, ValueError) as error:
-        raise CacheCorruptError(f"{where}: not a {dtype} chunk of {shape}. {REPAIR}") from error
+        raise CacheCorruptError(f"{where}: not a zstd frame. {REPAIR}") from error
     return out
+
+
+def _content_size(frame: memoryview) -> int | None:
+    """Return the decoded size a zstd frame header states (RFC 8878, 3.1.1.1), None without one."""
+    if len(frame) < 6:
+        return None
+    descriptor = frame[4]
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(frame[start : start + width], "little")
+    return (size + 256 if width == 2 else size) if width else None
 
 
 def decode_plain(data: bytes, num_bytes: int, where: str) -> bytes:
