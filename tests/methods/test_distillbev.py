@@ -93,10 +93,10 @@ def wider(channels: int) -> TestOneLevel:
 
 
 def set_kernel(method: Method, kernel: Tensor, bias: float = 0.0) -> None:
-    convolution: Any = method.spatial
+    convolution = method.get_submodule("levels.neck.smooth")
     with torch.no_grad():
-        convolution["neck"].weight.copy_(kernel.reshape(1, 1, 3, 3))
-        convolution["neck"].bias.fill_(bias)
+        convolution.weight.copy_(kernel.reshape(1, 1, 3, 3))
+        convolution.bias.fill_(bias)
 
 
 def delta() -> Tensor:
@@ -156,7 +156,7 @@ def oracle(method: Method, step: Step, reach: Grid = WIDE) -> dict[str, float]:
     def plain(grid: Grid) -> tuple[float, float, float, int, int]:
         return grid.x_min, grid.y_min, grid.cell, grid.num_x, grid.num_y
 
-    convolution: Any = method.spatial["neck"]  # type: ignore[index]
+    convolution = method.get_submodule("levels.neck.smooth")
     total = dict.fromkeys(TERMS, 0.0)
     batch_size = len(step.align)
     for b in range(batch_size):
@@ -341,7 +341,6 @@ def test_published_settings() -> None:
     assert (config.foreground, config.background) == (6e-3, 4e-2)
     assert (config.false_positive, config.spatial) == (6e-2, 2.5e-3)
     assert (config.temperature, config.threshold) == (0.5, 0.1)
-    assert config.inherit_head
 
 
 def test_level_names_must_differ() -> None:

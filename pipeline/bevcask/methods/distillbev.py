@@ -1,8 +1,7 @@
 """DistillBEV (Wang et al., ICCV 2023): imitate BEV features by region, at three levels.
 
 The loss of the CNN line; formulas, sources and what differs from the released code are in
-methods/README.md. Not here: copying the teacher's head into the student (`inherit_head`), which the
-training stage does from an exported head file.
+methods/README.md. Not here: starting the student's head from the teacher's (`student.head=FILE`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from bevcask import config as configuration
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid
 from bevcask.methods.adapters import Adapter, AdapterName, adapted_grid
 from bevcask.methods.base import Method, Target
 from bevcask.methods.regions import Regions, boxes_in_reach, share, split
@@ -64,9 +62,6 @@ class DistillBEV(Method):
         spatial: float = Field(2.5e-3, ge=0)  # released training script
         temperature: float = Field(0.5, gt=0)  # tau, paper supplement
         threshold: float = Field(0.1, gt=0, lt=1)  # gamma, paper supplement
-        inherit_head: bool = Field(
-            True, description="start the student's head branches from the teacher's (student.head)"
-        )
 
         @model_validator(mode="after")
         def _names_differ(self) -> Self:
@@ -78,9 +73,7 @@ class DistillBEV(Method):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict()
-        self.spatial = nn.ModuleDict()
-        self._grids: dict[str, tuple[Grid, Grid]] = {}
+        self.levels = nn.ModuleDict()
 
     def needs(self) -> list[Need]:
         dense = [
@@ -107,12 +100,9 @@ class DistillBEV(Method):
                 "\n- ".join(["distillbev cannot join this student and these targets:", *problems])
             )
         for level in self.config.levels:
-            near, far = student[level.student], specs[level.teacher].tap
-            assert near.grid is not None
-            assert far.grid is not None
-            self.adapters[level.name] = Adapter(level.adapter, near, far)
-            self.spatial[level.name] = nn.Conv2d(1, 1, 3, padding=1)
-            self._grids[level.name] = (near.grid, far.grid)
+            self.levels[level.name] = LevelLoss(
+                self.config, level, student[level.student], specs[level.teacher].tap
+            )
 
     def _mismatches(
         self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
@@ -166,29 +156,13 @@ class DistillBEV(Method):
         """
         losses: dict[str, Tensor] = {}
         for level in self.config.levels:
-            near, far = self._grids[level.name]
-            adapter = self.adapters[level.name]
-            assert isinstance(adapter, Adapter)
-            adapted_BCYX = adapter(student[level.student])
-            with torch.autocast(adapted_BCYX.device.type, enabled=False):
-                adapted_BCYX = _full_precision(adapted_BCYX)
-                student_BCYX, valid_BYX = align.cells(adapted_BCYX, adapter.grid, far)
-                smoothed_B1YX = self.spatial[level.name](adapted_BCYX.mean(1, keepdim=True))
-                smoothed_B1YX, _ = align.cells(smoothed_B1YX, adapter.grid, far)
-                regions = split(
-                    boxes_in_reach(labels, near, far),
-                    far,
-                    valid_BYX,
-                    self._confident(targets) if level.false_positives else None,
-                    self.config.threshold,
-                )
-                teacher_BCYX = targets[level.teacher].values
-                terms = self._region_terms(student_BCYX, teacher_BCYX, regions, valid_BYX)
-                if not level.false_positives:
-                    del terms["false_positive"]
-                terms["spatial"] = self.config.spatial * spatial_loss(
-                    smoothed_B1YX[:, 0], teacher_BCYX, valid_BYX
-                )
+            terms = self.levels[level.name](
+                student[level.student],
+                targets[level.teacher].values,
+                self._confident(targets) if level.false_positives else None,
+                labels,
+                align,
+            )
             losses |= {f"distillbev/{level.name}/{term}": loss for term, loss in terms.items()}
         return losses
 
@@ -199,30 +173,83 @@ class DistillBEV(Method):
             return heatmap.region_BYX
         return heatmap.values.amax(1) > self.config.threshold
 
-    def _region_terms(
-        self, student_BCYX: Tensor, teacher_BCYX: Tensor, regions: Regions, valid_BYX: Tensor
+
+class LevelLoss(nn.Module):
+    """The terms of one level, with the adapter and the convolution that are trained for it.
+
+    Args:
+        config: weights and temperatures.
+        level: which adapter.
+        student: the student's tap.
+        target: the teacher's tap.
+    """
+
+    def __init__(
+        self, config: DistillBEV.Config, level: Level, student: TapInfo, target: TapInfo
+    ) -> None:
+        super().__init__()
+        assert student.grid is not None
+        assert target.grid is not None
+        self._config = config
+        self._reach = student.grid
+        self._grid = target.grid
+        self.adapter = Adapter(level.adapter, student, target)
+        self.smooth = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(
+        self,
+        student_BCYX: Tensor,
+        teacher_BCYX: Tensor,
+        confident_BYX: Tensor | None,
+        labels: Labels,
+        align: Align,
     ) -> dict[str, Tensor]:
-        """Return the weighted foreground, background and false-positive terms of a level."""
-        config = self.config
+        """Return the weighted terms; false_positive only where `confident_BYX` is given."""
+        adapted_BCYX = self.adapter(student_BCYX)
+        with torch.autocast(adapted_BCYX.device.type, enabled=False):
+            adapted_BCYX = _full_precision(adapted_BCYX)
+            smoothed_B1YX = self.smooth(adapted_BCYX.mean(1, keepdim=True))
+            smoothed_B1YX, _ = align.cells(smoothed_B1YX, self.adapter.grid, self._grid)
+            read_BCYX, valid_BYX = align.cells(adapted_BCYX, self.adapter.grid, self._grid)
+            boxes = boxes_in_reach(labels, self._reach, self._grid)
+            threshold = self._config.threshold
+            regions = split(boxes, self._grid, valid_BYX, confident_BYX, threshold)
+            terms = self._region_terms(
+                read_BCYX, teacher_BCYX, regions, valid_BYX, confident_BYX is not None
+            )
+            spatial = spatial_loss(smoothed_B1YX[:, 0], teacher_BCYX, valid_BYX)
+            return {**terms, "spatial": self._config.spatial * spatial}
+
+    def _region_terms(
+        self,
+        student_BCYX: Tensor,
+        teacher_BCYX: Tensor,
+        regions: Regions,
+        valid_BYX: Tensor,
+        with_false_positives: bool,
+    ) -> dict[str, Tensor]:
+        config = self._config
         square_BCYX = (student_BCYX - teacher_BCYX) ** 2
+        gap_BYX = square_BCYX.sum(1)
         with torch.no_grad():
-            attention_BYX = (
+            focus_BYX = (
                 attention(teacher_BCYX, valid_BYX, config.temperature)
                 + attention(student_BCYX, valid_BYX, config.temperature)
             ) / 2
-            kappa_BC = channel_attention(teacher_BCYX, valid_BYX, config.temperature)
-        gap_BYX = square_BCYX.sum(1)
-        weighted_BYX = torch.einsum("bc,bcyx->byx", kappa_BC, square_BCYX)
 
-        def term(scale_BYX: Tensor, error_BYX: Tensor) -> Tensor:
-            return (scale_BYX * attention_BYX * error_BYX).sum() / len(scale_BYX)
+        def total(scale_BYX: Tensor, error_BYX: Tensor) -> Tensor:
+            return (scale_BYX * focus_BYX * error_BYX).sum() / len(scale_BYX)
 
-        return {
-            "foreground": config.foreground * term(regions.box_scale_BYX, gap_BYX),
-            "background": config.background * term(share(regions.background_BYX), gap_BYX),
-            "false_positive": config.false_positive
-            * term(share(regions.false_positive_BYX), weighted_BYX),
+        terms = {
+            "foreground": config.foreground * total(regions.box_scale_BYX, gap_BYX),
+            "background": config.background * total(share(regions.background_BYX), gap_BYX),
         }
+        if with_false_positives:
+            kappa_BC = channel_attention(teacher_BCYX, valid_BYX, config.temperature)
+            weighted_BYX = torch.einsum("bc,bcyx->byx", kappa_BC, square_BCYX)
+            scale_BYX = share(regions.false_positive_BYX)
+            terms["false_positive"] = config.false_positive * total(scale_BYX, weighted_BYX)
+        return terms
 
 
 def attention(map_BCYX: Tensor, valid_BYX: Tensor, temperature: float) -> Tensor:
