@@ -1,13 +1,18 @@
 """BEVDepth keeps the detector contract; its shipped configs have the published shapes."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
-from bevcask.config import build_config, load_group
+from bevcask.config import AugmentConfig, DatasetConfig, build_config, load_group
+from bevcask.data.loader import SampleReader, collate
+from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
+from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig, cameras_of
+from bevcask.detectors.blocks.lift_splat import frustum_rays
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
@@ -213,3 +218,32 @@ def test_depth_loss_sees_the_nearest_point_of_each_block() -> None:
     assert torch.equal(detector.loss(output, batch)["depth"], before)
     batch.depth_BVHW = torch.where(farther > 0, 1.1, farther)
     assert not torch.equal(detector.loss(output, batch)["depth"], before)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_depth_maps_lift_back_onto_the_lidar_points(tiny_world: Path, augmented: bool) -> None:
+    frames = Frames.select(
+        DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all", limit=1)
+    )
+    augment = AugmentConfig(
+        resize=(0.02, 0.1),
+        crop=True,
+        image_flip=True,
+        image_rotation=5.0,
+        bev_rotation=0.4,
+        bev_scale=(0.95, 1.05),
+        bev_flip_x=True,
+    )
+    inputs = Inputs(image_size_HW=(64, 128), num_sweeps=1, depth=True)
+    reader = SampleReader(frames, inputs, augment if augmented else None, seed=1)
+    batch = collate([reader.read(frames.tokens[0])])
+    depth_BVHW, points = batch.depth_BVHW, batch.points
+    assert depth_BVHW is not None
+    assert points is not None
+    origin, direction = frustum_rays(cameras_of(batch), (64, 128), stride=1)
+    seen = depth_BVHW > 0
+    lifted = (origin[:, :, None, None] + depth_BVHW[..., None] * direction)[seen]
+    distance, _ = cKDTree(points[0][:, :3].numpy()).query(lifted.numpy())
+    pixel = 0.75 * direction.norm(dim=-1)[seen] / 60 * depth_BVHW[seen]  # focal length > 60 pixels
+    assert int(seen.sum()) > 1000
+    assert bool((torch.from_numpy(distance) < pixel + 1e-3).all())

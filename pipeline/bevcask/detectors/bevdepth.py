@@ -161,7 +161,7 @@ class BEVDepth(Detector):
 
     def forward(self, batch: Batch) -> Output:
         assert batch.images_BVCHW is not None, "the loader gave no images"
-        cameras = _cameras(batch)
+        cameras = cameras_of(batch)
         image_BVCHW = self._image_features(batch.images_BVCHW)
         logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, camera_numbers(cameras))
         config = self.config
@@ -203,7 +203,8 @@ class BEVDepth(Detector):
         return self.head.decode(output.preds)
 
 
-def _cameras(batch: Batch) -> Cameras:
+def cameras_of(batch: Batch) -> Cameras:
+    """Return the camera geometry of a batch."""
     assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
     assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
     assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
