@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.registry import load_class, suggest
@@ -106,6 +106,20 @@ class AugmentConfig(Config):
     bev_scale: tuple[float, float] = (1.0, 1.0)
     bev_flip_x: bool = Field(False, description="x becomes -x half of the time")
     bev_flip_y: bool = Field(False, description="y becomes -y half of the time")
+
+    @field_validator("resize", "bev_scale")
+    @classmethod
+    def _low_then_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("expected [low, high] with low <= high")
+        return value
+
+    @field_validator("bev_scale")
+    @classmethod
+    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] <= 0:
+            raise ValueError("a scale must be above 0")
+        return value
 
 
 class TrainerConfig(Config):
