@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, compose
 from bevcask.data.augment import Draw, covering_scale, draw, stream
+from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
 
 SIZES = [(900, 1600)] * 6
@@ -101,6 +102,24 @@ def test_switching_one_draw_on_leaves_the_others_as_they_are(switched_on: str) -
             abs(np.linalg.det(_draw(config, view=view).bev_aug[:2, :2])) for config in (base, more)
         ]
         assert sizes[0] == pytest.approx(sizes[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("augment.resize=[0.1,-0.1]", "augment.resize: .*low <= high"),
+        ("augment.bev_scale=[1.1,0.9]", "augment.bev_scale: .*low <= high"),
+        ("augment.bev_scale=[0.0,1.0]", "augment.bev_scale: .*above 0"),
+    ],
+)
+def test_impossible_ranges_are_refused(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose([words])
+
+
+def test_a_resize_that_leaves_no_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"augment.resize=\[-0.5, 0.1\].*above -0.440"):
+        _draw(AugmentConfig(resize=(-0.5, 0.1)))
 
 
 def test_the_covering_scale_covers_both_sides() -> None:

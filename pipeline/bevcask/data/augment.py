@@ -12,6 +12,7 @@ import numpy as np
 
 from bevcask.config import AugmentConfig
 from bevcask.data.images import ImageTransform
+from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix
 
 
@@ -84,7 +85,14 @@ def _draw_image(
 ) -> ImageTransform:
     resize, left, flip, rotation = random.random(4)  # always four, whatever is switched on
     low, high = config.resize
-    scale = covering_scale(size_HW, network_HW) + low + (high - low) * resize
+    covering = covering_scale(size_HW, network_HW)
+    if covering + low <= 0:
+        raise ConfigError(
+            f"augment.resize={[low, high]}: leaves no image, the factor that covers "
+            f"{network_HW[1]}x{network_HW[0]} from {size_HW[1]}x{size_HW[0]} is {covering:.3f}. "
+            f"Take a lower bound above {-covering:.3f}."
+        )
+    scale = covering + low + (high - low) * resize
     spare = size_HW[1] * scale - network_HW[1]
     return ImageTransform(
         scale=scale,
