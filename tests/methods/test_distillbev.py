@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import dequantize, encode
+from bevcask.config import StoreConfig, build_config, load_group
 from bevcask.detectors.base import Labels
 from bevcask.errors import ConfigError, TargetMismatchError
 from bevcask.geometry import CLASSES, Grid, bev_matrix
 from bevcask.methods import build_method
+from bevcask.methods.adapters import Adapter
 from bevcask.methods.base import Method, Target
 from bevcask.methods.distillbev import DistillBEV, attention, channel_attention
-from bevcask.targets.align import Align
+from bevcask.targets.align import Align, same_cells
+from bevcask.targets.plan import plan
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from contracts.method import FLIP, TURN, MethodContract, Step
 from methods.oracle_distillbev import sample_terms
@@ -152,7 +155,7 @@ def test_channel_attention_by_hand() -> None:
     torch.testing.assert_close(channel_attention(map_BCYX, valid, 0.5), torch.tensor([[1.5, 0.5]]))
 
 
-def oracle(method: Method, step: Step, reach: Grid = WIDE) -> dict[str, float]:
+def oracle(method: Method, step: Step, reach: Grid = WIDE, target: Grid = WIDE) -> dict[str, float]:
     def plain(grid: Grid) -> tuple[float, float, float, int, int]:
         return grid.x_min, grid.y_min, grid.cell, grid.num_x, grid.num_y
 
@@ -165,7 +168,7 @@ def oracle(method: Method, step: Step, reach: Grid = WIDE) -> dict[str, float]:
             plain(reach),
             plain(reach),
             step.targets["bev.neck"].values[b].double().numpy(),
-            plain(WIDE),
+            plain(target),
             step.align.matrices_B44[b],
             step.labels.boxes[b].double().numpy(),
             step.labels.canonical_boxes[b].double().numpy(),
@@ -200,13 +203,18 @@ def test_against_the_loop_oracle(move: str, seed: int) -> None:
         assert found[term] == pytest.approx(expected[term], rel=2e-5), term
 
 
-def test_oracle_on_a_student_of_another_range() -> None:
-    """A narrower student: cells and boxes beyond it leave sums and normalisers."""
-    narrow = Grid.square(5.0, 1.0)
+@pytest.mark.parametrize("move", MOVES)
+def test_oracle_on_grids_of_another_size(move: str) -> None:
+    """A student that is finer and narrower than 0.8 m targets; cells beyond it count nowhere."""
+    target, narrow = Grid.square(6.4, 0.8), Grid.square(5.0, 0.5)
     case = TestOneLevel()
     case.student = {"bev.neck": dense("bev.neck", CHANNELS, narrow)}
-    method, step = case.build(), case.step(2, 9, seed=3, matrix=TURN)
-    expected, found = oracle(method, step, narrow), values(step.run(method))
+    case.teacher = {
+        "bev.neck": dense("bev.neck", CHANNELS, target),
+        "head.heatmap": heatmap(target),
+    }
+    method, step = case.build(), case.step(2, 9, seed=3, matrix=MOVES[move])
+    expected, found = oracle(method, step, narrow, target), values(step.run(method))
     for term in TERMS:
         assert found[term] == pytest.approx(expected[term], rel=2e-5), term
 
@@ -334,6 +342,27 @@ def test_heatmap_is_not_asked_for_without_use() -> None:
         ("neck", "all", "all"),
         ("confidence", "region", "confident"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("bevdepth_tiny", "centerpoint_tiny"), ("bevdepth_r50", "centerpoint")],
+)
+def test_shipped_detectors_meet(student: str, teacher: str) -> None:
+    near, far = (
+        plugin.describe_taps(config)  # type: ignore[attr-defined]
+        for plugin, config in (
+            build_config("detector", load_group(group, name)["detector"], group)
+            for group, name in (("student", student), ("teacher", teacher))
+        )
+    )
+    method = build_method(load_group("method", "distillbev"))
+    specs = {spec.name: spec for spec in plan(method.needs(), far, 1, StoreConfig(), None).specs}
+    method.build(near, specs)
+    for name in ("block1", "block2", "neck"):
+        adapter = method.get_submodule(f"levels.{name}.adapter")
+        assert isinstance(adapter, Adapter)
+        assert same_cells(adapter.grid, specs[f"bev.{name}"].tap.grid)  # type: ignore[arg-type]
 
 
 def test_published_settings() -> None:

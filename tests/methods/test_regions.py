@@ -36,6 +36,13 @@ def test_hand_drawn_box() -> None:
     assert (scale[0][~expected] == 0).all()
 
 
+def test_scale_counts_cells_not_metres() -> None:
+    """The same box on half-metre cells covers four times as many: scale 1 / sqrt(24)."""
+    mask, scale = foreground([box(2.5, 1.0, 3.0, 2.0)[None]], Grid.square(8.0, 0.5))
+    assert mask.sum() == 24
+    torch.testing.assert_close(scale[mask], torch.full((24,), 1 / math.sqrt(24.0)))
+
+
 def test_quarter_turn_swaps_length_and_width() -> None:
     mask, _ = foreground([box(1.0, 2.5, 3.0, 2.0, math.pi / 2)[None]], GRID)
     expected = torch.zeros(16, 16, dtype=torch.bool)

@@ -53,15 +53,15 @@ class DistillBEV(Method):
                 ),
             ),
             min_length=1,
-            description="DistillBEV, ablation of levels: block 1, block 2 and neck",
+            description="block 1, block 2 and neck: the best row of the published ablation",
         )
         heatmap: str = Field("head.heatmap", description="teacher tap that marks false positives")
         foreground: float = Field(6e-3, ge=0)  # released training script
         background: float = Field(4e-2, ge=0)  # released training script
         false_positive: float = Field(6e-2, ge=0)  # released script; head level only
         spatial: float = Field(2.5e-3, ge=0)  # released training script
-        temperature: float = Field(0.5, gt=0)  # tau, paper supplement
-        threshold: float = Field(0.1, gt=0, lt=1)  # gamma, paper supplement
+        temperature: float = Field(0.5, gt=0)  # tau, paper supplement (quoted in issue 7)
+        threshold: float = Field(0.1, gt=0, lt=1)  # gamma, paper supplement (issue 7)
 
         @model_validator(mode="after")
         def _names_differ(self) -> Self:
