@@ -45,7 +45,7 @@ class View:
         depth_HW: metres along the optical axis, inf for sky.
         entity_HW: index of the entity each pixel shows, -1 for ground and sky.
         visible_N: pixels of each entity that are seen.
-        outline_N: pixels it would cover if nothing stood in front of it.
+        outline_N: pixels it would cover if nothing stood in front of it; 0 for scenery.
     """
 
     image_HW3: Array
@@ -104,7 +104,7 @@ def _outlines(
 def _rasterise(
     world: World, posed: PosedParts, R: Array, eye: Array, K: Array, buffers: _Buffers
 ) -> Array:
-    """Fill the buffers with every part; returns the outline pixel count per entity."""
+    """Fill the buffers with every part; returns the outline pixels of annotated entities."""
     shape = buffers.depth_HW.shape
     height, width = shape
     chosen = _in_front(posed, R, eye, K, (height, width))
@@ -126,6 +126,7 @@ def _rasterise(
         x0, y0 = rects[group, :2].min(0)
         x1, y1 = rects[group, 2:].max(0)
         covered = np.zeros((y1 - y0, x1 - x0), bool)
+        counted = world.entities[owners[group[0]]].annotated
         for k in group.tolist():
             u0, v0, u1, v1 = rects[k].tolist()
             u, v = ray_u[u0:u1], ray_v[v0:v1]
@@ -135,7 +136,8 @@ def _rasterise(
             closer = t < window
             np.copyto(window, t, where=closer)
             np.copyto(buffers.part_HW[v0:v1, u0:u1], chosen[k], where=closer)
-            covered[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] |= t < np.inf
+            if counted:
+                covered[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] |= t < np.inf
         outline[owners[group[0]]] = np.count_nonzero(covered)
     return outline
 
