@@ -92,6 +92,18 @@ def test_what_lies_outside_the_image_is_black() -> None:
     assert (ImageTransform(0.44, 500.0, 0.0, NETWORK).apply(white) == 0).all()
 
 
+@pytest.mark.parametrize("scale", [0.44, 0.55])
+def test_only_the_rows_that_matter_are_resampled_and_that_shows_nowhere(scale: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), np.uint8)
+    top = 900 * scale - 260.3
+    out = ImageTransform(scale, 0.0, top, (256, 704)).apply(image)
+    box = (0, top / scale, 704 / scale, (top + 256) / scale)
+    whole = Image.fromarray(image).resize(
+        (704, 256), Image.Resampling.BILINEAR, box=box, reducing_gap=1.0
+    )
+    assert np.abs(out.astype(int) - np.asarray(whole)).max() <= 1  # float rounding of the box
+
+
 def test_shrinking_does_not_alias() -> None:
     stripes = np.zeros((900, 1600, 3), np.uint8)
     stripes[:, ::2] = 255  # a fifth of a cycle beyond what 704 columns can show
