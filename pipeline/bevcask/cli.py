@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.logging import RichHandler
 from rich.table import Table
 
@@ -152,15 +152,38 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         raise typer.Exit(1)
 
 
-def _render(result: Mapping[str, Any]) -> Table:
-    """Show a flat result as a two-column table."""
-    table = Table(show_header=False, box=None)
+def _render(result: Mapping[str, Any]) -> Group:
+    """Show a result: plain values as two columns, each mapping of mappings as a table."""
+    plain = Table(show_header=False, box=None)
+    tables: list[Table] = []
     for key, value in result.items():
-        shown = f"{value:.4f}" if isinstance(value, float) else value
-        if isinstance(value, dict | list):
-            shown = json.dumps(value, indent=1)
-        table.add_row(f"[bold]{key}[/]", str(shown))
+        if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+            tables.append(_nested(key, value))
+        else:
+            plain.add_row(f"[bold]{key}[/]", _cell(value))
+    return Group(plain, *tables)
+
+
+def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table(title=title.replace("_", " "))
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(row.get(column)) for column in columns))
     return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items()) or "-"
+    return str(value)
 
 
 @app.callback(invoke_without_command=True)
