@@ -37,6 +37,9 @@ class TestDenseBEV(KindContract):
         assert self.kind.alignment(self.tap, PIXELS) == "exact"
         assert self.kind.alignment(self.tap, FLIPS) == "exact"
         assert self.kind.alignment(self.tap, TURNS) == "aligned"
+        ahead = replace(self.tap, grid=Grid(0.0, -4.0, 1.0, 8, 8))  # no flip permutes its cells
+        assert self.kind.alignment(ahead, FLIPS) == "aligned"
+        assert self.kind.alignment(ahead, PIXELS) == "exact"
         scaled = AugmentConfig(bev_scale=(0.9, 1.1))
         assert self.kind.alignment(self.tap, scaled) == "aligned"
 

@@ -10,6 +10,7 @@ from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import build_method
+from bevcask.targets.kinds import DenseBEV
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 
@@ -119,6 +120,12 @@ def test_codec_choice_is_checked() -> None:
     assert boxes.specs[0].codec == "float32"
 
 
+def test_a_kind_may_know_few_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DenseBEV, "codecs", ("float16", "float32"))
+    with pytest.raises(PlanError, match=r"dense_bev cannot be stored as int8.*auto, float16"):
+        plan([NECK], TAPS, 1, StoreConfig(codec="int8"), None)
+
+
 def test_needs_of_one_tap_share_a_target() -> None:
     confident = Need("mask", "head.heatmap", "heatmap", Region("confident", 0.1))
     whole = Need("scores", "head.heatmap", "heatmap")
@@ -139,6 +146,9 @@ def test_wrong_description_is_found_before_any_data() -> None:
     taps = {"bev.neck": replace(TAPS["bev.neck"], shape=(384, 64, 64))}
     with pytest.raises(PlanError, match="does not fit its grid"):
         plan([NECK], taps, 1, AUTO, None)
+    taps = {"bev.neck": replace(TAPS["bev.neck"], grid=None)}
+    with pytest.raises(PlanError, match="needs a grid"):
+        plan([NECK], taps, 1, AUTO, AugmentConfig(bev_flip_x=True))
 
 
 def test_plan_is_plain_json() -> None:

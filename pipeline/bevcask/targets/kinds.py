@@ -79,11 +79,11 @@ class Kind(ABC):
             return "exact"
         if tap.depends_on_images and changes_pixels(augment):
             return "approximate"
-        return self.bev_alignment(augment)
+        return self.bev_alignment(tap, augment)
 
-    def bev_alignment(self, augment: AugmentConfig) -> Alignment:
+    @abstractmethod
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
         """Return how exactly it follows a BEV augmentation."""
-        return "aligned" if turns_or_scales(augment) else "exact"
 
     def regions(self, tap: TapInfo) -> tuple[str, ...]:
         """Return the names of the regions it may be stored on."""
@@ -124,6 +124,11 @@ class DenseBEV(Kind):
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         """Return one byte a value, a scale a channel: loss error about 1e-6 (spec 5.3)."""
         return "uint8" if tap.nonnegative else "int8"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        """Return `exact` where cells are permuted at most: flips of a symmetric grid."""
+        permutes = tap.grid is not None and tap.grid.is_symmetric and not turns_or_scales(augment)
+        return "exact" if permutes or not moves_bev(augment) else "aligned"
 
     def regions(self, tap: TapInfo) -> tuple[str, ...]:
         return ("all", "confident")
@@ -198,7 +203,7 @@ class BoxSet(Kind):
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         return "float32"
 
-    def bev_alignment(self, augment: AugmentConfig) -> Alignment:
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
         return "exact"
 
 
@@ -212,7 +217,7 @@ class QuerySet(Kind):
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         return "float16"
 
-    def bev_alignment(self, augment: AugmentConfig) -> Alignment:
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
         """Return `approximate`: a feature that encodes a heading would itself turn."""
         return "approximate" if moves_bev(augment) else "exact"
 
@@ -235,7 +240,7 @@ class ImageFeature(Kind):
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         return "float16"
 
-    def bev_alignment(self, augment: AugmentConfig) -> Alignment:
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
         return "exact"
 
     def scales(self, tap: TapInfo) -> int:
