@@ -159,6 +159,11 @@ def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.jpg", (900, 1600))
 
 
+def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read image: Is a directory"):
+        read_image(tmp_path, (900, 1600))
+
+
 def test_an_image_of_another_size_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "small.jpg"
     path.write_bytes(simplejpeg.encode_jpeg(np.zeros((90, 160, 3), np.uint8)))

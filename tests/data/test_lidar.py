@@ -79,6 +79,11 @@ def test_an_empty_scan_is_an_error(tmp_path: Path) -> None:
         read_scan(tmp_path / "empty.pcd.bin")
 
 
+def test_a_scan_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read LiDAR scan: Is a directory"):
+        read_scan(tmp_path)
+
+
 def test_a_missing_sweep_file_is_an_error(world_copy: Path, select: Select) -> None:
     frames = select(world_copy)
     token = frames.tokens[2]

@@ -126,6 +126,8 @@ def read_image(path: Path, size_HW: tuple[int, int]) -> Pixels:
             f"{path}: missing image, named by sample_data.json. Expected a {size_HW[1]}x"
             f"{size_HW[0]} JPEG. Unpack the samples archive of this version into dataset.root."
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read image: {error.strerror}.") from error
     try:
         image: Pixels = simplejpeg.decode_jpeg(data, strict=True)
     except ValueError as error:

@@ -30,6 +30,8 @@ def read_scan(path: Path) -> Points:
             "archives of this version into dataset.root, or use a detector with num_sweeps 1 if "
             "only keyframes are at hand."
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read LiDAR scan: {error.strerror}.") from error
     if not data or len(data) % _BYTES_PER_POINT:
         raise DataError(
             f"{path}: LiDAR scan of {len(data)} bytes, expected a positive multiple of "
