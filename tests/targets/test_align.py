@@ -14,6 +14,7 @@ from bevcask.targets.heatmap import draw_heatmaps
 
 GRID = Grid.square(8.0, 0.5)
 QUARTER = math.pi / 2
+LATTICE = list(itertools.product(range(4), (False, True), (False, True)))
 FREE = [
     bev_matrix(0.3925, 1.05, True, False),
     bev_matrix(-0.2, 0.95, False, True),
@@ -42,10 +43,7 @@ def brute_force(map_CYX: torch.Tensor, matrix: np.ndarray, grid: Grid) -> torch.
     return out
 
 
-@pytest.mark.parametrize(
-    ("turns", "flip_x", "flip_y"),
-    list(itertools.product(range(4), (False, True), (False, True))),
-)
+@pytest.mark.parametrize(("turns", "flip_x", "flip_y"), LATTICE)
 def test_lattice_moves_are_permutations(turns: int, flip_x: bool, flip_y: bool) -> None:
     matrix = bev_matrix(turns * QUARTER, 1.0, flip_x, flip_y)
     map_BCYX = noise()
@@ -199,13 +197,13 @@ def lone_boxes(seed: int) -> torch.Tensor:
     return boxes[torch.rand(len(boxes), generator=generator) < 0.6]
 
 
-@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
-def test_boxes_and_maps_flip_in_step(flips: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize(("turns", "flip_x", "flip_y"), LATTICE)
+def test_boxes_and_maps_move_in_step(turns: int, flip_x: bool, flip_y: bool) -> None:
     """A student that draws its (moved) boxes is, read at A p, the canonical drawing."""
     grid = Grid.square(32.0, 1.0)
     boxes = [lone_boxes(3)]
     zeros = [torch.zeros(len(boxes[0]), dtype=torch.int64)]
-    align = batch(bev_matrix(0.0, 1.0, *flips))
+    align = batch(bev_matrix(turns * QUARTER, 1.0, flip_x, flip_y))
     student = draw_heatmaps(align.boxes(boxes), zeros, grid, 1)
     canonical = draw_heatmaps(boxes, zeros, grid, 1)
     assert torch.equal(align.cells(student, grid, grid)[0], canonical)
