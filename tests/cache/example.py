@@ -18,7 +18,7 @@ SPECS = (
     TargetSpec(
         TapInfo("head.heatmap", "heatmap", (2, 6, 8), GRID, nonnegative=True),
         "uint8",
-        Region("confident", 0.75),
+        Region("confident", 0.77),
     ),
     TargetSpec(TapInfo("head.boxes", "box_set", (5, 11)), "float32"),
     TargetSpec(TapInfo("query.last", "query_set", (4, 3)), "int8"),

@@ -20,7 +20,7 @@ import zarr
 
 import bevcask.cache
 from bevcask.cache import open_cache
-from cache.example import GRID, SPECS, build
+from cache.example import GRID, SPECS, build, truth
 
 README = Path(bevcask.cache.__file__).parent / "README.md"
 
@@ -45,7 +45,7 @@ def test_plain_zarr_reads_what_we_read(url: str) -> None:
                     np.testing.assert_array_equal(stored, getattr(sample, part))
     packed = group["targets/head.heatmap/region"][:]
     bits = np.unpackbits(packed, axis=1, bitorder="little")[:, :48].reshape(-1, 6, 8)
-    region = cache.read(cache.frames.tokens[4])["head.heatmap"].region
+    region = truth(cache.specs["head.heatmap"], 4).amax(dim=0) > 0.77
     np.testing.assert_array_equal(bits[cache.layout.row_of[cache.frames.tokens[4]]], region)
 
 

@@ -21,7 +21,8 @@ TESTS = Path(__file__).resolve().parent.parent
 
 
 def start(url: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cache.killed", str(url)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
@@ -33,23 +34,24 @@ def finish(url: Path) -> None:
 
 
 def half_written(url: Path) -> bool:
-    """Tell whether an array object is there that no commit vouches for, or half of one."""
-    values = url / "targets" / "bev.neck" / "values"
-    objects = {path.name.split(".")[1] for path in values.glob("c.*")}
-    commits = {path.name.split(".")[1] for path in (url / "commit").glob("c.*[0-9]")}
-    return bool(objects - commits)
+    """Tell whether the file of a shard is on its way to the disk."""
+    values = (url / "targets" / tap / "values" for tap in ("bev.neck", "bev.other"))
+    return any(any(folder.glob("*.partial")) for folder in values)
+
+
+def num_committed(url: Path) -> int:
+    return len([path for path in (url / "commit").glob("c.*") if path.suffix != ".partial"])
 
 
 def kill_while_writing(url: Path, seeded: random.Random) -> bool:
     """Kill a run while it writes; return whether a shard was caught half written."""
     process = start(url)
+    enough = num_committed(url) + seeded.randrange(2)
     deadline = time.monotonic() + 120
-    while not half_written(url):
-        if process.poll() is not None:
-            break
+    while process.poll() is None and not (half_written(url) and num_committed(url) >= enough):
         assert time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(seeded.uniform(0, 0.03))
+        time.sleep(0.0005)
+    time.sleep(seeded.uniform(0, 0.004))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return half_written(url)
