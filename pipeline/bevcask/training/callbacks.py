@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from bevcask.evaluation.nuscenes import Evaluation
 from bevcask.progress import Ticker, progress_bar
@@ -81,6 +82,35 @@ class LastStep(Callback):
     ) -> None:
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes the checkpoint a run goes on from.
+
+    Where a step is also validated it is written behind the validation, so that a resumed run knows
+    the best score; a run killed in between goes on from the checkpoint before.
+
+    Args:
+        path: the one file, replaced in one step.
+        every: steps between checkpoints.
+        validate_every: steps between validations; 0 for none before the last step.
+    """
+
+    def __init__(self, path: Path, every: int, validate_every: int) -> None:
+        self._path = path
+        self._every = every
+        self._validate_every = validate_every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        validated = self._validate_every > 0 and step % self._validate_every == 0
+        if step % self._every == 0 and step < trainer.max_steps and not validated:
+            trainer.save_checkpoint(self._path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self._path)
 
 
 class StepClock(Callback):

@@ -15,7 +15,7 @@ from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
 from bevcask.detectors.base import Batch
 from bevcask.errors import ConfigError
-from bevcask.training.callbacks import Bar, LastStep
+from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep
 from bevcask.training.loops import Pass, Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
@@ -82,12 +82,9 @@ def _loggers(folder: RunFolder) -> list[Any]:
 
 
 def _savers(config: TrainerConfig, folder: RunFolder, validate: bool) -> list[Callback]:
-    last = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="last",
-        every_n_train_steps=config.checkpoint_every,
-        enable_version_counter=False,
-    )
+    """The best is noted before the last is written, which carries that note."""
+    every = config.validate_every if validate else 0
+    last = LastCheckpoint(folder.last, config.checkpoint_every, every)
     best = ModelCheckpoint(
         dirpath=folder.checkpoints,
         filename="best",
@@ -96,7 +93,7 @@ def _savers(config: TrainerConfig, folder: RunFolder, validate: bool) -> list[Ca
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    return [last, best] if validate else [last]
+    return [best, last] if validate else [last]
 
 
 def fit(
@@ -115,6 +112,8 @@ def fit(
     with warnings.catch_warnings():
         # Lightning 2.6 asks torch 2.13 about its own pytrees in a way torch is giving up.
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
+        # A resumed run writes where the checkpoint it came from lies.
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         try:
             trainer.fit(
                 module,

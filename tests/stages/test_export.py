@@ -1,0 +1,84 @@
+"""Exported students: only the student, bit for bit, with a note."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run folder whose last and best checkpoint differ."""
+    state = {
+        "student.head.weight": torch.arange(6.0).reshape(2, 3),
+        "student.count": torch.tensor(4),
+        "method.adapters.neck.weight": torch.ones(2),
+    }
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    note = {"detector": json.dumps({"type": "centerpoint"}), "cache": "abc", "command": "x"}
+    for name, step in (("last", 9), ("best", 5)):
+        moved = {key: tensor + step for key, tensor in state.items()}
+        torch.save(
+            {"state_dict": moved, "bevcask": note, "global_step": step},
+            run / "checkpoints" / f"{name}.ckpt",
+        )
+    return run, state
+
+
+def test_best_student_is_written_without_adapters(
+    trained: tuple[Path, dict[str, torch.Tensor]], call: Call, tmp_path: Path
+) -> None:
+    run, state = trained
+    out = tmp_path / "out" / "student.safetensors"
+    code, printed, err = call("export", str(out), f"run={run}", "--json")
+    assert code == 0, err
+    answer = json.loads(printed)
+    assert (answer["step"], answer["tensors"], answer["parameters"]) == (5, 2, 7)
+    assert answer["cache"] == "abc"
+    written = load_file(out)
+    assert written.keys() == {"head.weight", "count"}
+    assert torch.equal(written["head.weight"], state["student.head.weight"] + 5)
+
+
+def test_named_checkpoint_is_written(
+    trained: tuple[Path, dict[str, torch.Tensor]], call: Call, tmp_path: Path
+) -> None:
+    run, state = trained
+    last = run / "checkpoints" / "last.ckpt"
+    out = tmp_path / "student.safetensors"
+    code, _, err = call("export", str(out), f"student.checkpoint={last}")
+    assert code == 0, err
+    assert torch.equal(load_file(out)["count"], state["student.count"] + 9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "needs a file"),
+        (("out.safetensors", "run=nowhere"), "has no checkpoint"),
+        (("out.safetensors", "student.checkpoint=nowhere.ckpt"), "no such training checkpoint"),
+    ],
+)
+def test_what_is_missing_is_told(words: tuple[str, ...], message: str, call: Call) -> None:
+    code, _, err = call("export", *words)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", None])
+def test_other_files_are_refused(content: bytes | None, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    if content is None:
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_bytes(content)
+    code, _, err = call("export", str(tmp_path / "out"), f"student.checkpoint={path}")
+    assert code == 2
+    assert "not" in err
+    assert not (tmp_path / "out").exists()
