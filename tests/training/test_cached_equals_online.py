@@ -1,0 +1,135 @@
+"""What a student learns from a cache is what it learns with the teacher in the loop."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bevcask.config import RunConfig, build_config, compose
+from bevcask.data.nuscenes import Frames
+from bevcask.methods import build_method
+from bevcask.stages import student_distill, teacher_extract
+from bevcask.targets.align import Align
+from bevcask.training.module import Distillation
+
+SMALL = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_train",
+    "method=distillbev",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=3",
+    *(
+        f"{role}.detector.{key}"
+        for role in ("teacher", "student")
+        for key in (
+            "pillar=0.8",
+            "num_sweeps=1",
+            "pillar_channels=8",
+            "channels=[8,12,16]",
+            "convs=[1,1,1]",
+            "strides=[1,2,2]",
+            "neck_channels=[8,8,8]",
+            "head.channels=8",
+        )
+    ),
+    "teacher=centerpoint_tiny",
+    "student=centerpoint_tiny",
+    "trainer=tiny",
+]
+FLIPS = ["augment.bev_flip_x=true", "augment.bev_flip_y=true"]
+ONLINE = ["targets=online", "online.input=canonical"]
+
+
+def configure(world: Path, *more: str) -> RunConfig:
+    return compose([*SMALL, f"dataset.root={world}", *more])
+
+
+@pytest.fixture(scope="module", params=["float32", "auto"])
+def cache(
+    request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """URL and codec."""
+    url = str(tmp_path_factory.mktemp("codec") / f"{request.param}.zarr")
+    teacher_extract.run(configure(tiny_world, f"cache={url}", f"store.codec={request.param}"))
+    return url, request.param
+
+
+def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the loss terms of the first step whose names start with `only`, and their gradients.
+
+    Gradients are those of every student parameter the terms reach, by name.
+    """
+    torch.manual_seed(11)
+    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    method = build_method(config.method)
+    teaching = student_distill.open_teaching(
+        config, method, Frames.select(config.dataset), torch.device("cpu")
+    )
+    torch.manual_seed(12)
+    method.build(plugin.describe_taps(own), teaching.specs)
+    student = plugin(own)
+    module = Distillation(student, method, teaching.source, config.trainer, {})
+    batch = next(iter(student_distill.training_batches(config, teaching, plugin.inputs(own))(0)))
+    every = module.losses(batch, Align(batch.batch.bev_aug_B44))
+    terms = {name: term for name, term in every.items() if name.startswith(only)}
+    torch.stack(list(terms.values())).sum().backward()
+    found = {n: p.grad for n, p in module.student.named_parameters() if p.grad is not None}
+    return {name: term.detach() for name, term in terms.items()}, found
+
+
+def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the largest relative difference, tensor by tensor."""
+    assert one.keys() == other.keys()
+    return max(
+        float((one[name] - other[name]).norm() / other[name].norm().clamp(min=1e-12))
+        for name in one
+    )
+
+
+def whole_gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the relative difference of everything as one vector."""
+    flat, rest = (torch.cat([t.flatten() for t in group.values()]) for group in (one, other))
+    return float((flat - rest).norm() / rest.norm())
+
+
+@pytest.mark.parametrize("augment", [[], FLIPS], ids=["clean", "flips"])
+def test_cached_equals_online(augment: list[str], cache: tuple[str, str], tiny_world: Path) -> None:
+    url, codec = cache
+    cached = gradients(configure(tiny_world, f"cache={url}", f"store.codec={codec}", *augment))
+    online = gradients(configure(tiny_world, f"store.codec={codec}", *ONLINE, *augment))
+    assert any(name.startswith("distillbev/") for name in cached[0])
+    assert gap(cached[0], online[0]) < 1e-6
+    assert gap(cached[1], online[1]) < 1e-6
+
+
+def test_quantised_targets_stay_near_the_exact_ones(
+    cache: tuple[str, str], tiny_world: Path
+) -> None:
+    url, codec = cache
+    cached = gradients(configure(tiny_world, f"cache={url}"), "distillbev/")
+    exact = gradients(configure(tiny_world, "store.codec=float32", *ONLINE), "distillbev/")
+    losses, slopes = whole_gap(cached[0], exact[0]), whole_gap(cached[1], exact[1])
+    say(f"{codec} against float32 online: loss {losses:.1e}, gradient {slopes:.1e}")
+    assert losses < 1e-3
+    assert slopes < 1e-2
+
+
+def test_the_published_input_differs_and_the_gap_is_printed(tiny_world: Path) -> None:
+    words = ("store.codec=float32", "targets=online", *FLIPS)
+    canonical = configure(tiny_world, *words, "online.input=canonical")
+    augmented = configure(tiny_world, *words, "online.input=augmented")
+    ours, theirs = (gradients(one, "distillbev/") for one in (canonical, augmented))
+    losses, slopes = whole_gap(ours[0], theirs[0]), whole_gap(ours[1], theirs[1])
+    say(f"canonical against augmented: loss {losses:.1e}, gradient {slopes:.1e}")
+    assert losses > 1e-4  # T(flip x) is not flip T(x) for a network that was never told so
+    detection = [gradients(one, "detection/")[0] for one in (canonical, augmented)]
+    assert gap(*detection) < 1e-6
+
+
+def say(measured: str) -> None:
+    """Show a measured number; `pytest -s` prints it."""
+    sys.stdout.write(f"\n{measured}\n")

@@ -1,0 +1,115 @@
+"""The step: schedule, decay, clipping, what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bevcask.config import TrainerConfig
+from bevcask.detectors.base import Labels
+from bevcask.errors import DivergedError
+from bevcask.geometry import bev_matrix
+from bevcask.targets.align import Align
+from bevcask.training.module import Distillation, lr_factor, parameter_groups
+from bevcask.training.targets import CachedTargets, OnlineTargets, meet
+
+
+def config(schedule: str, warmup: int = 4) -> TrainerConfig:
+    return TrainerConfig(max_steps=20, warmup_steps=warmup, schedule=schedule)
+
+
+def test_constant_rate_rises_over_the_warm_up_then_stays() -> None:
+    factors = [lr_factor(step, config("constant")) for step in range(20)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(factors[4:]) == {1.0}
+
+
+def test_cosine_falls_to_zero_at_the_end() -> None:
+    assert lr_factor(4, config("cosine")) == 1.0
+    assert lr_factor(12, config("cosine")) == pytest.approx(0.5)
+    assert lr_factor(20, config("cosine")) == pytest.approx(0.0)
+    assert lr_factor(8, config("cosine")) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    cycle = config("one_cycle")
+    assert lr_factor(0, cycle) == pytest.approx(1 / 25)
+    assert lr_factor(2, cycle) == pytest.approx((1 + 1 / 25) / 2)
+    assert lr_factor(4, cycle) == pytest.approx(1.0)
+    assert lr_factor(20, cycle) == pytest.approx(1e-4 / 25)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+def test_every_schedule_works_without_warm_up_and_with_nothing_else(schedule: str) -> None:
+    for warmup in (0, 20, 50):
+        factors = [lr_factor(step, config(schedule, warmup)) for step in range(21)]
+        assert all(0 <= factor <= 1 for factor in factors)
+    assert lr_factor(0, config(schedule, 0)) == 1.0
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    network[2].weight.requires_grad_(False)
+    decay, plain = parameter_groups(network, 0.05)
+    assert decay["weight_decay"] == 0.05
+    assert plain["weight_decay"] == 0.0
+    assert [tuple(p.shape) for p in decay["params"]] == [(4, 3, 3, 3)]
+    assert sorted(tuple(p.shape) for p in plain["params"]) == [(2,), (4,), (4,), (4,)]
+
+
+def module() -> Distillation:
+    return Distillation(nn.Linear(2, 2), nn.Linear(1, 1), CachedTargets(), config("cosine"), {})  # type: ignore[arg-type]
+
+
+def test_losses_that_are_not_finite_stop_the_training_by_name() -> None:
+    terms = {"detection/heatmap": torch.tensor(1.0), "detection/box": torch.tensor(math.nan)}
+    with pytest.raises(DivergedError, match="step 0: detection/box not finite"):
+        module()._require_finite(terms)
+
+
+def test_diverged_weights_are_never_kept() -> None:
+    diverged = module()
+    diverged._loss = torch.tensor(math.inf)
+    with pytest.raises(DivergedError):
+        diverged.on_save_checkpoint({})
+
+
+def test_random_state_goes_on_at_the_first_step() -> None:
+    first = module()
+    torch.manual_seed(5)
+    saved: dict[str, object] = {}
+    first.on_save_checkpoint(saved)
+    expected = torch.rand(3)
+    second = module()
+    second.on_load_checkpoint(saved)
+    torch.rand(7)  # what set-up draws
+    second.on_train_batch_start(None, 0)
+    assert torch.equal(torch.rand(3), expected)
+    second.on_train_batch_start(None, 1)
+    assert not torch.equal(torch.rand(3), expected)
+
+
+def labels() -> Labels:
+    return Labels(
+        boxes=[torch.ones(1, 9)],
+        classes=[torch.zeros(1).long()],
+        canonical_boxes=[torch.zeros(1, 9)],
+    )
+
+
+def test_canonical_targets_keep_labels_and_alignment() -> None:
+    given, align = labels(), Align(torch.as_tensor(bev_matrix(flip_x=True))[None])
+    seen, met = meet(CachedTargets(), given, align)
+    assert seen is given
+    assert met is align
+
+
+def test_augmented_targets_lie_in_the_student_frame() -> None:
+    source = OnlineTargets(teacher=None, specs={}, canonical=False)  # type: ignore[arg-type]
+    align = Align(torch.as_tensor(bev_matrix(flip_x=True))[None])
+    seen, met = meet(source, labels(), align)
+    assert torch.equal(seen.canonical_boxes[0], seen.boxes[0])
+    point = torch.tensor([[1.0, 2.0, 3.0]])
+    assert torch.equal(met.points([point])[0], point)
+    assert not torch.equal(align.points([point])[0], point)
