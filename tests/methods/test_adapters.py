@@ -24,8 +24,9 @@ def test_stack_is_three_convolutions() -> None:
         "BatchNorm2d",
         "ReLU",
     ] * 3
-    widths = [layer.out_channels for layer in adapter.layers if isinstance(layer, nn.Conv2d)]
-    assert widths == [6, 6, 4]
+    convolutions = [layer for layer in adapter.layers if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [6, 6, 4]
+    assert all(layer.bias is None for layer in convolutions)  # BN has its own
     adapted = adapter(torch.randn(2, 6, *COARSE.shape_YX))
     assert adapted.shape == (2, 4, *FINE.shape_YX)
     assert adapted.min() >= 0
