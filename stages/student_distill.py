@@ -91,6 +91,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     method.build(detector.describe_taps(own), teaching.specs)
     student = detector(own)  # type: ignore[call-arg]
     loaded = start(student, config.student)
+    _mention_head(config, teaching)
     about = describe(config, teaching, student, method, loaded)
     if config.dry_run:
         return {"dry_run": True, **about}
@@ -237,6 +238,16 @@ def _own_generator(loader: Any) -> Any:
     """Keep the loader from drawing its worker seed from the model's random numbers."""
     loader.generator = torch.Generator()
     return loader
+
+
+def _mention_head(config: RunConfig, teaching: Teaching) -> None:
+    """Say where the teacher's head is, if a student from scratch is not given it."""
+    scratch = config.student.head is None and config.student.checkpoint is None
+    if teaching.cache is None or not scratch or not teaching.specs:
+        return
+    head = Path(teaching.cache.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
+    if head.is_file():
+        _log.info("the student's head starts from scratch; student.head=%s inherits it.", head)
 
 
 def describe(

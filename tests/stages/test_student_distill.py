@@ -335,6 +335,22 @@ def test_frames_without_a_row_are_refused_or_skipped(
     assert json.loads(out)["frames"] == 2
 
 
+def test_mixed_precision_trains(
+    tiny_world: Path, cached_world: Path, call: Call, tmp_path: Path
+) -> None:
+    code, _, err = call(
+        "student-distill",
+        str(cached_world),
+        *words(tiny_world, tmp_path, "method=distillbev", "trainer.precision=bf16-mixed"),
+        "trainer.max_steps=2",
+    )
+    assert code == 0, err
+    with (tmp_path / "logs" / "csv" / "sitting_0" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 2
+    assert all(0 < loss < 1e6 for loss in losses)
+
+
 def test_half_precision_on_a_cpu_is_refused(tiny_world: Path, call: Call, tmp_path: Path) -> None:
     code, _, err = call(
         "student-distill",

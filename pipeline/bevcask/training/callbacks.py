@@ -1,10 +1,10 @@
 """What watches a training: the bar, the clock, the official score."""
 
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -50,7 +50,7 @@ class Bar(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        if trainer.training or trainer.fit_loop.restarting:
+        if trainer.global_step < trainer.max_steps:
             self._open("train", trainer.max_steps, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,19 +143,19 @@ class StepClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._ended is not None:
-            self._wait = time.perf_counter() - self._ended
+            self._wait = perf_counter() - self._ended
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
+        now = perf_counter()
         if self._ended is not None:
             step = now - self._ended
             self.seconds.append(step)
             self.waits.append(self._wait)
             share = self._wait / step
             pl_module.log_dict({"time/seconds_per_step": step, "time/loader_share": share})
-        self._ended = time.perf_counter()
+        self._ended = perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = None

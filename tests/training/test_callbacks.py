@@ -1,0 +1,115 @@
+"""What watches a training counts what it should and writes where it should."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, StepClock
+
+
+class Logged:
+    """A module that only takes logs."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+
+    def log_dict(self, values: dict[str, float]) -> None:
+        self.values.append(values)
+
+
+class Now:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def pass_by(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Now:
+    fake = Now()
+    monkeypatch.setattr("bevcask.training.callbacks.perf_counter", fake)
+    return fake
+
+
+def step(clock: StepClock, now: Now, module: Any, wait: float, work: float) -> None:
+    now.pass_by(wait)
+    clock.on_train_batch_start(None, module, None, 0)  # type: ignore[arg-type]
+    now.pass_by(work)
+    clock.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+
+
+def test_clock_takes_the_median_and_the_loader_share(now: Now) -> None:
+    clock, module = StepClock(), Logged()
+    assert clock.seconds_per_step is None
+    assert clock.loader_share is None
+    for wait, work in ((0.0, 9.0), (0.01, 0.03), (0.03, 0.03), (0.05, 0.15)):
+        step(clock, now, module, wait, work)
+    assert len(clock.seconds) == 3  # the first has no beginning
+    assert clock.seconds_per_step == pytest.approx(0.06)
+    assert clock.loader_share == pytest.approx(0.25)
+    assert [set(values) for values in module.values] == [
+        {"time/seconds_per_step", "time/loader_share"}
+    ] * 3
+
+
+def test_clock_leaves_validation_and_saving_out(now: Now) -> None:
+    clock, module = StepClock(), Logged()
+    step(clock, now, module, 0.0, 0.0)
+    clock.on_validation_start(None, module)  # type: ignore[arg-type]
+    now.pass_by(0.05)
+    step(clock, now, module, 0.0, 0.0)
+    clock.on_save_checkpoint(None, module, {})  # type: ignore[arg-type]
+    now.pass_by(0.05)
+    step(clock, now, module, 0.0, 0.0)
+    assert clock.seconds == []
+
+
+def test_run_stops_at_its_last_step() -> None:
+    trainer: Any = SimpleNamespace(global_step=4, max_steps=5, should_stop=False)
+    LastStep().on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert not trainer.should_stop
+    trainer.global_step = 5
+    LastStep().on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert trainer.should_stop
+
+
+def test_last_checkpoint_waits_for_the_validation_of_its_step() -> None:
+    saved: list[int] = []
+    trainer: Any = SimpleNamespace(max_steps=12, global_step=0)
+    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
+    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=4)
+    for step_number in range(1, 12):
+        trainer.global_step = step_number
+        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert saved == [2, 6, 10]
+    trainer.global_step = 4
+    last.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert saved[-1] == 4
+
+
+def test_bar_is_on_stderr_with_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = SimpleNamespace(
+        max_steps=2,
+        global_step=0,
+        num_val_batches=[1],
+    )
+    bar, module = Bar(every=1), None
+    bar.on_train_start(trainer, module)  # type: ignore[arg-type]
+    bar.on_train_batch_end(trainer, module, {"loss": 1.23456}, None, 0)  # type: ignore[arg-type]
+    bar.on_validation_start(trainer, module)  # type: ignore[arg-type]
+    bar.on_validation_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    bar.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    bar.on_train_end(trainer, module)  # type: ignore[arg-type]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "train" in captured.err
+    assert "loss 1.235" in captured.err
+    assert "validate" in captured.err
