@@ -199,6 +199,21 @@ def test_shared_map_depth_and_branch_depth_follow_the_config() -> None:
     assert out["code"].shape == (1, 6, 10, 128, 128)
 
 
+@pytest.mark.parametrize("branch_convs", [1, 2])
+def test_joined_convolutions_equal_branch_after_branch(branch_convs: int) -> None:
+    net = head(branch_convs=branch_convs).eval()
+    map_BCYX = torch.randn((1, 12, 32, 32), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        got = net(map_BCYX)
+        shared = net.shared(map_BCYX)
+        heatmap = torch.cat([task.heatmap(shared) for task in net.tasks], dim=1)
+        for number, task in enumerate(net.tasks):
+            parts = [task.reg, task.height, task.dim, task.rot, task.vel]
+            code = torch.cat([part(shared) for part in parts], dim=1)
+            torch.testing.assert_close(got["code"][:, number], code, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got["heatmap"], heatmap, atol=1e-5, rtol=1e-5)
+
+
 def test_untrained_head_is_unsure_everywhere() -> None:
     preds = head().eval()(torch.zeros(1, 12, 128, 128))
     mean = float(CenterHead.probabilities(preds).detach().mean())
