@@ -14,10 +14,13 @@ from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import cached_boxes, detect, frame_batches
 from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.evaluation.report import score_report
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
+
+render = score_report
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from bevcask.detectors.base import Batch, Detector, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import frame_batches
 from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.provenance import pick_device
@@ -40,6 +41,7 @@ from bevcask.training.record import RunFolder
 from bevcask.training.targets import CachedTargets, OnlineTargets, TargetSource
 from bevcask.training.trainer import build_trainer, fit
 
+render = score_report
 _log = logging.getLogger(__name__)
 _SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "per_class", "coverage")
 

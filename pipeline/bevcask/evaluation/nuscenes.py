@@ -89,7 +89,15 @@ class Evaluation:
         Args:
             frames: the frames that may be scored.
             total: frames of the whole split, for `coverage`; None: these frames are the split.
+
+        Raises:
+            DataError: the dataset has no annotations to score against.
         """
+        if not frames.has_labels:
+            raise DataError(
+                f"{frames.root / frames.version} has no annotations to score against. Choose a "
+                "version and split with ground truth."
+            )
         self._frames = frames
         self._poses = frames.lidar_to_global
         self._total = len(frames) if total is None else total
