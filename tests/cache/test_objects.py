@@ -22,6 +22,7 @@ def test_rows_of_a_shard_are_what_zarr_wrote(dtype: str) -> None:
     values[2] = 0
     array[4:] = values
     data = content[spec.object_key(1)].to_bytes()
+    assert objects.encode_shard(values) == data
     index = objects.decode_index(data[-objects.index_bytes(4) :], 4, "here")
     assert index[2] is None
     for row in (0, 1, 3):
@@ -32,12 +33,24 @@ def test_rows_of_a_shard_are_what_zarr_wrote(dtype: str) -> None:
     assert max(stop for _, stop in filter(None, index)) == len(data) - objects.index_bytes(4)
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_silence_is_not_written_as_zarr_does_not(zero: float) -> None:
+    content: dict[str, zarr.core.buffer.Buffer] = {}
+    spec = ArraySpec("v", (4, 3), "float32", ("row", "c"), inner_rows=1)
+    array = new_array(zarr.create_group(MemoryStore(content)), spec, 4)
+    array[...] = values = np.full((4, 3), zero, np.float32)
+    written = content.get(spec.object_key(0))
+    assert objects.encode_shard(values) == (b"" if written is None else written.to_bytes())
+    assert (written is None) == (not np.signbit(zero))
+
+
 def test_every_flipped_bit_of_a_chunk_is_found() -> None:
     content: dict[str, zarr.core.buffer.Buffer] = {}
     spec = ArraySpec("s", (4, 6), "float32", ("row", "channel"))
     array = new_array(zarr.create_group(MemoryStore(content)), spec, 4)
     array[...] = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
     data = content[spec.object_key(0)].to_bytes()
+    assert objects.encode_chunk(array[...]) == data
     objects.decode_chunk(data, (4, 6), "float32", "here")
     for bit in range(8 * len(data)):
         damaged = bytearray(data)

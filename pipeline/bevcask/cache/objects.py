@@ -1,7 +1,8 @@
 """The bytes of single objects: sealed JSON, checksummed chunks, rows inside shards.
 
-Decoding one row by hand is what makes random reads as fast as zstd itself; everything that is
-written comes from zarr (`writer.py`), and the tests hold the two against each other.
+Done by hand because zarr hands every inner chunk to its event loop and a thread: a third more time
+for a random read, milliseconds for a small chunk on a busy machine. The metadata comes from zarr,
+and the tests compare every byte written here with what zarr writes.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from bevcask.cache.layout import NUM_COMMIT_BYTES
 from bevcask.errors import CacheCorruptError
 
 _CRC_BYTES = 4
+_RESIDUE = 0x48674BC7  # CRC-32C of any bytes followed by their own CRC-32C
 _NOTHING = 2**64 - 1  # offset and length of an inner chunk that is all fill value
 _BLANK = "0" * 64
 _ZSTD = Zstd(level=1)
@@ -108,6 +110,28 @@ def _content_size(frame: memoryview) -> int | None:
     return (size + 256 if width == 2 else size) if width else None
 
 
+def encode_chunk(values: npt.NDArray[Any]) -> bytes:
+    """Return a chunk as zarr writes it (bytes, zstd, crc32c); nothing where every bit is zero."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    if not little.view(np.uint8).any():
+        return b""
+    return encode_plain(bytes(_ZSTD.encode(little)))
+
+
+def encode_shard(values: npt.NDArray[Any]) -> bytes:
+    """Return a shard whose inner chunks are rows, index at the end; nothing where all is zero."""
+    rows = [encode_chunk(row) for row in values]
+    if not any(rows):
+        return b""
+    index = np.full((len(rows), 2), _NOTHING, "<u8")
+    start = 0
+    for number, row in enumerate(rows):
+        if row:
+            index[number] = start, len(row)
+            start += len(row)
+    return b"".join([*rows, encode_plain(index.tobytes())])
+
+
 def decode_plain(data: bytes, num_bytes: int, where: str) -> bytes:
     """Undo crc32c of an uncompressed chunk of `num_bytes`.
 
@@ -147,8 +171,8 @@ def encode_plain(data: bytes) -> bytes:
 
 
 def _checksum_holds(data: bytes) -> bool:
-    stored = int.from_bytes(data[-_CRC_BYTES:], "little")
-    return bool(google_crc32c.value(data[:-_CRC_BYTES]) == stored)
+    """Check the CRC-32C behind some bytes; over both it is always the same (no copy is needed)."""
+    return bool(google_crc32c.value(data) == _RESIDUE)
 
 
 REPAIR = "Restore the file from a copy, or extract the cache again."

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from bevcask.cache import skeleton
 from bevcask.cache.files import PARTIAL, Files
@@ -30,7 +27,7 @@ from bevcask.cache.layout import (
     group_of,
     is_set,
 )
-from bevcask.cache.objects import Committed, encode_plain
+from bevcask.cache.objects import Committed, encode_chunk, encode_plain, encode_shard
 from bevcask.cache.reader import Cache
 from bevcask.errors import CacheIdentityError, CacheIncompleteError, TargetMismatchError
 from bevcask.targets.spec import TargetSpec
@@ -96,12 +93,6 @@ class Writer:
         self._commit = {
             shard: b"".join(row.to_bytes() for row in rows) for shard, rows in cache.commit.items()
         }
-        self._staged: dict[str, Buffer] = {}
-        staging = zarr.create_group(MemoryStore(self._staged))
-        self._arrays = {
-            array.key: skeleton.new_array(staging, array, self._layout.shard_rows)
-            for array in self._layout.arrays
-        }
         self._remove_leftovers()
 
     @property
@@ -139,7 +130,7 @@ class Writer:
         assert shard not in self._commit
         contents = self._rows_of(shard, arrays)
         objects = {
-            array.object_key(shard): self._object(array, shard, contents.pop(array.key))
+            array.object_key(shard): _object(array, contents.pop(array.key))
             for array in self._layout.arrays
         }
         rows = [Committed.of(data) for data in objects.values()]
@@ -216,12 +207,10 @@ class Writer:
             raise TargetMismatchError(f"shard {shard}: {'; '.join(sorted(problems))}.")
         return contents
 
-    def _object(self, array: ArraySpec, shard: int, content: npt.NDArray[Any]) -> bytes:
-        """Return the shard object as zarr encodes it; empty where all is fill value."""
-        first = shard * self._layout.shard_rows
-        self._arrays[array.key][first : first + len(content)] = content
-        buffer = self._staged.pop(array.object_key(shard), None)
-        return b"" if buffer is None else buffer.to_bytes()
+
+def _object(array: ArraySpec, content: npt.NDArray[Any]) -> bytes:
+    """Return the file of a shard; empty where all is fill value."""
+    return encode_chunk(content) if array.inner_rows is None else encode_shard(content)
 
 
 def _parts(
