@@ -103,6 +103,16 @@ def test_gradient_flows_to_the_strongest_point_only() -> None:
     assert got.abs().sum() > 0
 
 
+def test_mixed_precision_leaves_coordinates_alone() -> None:
+    net, points = encoder(), cloud(6)
+    with torch.inference_mode():
+        expected = net([points])
+        with torch.autocast("cpu", torch.bfloat16):
+            got = net([points])
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
 def test_gradients_are_deterministic() -> None:
     grads = []
     for _ in range(2):

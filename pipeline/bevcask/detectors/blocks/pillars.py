@@ -57,12 +57,19 @@ class PillarEncoder(nn.Module):
         self.register_buffer("scale_F", torch.tensor(scales), persistent=False)
 
     def forward(self, points: list[Tensor]) -> Tensor:
-        """Return the map (B, C, Y, X), non-negative, 0 in empty cells.
+        """Return the map (B, C, Y, X), float32, non-negative, 0 in empty cells.
+
+        Mixed precision stops here: coordinates need more digits than bfloat16 has (0.2 m at 51 m),
+        and its CPU kernels keep memory for every number of points they have seen.
 
         Args:
             points: per sample (P, 5) float32: x, y, z (metres, the grid's frame), intensity
                 (0..255), seconds before the keyframe.
         """
+        with torch.autocast(points[0].device.type, enabled=False):
+            return self._forward(points)
+
+    def _forward(self, points: list[Tensor]) -> Tensor:
         found = self._assign(points)
         features_PF = self._features(found) / self.scale_F
         embedded_PC: Tensor = self.norm(self.linear(features_PF)).relu()
