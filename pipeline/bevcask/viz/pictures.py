@@ -296,6 +296,7 @@ def _draw_map(axes: Axes, bev: BevMap) -> None:
     axes.figure.colorbar(image, cax=inset, orientation="horizontal")
     inset.tick_params(labelsize=8, colors=INK, length=2, pad=1)
     inset.xaxis.set_ticks_position("top")
+    inset.locator_params(nbins=4)
 
 
 def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:

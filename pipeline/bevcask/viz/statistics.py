@@ -1,7 +1,8 @@
 """What the numbers in a cache look like, per channel: one pass by dask, a shard in memory a worker.
 
-Statistics are of dequantised values of committed frames; padded entries of sets do not count. A
-channel is dead if it has one and the same value everywhere.
+Statistics are of dequantised values of committed frames; padded entries of sets do not count, cells
+outside a stored region count as the zeros they are read as. A channel is dead if it has one and the
+same value everywhere.
 """
 
 import sys
