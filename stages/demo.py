@@ -51,7 +51,9 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     )
     scores = {
         "teacher": evaluate.run(
-            compose([f"cache={cache}", f"run={folder}/teacher", "dataset.split=synthetic_val", *data])
+            compose(
+                [f"cache={cache}", f"run={folder}/teacher", "dataset.split=synthetic_val", *data]
+            )
         )
     }
     for method in ("none", "distillbev"):

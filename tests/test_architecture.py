@@ -92,7 +92,8 @@ def test_one_stage_imports_lightning() -> None:
 
 @pytest.mark.parametrize("code", ["import bevcask", "import bevcask.cli", "import bevcask.config"])
 def test_light_imports_load_no_torch(code: str) -> None:
-    program = f"import sys; {code}; print([m for m in ('torch', 'zarr', 'lightning') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'zarr', 'lightning') if m in sys.modules]"
+    program = f"import sys; {code}; print({heavy})"
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

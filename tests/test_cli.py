@@ -46,7 +46,9 @@ def test_verb_help_teaches_the_keys(verb: str) -> None:
         f"import sys; sys.argv = ['bevcask', {verb!r}, '--help']; from bevcask.cli import main\n"
         "try: main()\nfinally: print('torch' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert "dataset.root=" in answer.stdout
     assert "default" in answer.stdout
     assert answer.stdout.strip().endswith("False")
@@ -79,7 +81,8 @@ def test_unknown_verb_is_exit_2() -> None:
 
 
 def test_plan_needs_no_data(tmp_path: Path) -> None:
-    code, out, err = call("plan", "teacher=centerpoint", f"dataset.root={tmp_path / 'no'}", "--json")
+    nowhere = f"dataset.root={tmp_path / 'no'}"
+    code, out, err = call("plan", "teacher=centerpoint", nowhere, "--json")
     assert code == 0, err
     result = json.loads(out)
     assert result["frames"] == 28130

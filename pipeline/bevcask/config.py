@@ -211,9 +211,10 @@ def compose(words: Sequence[str], defaults: Mapping[str, str] | None = None) -> 
     except OmegaConfBaseException as error:
         raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
     assert isinstance(plain, dict)
+    named = {str(key): value for key, value in plain.items()}
     for key, value in literals.items():
-        _assign(plain, key, value)
-    return validate(RunConfig, {str(key): value for key, value in plain.items()}, where="")
+        _assign(named, key, value)
+    return validate(RunConfig, named, where="")
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:

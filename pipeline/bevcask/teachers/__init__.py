@@ -17,8 +17,7 @@ def build_teacher(config: "TeacherConfig", seed: int) -> "Teacher":
     Raises:
         ConfigError: unknown type or architecture.
     """
-    from bevcask.config import ConfigError
-    from bevcask.errors import UnknownNameError
+    from bevcask.errors import ConfigError, UnknownNameError
     from bevcask.registry import load_class
 
     try:
