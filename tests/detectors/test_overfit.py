@@ -1,0 +1,72 @@
+"""The network can learn what it should: eight frames by heart, scored by the devkit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevcask.config import DatasetConfig, build_config, load_group
+from bevcask.data.loader import SampleReader, collate
+from bevcask.data.nuscenes import Frames
+from bevcask.data.synthetic import SynthesizeConfig, synthesize
+from bevcask.detectors.centerpoint import CenterPoint
+from bevcask.evaluation.nuscenes import score
+
+STEPS = 240
+
+
+@pytest.fixture(scope="module")
+def eight_frames(tmp_path_factory: pytest.TempPathFactory) -> Frames:
+    """Two scenes of four keyframes; every class is in range somewhere."""
+    out = tmp_path_factory.mktemp("world") / "eight"
+    synthesize(
+        SynthesizeConfig(
+            out=str(out),
+            seed=3,
+            num_scenes=2,
+            num_keyframes=4,
+            val_scenes=0,
+            image_width=96,
+            image_height=54,
+        )
+    )
+    dataset = DatasetConfig(root=str(out), version="v1.0-synthetic", split="all")
+    return Frames.select(dataset)
+
+
+@pytest.mark.slow
+def test_tiny_centerpoint_learns_eight_frames_by_heart(
+    eight_frames: Frames, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    section = load_group("detector", "centerpoint_tiny")
+    _, config = build_config("detector", section, "teacher.detector")
+    detector = CenterPoint(config).train()
+    reader = SampleReader(eight_frames, CenterPoint.inputs(config), None, seed=0)
+    batches = [
+        collate([reader.read(token) for token in eight_frames.tokens[first::2]])
+        for first in range(2)
+    ]
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=STEPS)
+    for step in range(STEPS):
+        batch = batches[step % 2]
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = detector.loss(detector(batch), batch)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        schedule.step()
+    detector.eval()
+    with torch.inference_mode():
+        found = {
+            token: detections
+            for batch in batches
+            for token, detections in zip(
+                batch.tokens, detector.decode(detector(batch)), strict=True
+            )
+        }
+    metrics = score(found, eight_frames, tmp_path)
+    searched = {name: values["boxes"] for name, values in metrics["per_class"].items()}
+    assert all(searched.values()), f"a class is not in range: {searched}"
+    assert metrics["mAP"] > 0.9, metrics
