@@ -54,8 +54,8 @@ def test_the_camera_gates_both_branches() -> None:
 
 
 def test_aspp_keeps_the_size_and_sees_the_whole_image() -> None:
-    aspp = ASPP(4, (1, 6)).eval()
-    features = torch.rand(1, 4, 8, 20)
+    aspp = ASPP(16, (1, 6)).eval()
+    features = torch.rand(1, 16, 8, 20)
     changed = features.clone()
     changed[:, :, 0, 0] += 1
     with torch.no_grad():
