@@ -12,7 +12,7 @@ from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from bevcask.evaluation.nuscenes import score
 
-STEPS = 1200
+STEPS = 700
 PEAK_LR = 4e-3
 
 
