@@ -173,7 +173,9 @@ def bev_matrix(
     matrix = np.diag([scale, scale, scale, 1.0]) @ np.array(
         [[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]
     )
-    return np.diag([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0, 1.0]) @ matrix
+    flips = np.diag([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0, 1.0])
+    augmented: Matrix = flips @ matrix
+    return augmented
 
 
 def transform_points(points: Array, a_to_b: Any) -> Array:
