@@ -132,6 +132,22 @@ def test_paper_config_has_the_published_layers() -> None:
     assert state["neck.output.3.weight"] == (256, 256, 1, 1)
 
 
+@pytest.mark.slow
+def test_paper_size_takes_a_finite_training_step() -> None:
+    contract, config = TestBEVDepth(), shipped("bevdepth_r50")
+    batch = contract.batch()
+    batch.images_BVCHW = torch.randn(2, VIEWS, 3, *config.image_size_HW)
+    batch.depth_BVHW = 70 * torch.rand(2, VIEWS, *config.image_size_HW)
+    detector = BEVDepth(config).train()
+    output = detector(batch)
+    described = BEVDepth.describe_taps(config)
+    assert all(tuple(own.shape[1:]) == described[name].shape for name, own in output.taps.items())
+    total = contract.total(detector, output, batch)
+    total.backward()
+    assert bool(total.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in detector.parameters())
+
+
 def test_tiny_config_fits_in_four_megabytes() -> None:
     state = BEVDepth(shipped("bevdepth_tiny")).state_dict()
     assert sum(value.numel() * value.element_size() for value in state.values()) < 3_900_000

@@ -141,6 +141,25 @@ def test_every_mismatch_is_counted_and_nothing_is_loaded(
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("bn1.bias", None, "1 missing (bn1.bias); 0 unexpected; 0 of another shape"),
+        ("layer9.weight", torch.zeros(1), "0 missing; 1 unexpected (layer9.weight)"),
+        ("bn1.bias", torch.zeros(3), "0 missing; 0 unexpected; 1 of another shape (bn1.bias"),
+    ],
+)
+def test_one_mismatch_is_enough(
+    name: str, value: Tensor | None, words: str, checkpoint: dict[str, Tensor], tmp_path: Path
+) -> None:
+    changed = {key: own for key, own in checkpoint.items() if key != name}
+    if value is not None:
+        changed[name] = value
+    with pytest.raises(CheckpointError) as caught:
+        load_imagenet(ResNet("resnet_tiny"), write(changed, tmp_path / "wrong.pth"))
+    assert words in str(caught.value)
+
+
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     network = ResNet("resnet_tiny")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
