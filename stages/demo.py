@@ -21,6 +21,7 @@ from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize,
 _log = logging.getLogger(__name__)
 SEED = 42  # neither the teacher's nor the start's training world
 SCORES = ("mAP", "NDS")
+ARMS = {"none": "none", "distillbev": "distillbev_tiny"}
 
 
 def run(folder: Path) -> dict[str, dict[str, float]]:
@@ -56,14 +57,14 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
             )
         )
     }
-    for method in ("none", "distillbev"):
-        scores[method] = student_distill.run(
+    for arm, method in ARMS.items():
+        scores[arm] = student_distill.run(
             compose(
                 [
                     "experiment=demo",
                     f"method={method}",
-                    f"run={folder}/{method}",
-                    *([f"cache={cache}"] if method != "none" else []),
+                    f"run={folder}/{arm}",
+                    *([f"cache={cache}"] if arm != "none" else []),
                     "dataset.split=synthetic_train",
                     *data,
                     *val,
@@ -76,8 +77,7 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     metrics = {
         "teacher": {key: scores["teacher"][key] for key in SCORES},
         **{
-            name: {key: scores[name][key] for key in (*SCORES, "seconds_per_step")}
-            for name in ("none", "distillbev")
+            name: {key: scores[name][key] for key in (*SCORES, "seconds_per_step")} for name in ARMS
         },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -39,6 +39,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             val_scenes=1,
             image_width=200,
             image_height=112,
+            workers=0,
         )
     )
     return out

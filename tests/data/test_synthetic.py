@@ -209,7 +209,7 @@ def test_same_seed_gives_the_same_bytes(tiny_world: Path, tmp_path: Path) -> Non
     (again / "synthetic.json").write_text('{"config": {"version": "v1.0-synthetic"}}')
     (again / "v1.0-synthetic").mkdir()
     (again / "v1.0-synthetic" / "stale.json").touch()  # an older dataset is replaced
-    synthesize(SynthesizeConfig(out=str(again), workers=2, **TINY))
+    synthesize(SynthesizeConfig(out=str(again), **{**TINY, "workers": 2}))
     files = sorted(str(p.relative_to(tiny_world)) for p in tiny_world.rglob("*") if p.is_file())
     assert files == sorted(str(p.relative_to(again)) for p in again.rglob("*") if p.is_file())
     _, differing, unreadable = filecmp.cmpfiles(tiny_world, again, files, shallow=False)

@@ -118,6 +118,38 @@ def test_quantised_targets_stay_near_the_exact_ones(
     assert slopes < 1e-2
 
 
+TRAINED = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_val",
+    "method=distillbev",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=2",
+    "teacher=centerpoint_tiny",
+    "teacher.checkpoint=catalog:centerpoint_tiny_synthetic",
+    "student=bevdepth_tiny",
+    "student.checkpoint=catalog:bevdepth_tiny_start",
+    "trainer=tiny",
+]
+
+
+def test_uint8_targets_of_the_trained_teacher(tiny_world: Path, tmp_path: Path) -> None:
+    here = [*TRAINED, f"dataset.root={tiny_world}"]
+    url = f"cache={tmp_path / 'trained.zarr'}"
+    teacher_extract.run(compose([*here, url]))
+    online = [*here, "store.codec=float32", "targets=online", *FLIPS]
+    stored = gradients(compose([*here, url, *FLIPS]))
+    exact = gradients(compose([*online, "online.input=canonical"]))
+    augmented = gradients(compose([*online, "online.input=augmented"]))
+    losses, slopes = whole_gap(stored[0], exact[0]), whole_gap(stored[1], exact[1])
+    say(f"trained teacher, uint8: loss {losses:.1e}, gradient {slopes:.1e}")
+    far = whole_gap(exact[0], augmented[0]), whole_gap(exact[1], augmented[1])
+    say(f"trained teacher, canonical against augmented: loss {far[0]:.1e}, gradient {far[1]:.1e}")
+    assert losses < 1e-3
+    assert slopes < 1e-2
+
+
 def test_the_published_input_differs_and_the_gap_is_printed(tiny_world: Path) -> None:
     words = ("store.codec=float32", "targets=online", *FLIPS)
     canonical = configure(tiny_world, *words, "online.input=canonical")

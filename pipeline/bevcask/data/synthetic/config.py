@@ -18,4 +18,6 @@ class SynthesizeConfig(Config):
     image_width: int = Field(800, ge=64, le=1600)
     image_height: int = Field(450, ge=36, le=900)
     jpeg_quality: int = Field(90, ge=10, le=100)
-    workers: int = Field(0, ge=0, description="processes; 0 and 1 work in this one")
+    workers: int | None = Field(
+        None, ge=0, description="processes; none: one a core; 0 and 1 work in this one"
+    )

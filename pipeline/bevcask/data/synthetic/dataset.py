@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -91,13 +92,14 @@ def _write_chunk(task: tuple[SynthesizeConfig, int, int, int]) -> list[Seen]:
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
+def _mapper(workers: int | None) -> Iterator[Callable[..., Any]]:
     """An ordered `map`, in this process or over a pool."""
-    if workers <= 1:
+    processes = (os.cpu_count() or 1) if workers is None else workers
+    if processes <= 1:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
         yield pool.map
 
 
