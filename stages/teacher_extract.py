@@ -29,7 +29,7 @@ from bevcask.errors import ConfigError, DiskFullError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
-from bevcask.provenance import pick_device, provenance
+from bevcask.provenance import command, pick_device, provenance
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
@@ -219,5 +219,5 @@ def export_head(teacher: Teacher, url: str) -> str | None:
     if not tensors or "://" in url:
         return None
     path = Path(url.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
-    save_weights(tensors, path, {"made_by": "teacher-extract"})
+    save_weights(tensors, path, {"made_by": command()})
     return str(path)

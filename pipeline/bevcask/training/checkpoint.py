@@ -68,13 +68,6 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
     return loaded
 
 
-def save_head(detector: nn.Module, path: Path) -> None:
-    """Write the task branches of a detector's head (`head.tasks.*`) for students to start from."""
-    state = detector.state_dict()
-    branches = {name: state[name] for name in state if name.startswith(HEAD)}
-    save_weights(branches, path, {"made_by": command()})
-
-
 def inherit_head(student: nn.Module, path: Path) -> int:
     """Copy a teacher's task branches into the student's head.
 
