@@ -4,11 +4,12 @@ Matching, average precision, errors and filters are the unpatched devkit's; only
 samples is ours, so that a part of a split is scored on exactly its own frames.
 """
 
+import io
 import json
+import logging
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bevcask.detectors.base import Detections
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CLASSES
 
+_log = logging.getLogger(__name__)
 MOVING_SPEED = 0.2  # m/s; the rule the public nuScenes baselines share
 _MOVING = {
     "car": "vehicle.moving",
@@ -103,7 +105,7 @@ class Evaluation:
         self._total = len(frames) if total is None else total
         self._rows = {token: row for row, token in enumerate(frames.tokens)}
         self._config = config_factory("detection_cvpr_2019")
-        with redirect_stdout(sys.stderr):
+        with _devkit_talk_logged():
             self._nusc = NuScenes(frames.version, str(frames.root), verbose=False)
 
     def score(self, detections: Mapping[str, Detections], folder: Path) -> dict[str, Any]:
@@ -135,7 +137,7 @@ class Evaluation:
             boxes.add_boxes(token, to_global(token, detections[token], pose))
         folder.mkdir(parents=True, exist_ok=True)
         write_submission(boxes, folder / "results_nusc.json")
-        with redirect_stdout(sys.stderr):
+        with _devkit_talk_logged():
             evaluation = _SelectionEval(self._nusc, self._config, boxes, boxes.sample_tokens)
             metrics, _ = evaluation.evaluate()
         summary = metrics.serialize()
@@ -147,6 +149,15 @@ class Evaluation:
 
     def _coverage(self, scored: int) -> str:
         return f"{'partial: ' if scored < self._total else ''}{scored} of {self._total} frames"
+
+
+@contextmanager
+def _devkit_talk_logged() -> Iterator[None]:
+    """Send what the devkit prints, bars included, to the log instead of the terminal."""
+    talk = io.StringIO()
+    with redirect_stdout(talk), redirect_stderr(talk):
+        yield
+    _log.debug("%s", talk.getvalue())
 
 
 def score(
