@@ -86,12 +86,13 @@ def detector_boxes(config: RunConfig) -> Boxes:
 
 
 def boxes_of_cache(config: RunConfig, name: str) -> Boxes:
-    """Read the teacher's boxes; an unnamed dataset is the one the cache was extracted from."""
+    """Read the teacher's boxes; dataset keys not given are those of the extraction."""
     url = resolve("cache", name)
     cache = open_cache(url)
     dataset = config.dataset
-    if dataset == DatasetConfig() and "dataset" in cache.plan:
-        dataset = validate(DatasetConfig, cache.plan["dataset"], "dataset")
+    if "dataset" in cache.plan:
+        named = dataset.model_dump(exclude_unset=True)
+        dataset = validate(DatasetConfig, {**cache.plan["dataset"], **named}, "dataset")
     check_classes(cache)
     check_dataset(cache, dataset)
     frames = frames_of(dataset, cache)
