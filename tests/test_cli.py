@@ -54,6 +54,19 @@ def test_verb_help_teaches_the_keys(verb: str) -> None:
     assert answer.stdout.strip().endswith("False")
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_keys(verb: str) -> None:
+    program = (
+        f"import sys; sys.argv = ['bevcask', {verb!r}, '--help']\nimport bevcask.cli as c; c.main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "Keys" in answer.stdout
+    assert "=" in answer.stdout.partition("Keys")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -46,6 +46,7 @@ _SECTIONS = {
     "inspect": ("dataset",),
     "verify": (),
     "export": ("student",),
+    "catalog": (),
 }  # fmt: skip
 _KEYS = {
     "plan": ("seed",),
@@ -57,6 +58,7 @@ _KEYS = {
     "inspect": ("cache", "sample", "picture"),
     "verify": ("cache",),
     "export": ("run", "out"),
+    "catalog": ("name",),
 }  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def key_help(verb: str) -> str:
 
 
 def _describe(key: str, field: Any) -> str:
-    default = field.get_default(call_default_factory=True)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
     shown = "" if default in (None, {}) else f" [dim](default {default})[/]"
     return f"[cyan]{key}=[/]  {field.description or ''}{shown}".replace("[scene", r"\[scene")
 
@@ -195,8 +197,17 @@ def _root(
         raise typer.Exit
 
 
+def synthesize_help() -> str:
+    """Return the keys of `synthesize`, from its own model, as help text."""
+    from bevcask.data.synthetic.config import SynthesizeConfig
+
+    fields = SynthesizeConfig.model_fields.items()
+    return "[bold]Keys[/]\n\n" + "\n\n".join(_describe(key, field) for key, field in fields)
+
+
 @app.command(
-    help="Write a synthetic nuScenes-format dataset: bevcask synthesize OUT [key=value ...]"
+    help="Write a synthetic nuScenes-format dataset: bevcask synthesize OUT [key=value ...]",
+    epilog=synthesize_help() if {"--help", "synthesize"} <= set(sys.argv) else None,
 )
 def synthesize(words: Words = None, as_json: AsJson = False) -> None:
     """Write a synthetic dataset."""
