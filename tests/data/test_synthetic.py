@@ -18,9 +18,9 @@ from pyquaternion import Quaternion
 
 from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.data.synthetic.dataset import prepare_folder
-from bevcask.data.synthetic.entities import DETECTION_CLASSES
 from bevcask.data.synthetic.keyframe import keyframe_time, load_world, write_keyframe
 from bevcask.errors import ConfigError
+from bevcask.geometry import CLASSES
 
 # the same as the `tiny_world` fixture
 TINY = {
@@ -122,7 +122,7 @@ def test_all_ten_classes_have_the_attributes_the_evaluation_expects(nusc: NuScen
         "pedestrian": {"pedestrian.moving", "pedestrian.standing"},
         "object": {None},
     }
-    kinds = dict.fromkeys(DETECTION_CLASSES, "vehicle") | {
+    kinds = dict.fromkeys(CLASSES, "vehicle") | {
         "bicycle": "cycle",
         "motorcycle": "cycle",
         "pedestrian": "pedestrian",
@@ -134,7 +134,7 @@ def test_all_ten_classes_have_the_attributes_the_evaluation_expects(nusc: NuScen
         name = category_to_detection_name(annotation["category_name"])
         seen.add(name)
         assert _attribute(nusc, annotation) in allowed[kinds[name]]
-    assert seen == set(DETECTION_CLASSES)
+    assert seen == set(CLASSES)
 
 
 def _attribute(nusc: NuScenes, annotation: dict[str, Any]) -> str | None:
@@ -307,7 +307,7 @@ def test_the_stage_reports_every_class_and_shows_progress(
 
     size = {"num_keyframes": 1, "num_sweeps": 0, "image_width": 64, "image_height": 36}
     summary = run(SynthesizeConfig(out=str(tmp_path), num_scenes=1, val_scenes=0, **size))
-    assert set(summary["classes"]) == set(DETECTION_CLASSES)
+    assert set(summary["classes"]) == set(CLASSES)
     assert sum(c["count"] for c in summary["classes"].values()) == summary["annotations"]
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from bevcask.data.synthetic.config import SynthesizeConfig
-from bevcask.data.synthetic.entities import DETECTION_CLASSES
 from bevcask.data.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.data.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.data.synthetic.tables import TableBuilder, map_file, splits
 from bevcask.errors import ConfigError
+from bevcask.geometry import CLASSES
 
 MARKER = "synthetic.json"
 _CHUNK = 10  # keyframes a task; a task builds its scene once
@@ -138,7 +138,7 @@ def _write_json(path: Path, data: Any) -> None:
 def _summarise(config: SynthesizeConfig, points: dict[str, list[int]]) -> dict[str, Any]:
     keyframes = config.num_scenes * config.num_keyframes
     classes = {}
-    for name in DETECTION_CLASSES:
+    for name in CLASSES:
         counts = np.array(points.get(name) or [0])
         total = len(points.get(name, []))
         classes[name] = {

@@ -15,18 +15,6 @@ Array = npt.NDArray[Any]
 EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT = 4.08, 1.73, 1.56
 EGO_CENTRE_AHEAD = 1.4  # the ego frame sits on the rear axle
 
-DETECTION_CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
 # Mean width, length, height in metres of the nuScenes annotations.
 MEAN_WLH: dict[str, tuple[float, float, float]] = {
     "car": (1.95, 4.62, 1.73),
