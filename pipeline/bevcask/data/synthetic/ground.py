@@ -116,16 +116,26 @@ def _surfaces(road: Road, s: Array, d: Array, xy: Array, has_cycle_lane: bool) -
     surface[(np.abs(side - road.bike_edge) < 0.06) & (np.mod(s, 1.0) < 0.5)] = MARKING
     surface[np.abs(side - 0.14) < 0.06] = YELLOW
     for crossing in road.crossings_K:
-        centre, heading = road.pose(crossing, np.asarray(0.0))
-        cos, sin = np.cos(heading).astype(np.float32), np.sin(heading).astype(np.float32)
-        x, y = xy[..., 0] - np.float32(centre[0]), xy[..., 1] - np.float32(centre[1])
-        along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
-        half = road.crossing_half_width
-        surface[(along < half) & (across < CROSS_STREET_REACH)] = ASPHALT
-        surface[(along < 0.08) & (side > road.curb) & (across < CROSS_STREET_REACH)] = YELLOW
-        walk = (along > half + 0.6) & (along < half + 3.2) & (side < road.curb)
-        surface[walk & (np.mod(d, 1.0) < 0.5)] = MARKING
+        _paint_crossing(road, crossing, surface, d, xy)
     return surface
+
+
+def _paint_crossing(road: Road, crossing: float, surface: Array, d: Array, xy: Array) -> None:
+    """Paint one crossing street and its zebra onto the blocks (K, _BLOCK, _BLOCK) it touches."""
+    centre, heading = road.pose(crossing, np.asarray(0.0))
+    cos, sin = np.cos(heading).astype(np.float32), np.sin(heading).astype(np.float32)
+    half = road.crossing_half_width
+    x, y = xy[..., 0] - np.float32(centre[0]), xy[..., 1] - np.float32(centre[1])
+    diagonal = 2 * RESOLUTION * _BLOCK
+    near = np.flatnonzero(np.abs(x[:, 0, 0] * cos + y[:, 0, 0] * sin) < half + 3.2 + diagonal)
+    x, y, d = x[near], y[near], d[near]
+    along, across, side = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin), np.abs(d)
+    street = surface[near]
+    street[(along < half) & (across < CROSS_STREET_REACH)] = ASPHALT
+    street[(along < 0.08) & (side > road.curb) & (across < CROSS_STREET_REACH)] = YELLOW
+    walk = (along > half + 0.6) & (along < half + 3.2) & (side < road.curb)
+    street[walk & (np.mod(d, 1.0) < 0.5)] = MARKING
+    surface[near] = street
 
 
 def build_ground(world: World, rng: np.random.Generator) -> Ground:

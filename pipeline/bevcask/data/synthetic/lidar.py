@@ -109,14 +109,6 @@ def _azimuth_windows(posed: PosedParts, origin_C3: Array, R: Array) -> tuple[Arr
     return first % COLUMNS, np.minimum(count, COLUMNS), nearest
 
 
-def _column_slices(first: int, count: int) -> list[slice]:
-    """The window as one slice, or two where it wraps around."""
-    last = first + count
-    if last <= COLUMNS:
-        return [slice(first, last)]
-    return [slice(first, COLUMNS), slice(0, last - COLUMNS)]
-
-
 def _beam_windows(posed: PosedParts, origin: Array) -> tuple[Array, Array]:
     """Per part: first and last+1 beam that can reach it (the mount tilts by 1.4 degrees)."""
     reach = np.einsum("pj,pj->p", np.abs(posed.rotation_P33[:, 2]), posed.half_P3)
@@ -175,22 +167,41 @@ def _hit_parts(
     bottom, top = _beam_windows(posed, origin_C3[-1])
     resolvable = posed.half_P3.max(axis=1) > FINEST * nearest
     resolvable &= posed.half_P3.min(axis=1) > FILM
+    reachable = (nearest < MAX_RANGE) & (top > bottom) & resolvable
     into_P33 = np.swapaxes(posed.rotation_P33, 1, 2) / posed.half_P3[:, :, None]
-    ray_3CB = np.ascontiguousarray(np.moveaxis(ray_CB3, -1, 0), np.float32)
-    parts = world.parts
-    for p in np.flatnonzero((nearest < MAX_RANGE) & (top > bottom) & resolvable).tolist():
-        beams = slice(bottom[p], top[p])
-        into = into_P33[p].astype(np.float32)
-        for columns in _column_slices(int(first[p]), int(count[p])):
-            start = ((origin_C3[columns] - posed.centre_P3[p]) @ into_P33[p].T).astype(np.float32)
-            x, y, z = ray_3CB[:, columns, beams]
-            ray = [row[0] * x + row[1] * y + row[2] * z for row in into]
-            origin = list(start.T[:, :, None])
-            hit = intersect(int(parts.kind_P[p]), float(parts.taper_P[p]), origin, ray)
-            window = buffers[0][columns, beams]
-            closer = hit < window
-            np.copyto(window, hit, where=closer)
-            np.copyto(buffers[1][columns, beams], p, where=closer)
+    parts, range_M, part_M = world.parts, buffers[0].reshape(-1), buffers[1].reshape(-1)
+    for kind in np.unique(parts.kind_P):
+        chosen = np.flatnonzero(reachable & (parts.kind_P == kind))
+        pair, column, beam = _window_rays(first[chosen], count[chosen], bottom[chosen], top[chosen])
+        part = chosen[pair]
+        start = _each(into_P33[part], origin_C3[column] - posed.centre_P3[part])
+        ray = _each(into_P33.astype(np.float32)[part], ray_CB3[column, beam].astype(np.float32))
+        hit = intersect(int(kind), parts.taper_P.astype(np.float32)[part], start, ray)
+        cell = column * BEAMS + beam
+        closer = np.flatnonzero(hit < range_M[cell])
+        hit, cell, part = hit[closer], cell[closer], part[closer]
+        np.minimum.at(range_M, cell, hit)
+        won = np.flatnonzero(hit == range_M[cell])[::-1]  # of equals the first part, written last
+        part_M[cell[won]] = part[won]
+
+
+def _window_rays(first: Array, count: Array, bottom: Array, top: Array) -> tuple[Array, ...]:
+    """Index into the windows, column and beam of every ray of every window."""
+    beams = top - bottom
+    sizes = count * beams
+    window = np.repeat(np.arange(len(sizes)), sizes)
+    within = np.arange(len(window)) - (np.cumsum(sizes) - sizes)[window]
+    column = (first[window] + within // beams[window]) % COLUMNS
+    return window, column, bottom[window] + within % beams[window]
+
+
+def _each(matrix_M33: Array, vector_M3: Array) -> list[Array]:
+    """Each matrix times its vector: three rows (M), float32."""
+    x, y, z = vector_M3.T
+    return [
+        (row[:, 0] * x + row[:, 1] * y + row[:, 2] * z).astype(np.float32)
+        for row in np.moveaxis(matrix_M33, 1, 0)
+    ]
 
 
 def scan(world: World, ground: Ground, t: float, rng: np.random.Generator) -> Array:

@@ -120,7 +120,7 @@ def _frustum(taper: float | Array, origin: list[Array], ray: list[Array]) -> Arr
     root = b * b - a * c
     t = (-b - np.sqrt(np.maximum(root, 0))) / a
     side = np.where((root >= 0) & (t > 0) & (np.abs(oz + t * dz) <= 1), t, np.inf)
-    end = np.where(oz > 0, 1.0, -1.0)
+    end = np.copysign(np.float32(1), oz)
     t = (end - oz) / dz
     x, y, reach = ox + t * dx, oy + t * dy, middle + slope * end
     cap = np.where((t > 0) & (np.abs(oz) > 1) & (x * x + y * y <= reach * reach), t, np.inf)
