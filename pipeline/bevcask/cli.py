@@ -56,7 +56,7 @@ _KEYS = {
     ),
     "evaluate": ("cache", "run", "device"),
     "inspect": ("cache", "sample", "picture"),
-    "verify": ("cache",),
+    "verify": ("cache", "repair"),
     "export": ("run", "out"),
     "catalog": ("name",),
 }  # fmt: skip

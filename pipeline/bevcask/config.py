@@ -28,6 +28,7 @@ LITERAL_KEYS = frozenset(
         "cache",
         "run",
         "out",
+        "repair",
         "sample",
         "picture",
         "name",
@@ -175,6 +176,11 @@ class RunConfig(Config):
     sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
     picture: str | None = Field(None, description="inspect: write the picture to this PNG")
     out: str | None = Field(None, description="export: write the weights to this file")
+    repair: str | None = Field(
+        None,
+        description="verify: write what another extraction can mend to this file, a JSON object a "
+        "line; teacher-extract: the list to work off",
+    )
     name: str | None = Field(None, description="catalog: show this entry")
 
 

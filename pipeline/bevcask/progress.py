@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -14,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -45,20 +48,27 @@ class Ticker:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Ticker]:
+def progress_bar(
+    title: str, total: int, done: int = 0, unit: Literal["steps", "bytes"] = "steps"
+) -> Iterator[Ticker]:
     """Show a bar on stderr while the block runs.
 
     Args:
         title: what is being done, e.g. `extract`.
         total: number of steps.
         done: steps already done by an earlier run.
+        unit: of a step; bytes are shown as MB or GB and MB/s.
     """
     console = Console(stderr=True)
+    counts: tuple[ProgressColumn, ProgressColumn] = (
+        (DownloadColumn(), TransferSpeedColumn())
+        if unit == "bytes"
+        else (MofNCompleteColumn(), _Rate())
+    )
     with Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
+        *counts,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

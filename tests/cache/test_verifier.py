@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bevcask.cache import open_cache, verify
+from bevcask.cache import open_cache, verifier, verify
 from bevcask.errors import BevcaskError, CacheIncompleteError
 from cache.example import begin, encoded
 
@@ -36,7 +36,9 @@ def test_sound_cache(sealed: str) -> None:
     assert report.to_dict()["problems"] == []
     assert report.num_files == len(files_of(Path(sealed)))
     assert report.num_bytes > 10_000
-    assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert seen[-1] == (report.num_bytes, report.num_bytes)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert all(done <= total for done, total in seen)
     read_everything(Path(sealed))
 
 
@@ -94,6 +96,39 @@ def test_swapped_shards_and_wrong_lengths_are_found(copied: Path) -> None:
     }
     size = longer.stat().st_size
     assert found["targets/bev.neck/values/c.1.0.0.0"] == f"expected {size - 1} bytes, got {size}"
+
+
+def test_a_damaged_file_is_traced_to_its_shard_and_target(copied: Path) -> None:
+    flip(copied / "targets/bev.signed/scale/c.2.0", 5)
+    flip(copied / "commit/c.1.0.0", 5)
+    flip(copied / "frames/valid/c.0", 5)
+    found = {p.key: (p.shard, p.target, p.token) for p in verify(str(copied)).problems}
+    assert found == {
+        "targets/bev.signed/scale/c.2.0": (2, "bev.signed", None),
+        "commit/c.1.0.0": (1, None, None),
+        "frames/valid/c.0": (None, None, None),
+    }
+
+
+def test_files_larger_than_a_piece_are_hashed_in_pieces(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifier, "_PIECE", 100)
+    assert verify(str(copied)).ok
+    values = copied / "targets/bev.signed/values/c.0.0.0.0"
+    size = values.stat().st_size
+    assert size > 300
+    for place in (50, 150, size - 1):
+        before = flip(values, place)
+        (problem,) = verify(str(copied)).problems
+        assert problem.what == "bytes differ from what was committed"
+        values.write_bytes(before)
+    values.write_bytes(before[:-1])
+    (problem,) = verify(str(copied)).problems
+    assert problem.what == f"expected {size} bytes, got {size - 1}"
+    values.unlink()
+    (problem,) = verify(str(copied)).problems
+    assert problem.what == "missing"
 
 
 def test_an_unsealed_cache_is_not_ok_but_its_work_in_progress_is(tmp_path: Path) -> None:

@@ -200,6 +200,6 @@ def test_damaged_cache_is_exit_1_for_verify_and_2_for_a_reader(
     shard.write_bytes(data)
     code, out, _ = call("verify", str(own), "--json")
     assert code == 1
-    assert "bev.neck" in json.loads(out)["problems"][0]
+    assert json.loads(out)["problems"][0]["target"] == "bev.neck"
     answer = distil(call, tiny_world, tmp_path / "run", f"cache={own}", "method=distillbev")
     refused(answer, "bev.neck")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bevcask.cache.files import PARTIAL, Files
-from bevcask.cache.layout import NUM_COMMIT_BYTES, arrays_in_order, commit_key
+from bevcask.cache.layout import NUM_COMMIT_BYTES, arrays_in_order, arrays_of, commit_key
 from bevcask.cache.objects import Committed, decode_plain, open_json
 from bevcask.cache.reader import read_root, split_commit
 from bevcask.errors import CacheCorruptError
@@ -15,14 +15,27 @@ from bevcask.targets.spec import TargetSpec
 
 _ROOT = "zarr.json"
 _PROVENANCE = "provenance/zarr.json"
+_PIECE = 1 << 24
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as committed: a key below the cache, and what is wrong with it."""
+    """One thing that is not as it should be.
+
+    Attributes:
+        key: where, below the cache.
+        what: what is wrong with it.
+        shard: the shard it lies in; None for metadata.
+        target: the target it belongs to; None where every target of the shard is concerned.
+        token: the sample token; None where the whole shard is concerned.
+    """
 
     key: str
     what: str
+    shard: int | None = None
+    target: str | None = None
+    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,14 @@ class Report:
         problems: by key; empty if all is well.
         num_files: files looked at.
         num_bytes: bytes hashed.
+        targets: the targets of the cache; empty where the metadata cannot be read.
     """
 
     url: str
     problems: list[Problem]
     num_files: int
     num_bytes: int
+    targets: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -50,15 +65,14 @@ class Report:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(
-    url: str, workers: int = 2, progress: Callable[[int, int], None] | None = None
-) -> Report:
+def verify(url: str, workers: int | None = None, progress: Progress | None = None) -> Report:
     """Hash every file of a cache and list what is damaged, missing or extra.
 
     Args:
         url: local path or fsspec URL.
-        workers: threads that read and hash.
-        progress: called with (files done, files in all).
+        workers: threads that read and hash (hashing lets go of the interpreter); None: as many as
+            `ThreadPoolExecutor` starts for this machine.
+        progress: called with (bytes hashed, bytes in all) after each file.
 
     Raises:
         CacheIncompleteError: there is no cache.
@@ -72,6 +86,16 @@ def verify(
     return _Check(files, attributes).run(workers, progress)
 
 
+@dataclass(frozen=True)
+class _Expected:
+    """What a file must be; `length` is None where only the digest is known."""
+
+    sha256: bytes
+    length: int | None = None
+    shard: int | None = None
+    target: str | None = None
+
+
 class _Check:
     """One run of `verify`."""
 
@@ -82,62 +106,84 @@ class _Check:
         self._digest = attributes["commit"]
         self._num_shards: int = attributes["num_shards"]
         specs = [TargetSpec.from_dict(spec) for spec in attributes["specs"]]
-        self._arrays = arrays_in_order(specs, self._num_shards * attributes["shard_rows"])
+        num_rows = self._num_shards * attributes["shard_rows"]
+        self._arrays = arrays_in_order(specs, num_rows)
+        self._targets = tuple(spec.name for spec in specs)
+        self._target = {a.key: spec.name for spec in specs for a in arrays_of(spec, num_rows)}
         self._problems: list[Problem] = []
 
-    def run(self, workers: int, progress: Callable[[int, int], None] | None) -> Report:
-        expected: dict[str, bytes] = {
-            key: bytes.fromhex(digest) for key, digest in self._digests.items()
-        }
-        lengths: dict[str, int] = {}
+    def run(self, workers: int | None, progress: Progress | None) -> Report:
+        expected = {k: _Expected(bytes.fromhex(digest)) for k, digest in self._digests.items()}
         commit = self._commit()
         for shard, rows in commit.items():
             for array, row in zip(self._arrays, rows, strict=True):
                 if row.length:
-                    expected[array.object_key(shard)] = row.sha256
-                    lengths[array.object_key(shard)] = row.length
+                    expected[array.object_key(shard)] = _Expected(
+                        row.sha256, row.length, shard, self._target[array.key]
+                    )
         self._provenance()
         self._extra(
             {_ROOT, _PROVENANCE, *map(commit_key, range(self._num_shards)), *expected}, commit
         )
-        total = 0
+        hashed = 0
+        total = sum(known.length or 0 for known in expected.values())
         with ThreadPoolExecutor(workers) as pool:
-            found = pool.map(self._hash, expected)
-            for done, (key, got) in enumerate(zip(expected, found, strict=True), start=1):
-                total += got.length if got else 0
-                self._judge(key, expected[key], lengths.get(key), got)
+            found = pool.map(self._hash, expected, [known.length for known in expected.values()])
+            for (key, known), got in zip(expected.items(), found, strict=True):
+                hashed += got.length if got else 0
+                self._judge(key, known, got)
                 if progress is not None:
-                    progress(done, len(expected))
+                    progress(hashed, max(hashed, total))
+        if progress is not None:
+            progress(hashed, hashed)
         problems = sorted(self._problems, key=lambda problem: problem.key)
-        return Report(self._files.url, problems, len(expected) + len(commit) + 2, total)
+        return Report(
+            self._files.url, problems, len(expected) + len(commit) + 2, hashed, self._targets
+        )
 
-    def _hash(self, key: str) -> Committed | None:
-        data = self._files.get(key)
-        return None if data is None else Committed.of(data)
+    def _hash(self, key: str, length: int | None) -> Committed | None:
+        """Hash a file; large ones in pieces, so that memory does not follow the shard size."""
+        if length is None or length <= _PIECE:
+            data = self._files.get(key)
+            return None if data is None else Committed.of(data)
+        size = self._files.size(key)
+        if size is None or size != length:
+            return None if size is None else Committed(b"", size)
+        total = hashlib.sha256()
+        for start in range(0, size, _PIECE):
+            piece = self._files.get_range(key, start, min(start + _PIECE, size))
+            if piece is None:
+                return None
+            total.update(piece)
+        return Committed(total.digest(), size)
 
-    def _judge(self, key: str, sha256: bytes, length: int | None, got: Committed | None) -> None:
+    def _judge(self, key: str, known: _Expected, got: Committed | None) -> None:
+        what = None
         if got is None:
-            self._add(key, "missing")
-        elif length is not None and got.length != length:
-            self._add(key, f"expected {length} bytes, got {got.length}")
-        elif got.sha256 != sha256:
-            self._add(key, "bytes differ from what was committed")
+            what = "missing"
+        elif known.length is not None and got.length != known.length:
+            what = f"expected {known.length} bytes, got {got.length}"
+        elif got.sha256 != known.sha256:
+            what = "bytes differ from what was committed"
+        if what is not None:
+            self._add(key, what, known.shard, known.target)
 
     def _commit(self) -> dict[int, list[Committed]]:
         """Return the commit of every shard that has a readable one."""
         width = NUM_COMMIT_BYTES * len(self._arrays)
         rows: dict[int, bytes] = {}
-        for shard in range(self._num_shards):
-            key = commit_key(shard)
-            data = self._files.get(key)
+        chunks = self._files.get_many(commit_key(shard) for shard in range(self._num_shards))
+        for shard, (key, data) in enumerate(chunks.items()):
             if data is None:
                 if self._sealed:
-                    self._add(key, "missing")
+                    self._add(key, "missing", shard)
                 continue
             try:
                 rows[shard] = decode_plain(data, width, key)
             except CacheCorruptError:
-                self._add(key, "checksum or length does not match; its shard cannot be checked")
+                self._add(
+                    key, "checksum or length does not match; its shard cannot be checked", shard
+                )
         whole = len(rows) == self._num_shards
         if not self._sealed:
             self._add(_ROOT, f"not sealed: {len(rows)} of {self._num_shards} shards are committed")
@@ -167,5 +213,7 @@ class _Check:
             if key not in expected and key not in unfinished and not leftover:
                 self._add(key, "extra: nobody committed it")
 
-    def _add(self, key: str, what: str) -> None:
-        self._problems.append(Problem(key, what))
+    def _add(
+        self, key: str, what: str, shard: int | None = None, target: str | None = None
+    ) -> None:
+        self._problems.append(Problem(key, what, shard, target))

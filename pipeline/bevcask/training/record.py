@@ -14,7 +14,9 @@ from bevcask.errors import ConfigError
 from bevcask.fingerprint import canonical, differences
 
 # What may differ between the sittings of one run: where and how fast, never what.
-_STATE = frozenset({"run", "device", "resume", "dry_run", "sample", "picture", "out", "name"})
+_STATE = frozenset(
+    {"run", "device", "resume", "dry_run", "sample", "picture", "out", "name", "repair"}
+)
 _SHOWN = 5
 
 
