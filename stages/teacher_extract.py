@@ -21,6 +21,7 @@ from bevcask.cache.reader import open_cache
 from bevcask.cache.writer import WriteQueue, Writer, create
 from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
+from bevcask.data.images import RESAMPLING
 from bevcask.data.loader import FrameSource, Key, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
@@ -98,6 +99,7 @@ def identity(teacher: Teacher, frames: Frames) -> dict[str, Any]:
         "classes": list(CLASSES),
         "preprocessing": {
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
+            "image": RESAMPLING if inputs.image_size_HW else None,
             "num_sweeps": inputs.num_sweeps,
             "sweeps": "nearest previous, motion compensated, keyframe repeated where missing",
             "ego_box": "points within 1 m of the sensor in x and y removed",

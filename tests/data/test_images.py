@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,52 +10,96 @@ from PIL import Image
 from bevcask.data.augment import clean_image
 from bevcask.data.images import (
     MEAN_RGB,
+    REDUCTIONS,
     STD_RGB,
     ImageTransform,
     Pixels,
+    load_image,
     normalise,
     read_image,
 )
 from bevcask.errors import DataError
 
 NETWORK = (64, 176)
+CAMERA = (900, 1600)
 
 
-def _dot(u: int, v: int, size_HW: tuple[int, int] = (225, 400)) -> Pixels:
-    """A black image with one white square, 9 pixels wide, centred on pixel (u, v)."""
-    image = np.zeros((*size_HW, 3), np.uint8)
-    image[v - 4 : v + 5, u - 4 : u + 5] = 255
-    return image
+def _save(image_HW3: Pixels, path: Path) -> Path:
+    Image.fromarray(image_HW3).save(path, quality=95)
+    return path
+
+
+def _spot(u: float, v: float, radius: float) -> Pixels:
+    """A black camera image with one white Gaussian spot centred on pixel (u, v)."""
+    rows, columns = np.ogrid[: CAMERA[0], : CAMERA[1]]
+    light = 255 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * radius**2))
+    return np.repeat(np.rint(light).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _centroid(image: Pixels) -> tuple[float, float]:
-    weight = image[..., 0].astype(float)
+    weight = np.clip(image.astype(float).mean(axis=2) - 8, 0, None)  # 8: what JPEG rings
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     return (columns * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()
 
 
-TRANSFORMS = {
-    "clean": clean_image((225, 400), NETWORK),
-    "resize": ImageTransform(0.5, 10.0, 40.0, NETWORK),
-    "fraction": ImageTransform(0.47, 3.3, 39.6, NETWORK),
-    "flip": ImageTransform(0.47, 3.3, 39.6, NETWORK, flip=True),
-    "rotation": ImageTransform(0.5, 11.0, 42.5, NETWORK, rotation=math.radians(5.4)),
-    "all": ImageTransform(0.48, 5.5, 40.0, NETWORK, flip=True, rotation=math.radians(-5.4)),
-    "narrow": ImageTransform(0.4, 0.0, 20.0, NETWORK),  # 160 of 176 columns are covered
-    "enlarge": ImageTransform(1.2, 140.0, 172.0, NETWORK),
+def _view(scale: float, u: float, v: float, **rest: Any) -> ImageTransform:
+    """The transform that shows pixel (u, v) a fraction of a pixel beside the middle."""
+    return ImageTransform(scale, u * scale - 80.3, v * scale - 30.6, NETWORK, **rest)
+
+
+MOVES: dict[str, dict[str, Any]] = {
+    "crop": {},
+    "flip": {"flip": True},
+    "rotation": {"rotation": math.radians(5.4)},
+    "all": {"flip": True, "rotation": math.radians(-5.4)},
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("pixel", [(180, 170), (230, 150), (150, 190)])
-def test_a_marked_pixel_lands_where_the_matrix_says(name: str, pixel: tuple[int, int]) -> None:
-    transform = TRANSFORMS[name]
-    out = transform.apply(_dot(*pixel))
-    assert out.shape == (*NETWORK, 3)
-    u, v, _ = transform.matrix() @ [*pixel, 1]
-    assert 0 < u < NETWORK[1]
-    assert 0 < v < NETWORK[0]
-    np.testing.assert_allclose(_centroid(out), (u, v), atol=0.1)  # a half-pixel slip: 0.27
+@pytest.mark.parametrize(
+    ("scale", "reduction"),
+    [
+        (1.2, 1),
+        (0.51, 1),
+        (0.5, 2),
+        (0.44, 2),
+        (0.386, 2),
+        (0.25, 4),
+        (0.2, 4),
+        (0.125, 8),
+        (0.11, 8),
+    ],
+)
+def test_a_marked_pixel_lands_where_the_matrix_says(
+    scale: float, reduction: int, tmp_path: Path
+) -> None:
+    for number, (u, v) in enumerate([(801, 452), (802.5, 455), (797, 447.5), (804, 450)]):
+        path = _save(_spot(u, v, radius=4 / scale), tmp_path / f"{number}.jpg")
+        for name, move in MOVES.items():
+            transform = _view(scale, u, v, **move)
+            assert transform.reduction == reduction
+            out = load_image(path, CAMERA, transform)
+            assert out.shape == (*NETWORK, 3)
+            x, y, _ = transform.matrix() @ [u, v, 1]
+            np.testing.assert_allclose(_centroid(out), (x, y), atol=0.03, err_msg=name)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_smaller_decode_is_the_mean_of_blocks_of_pixels(tmp_path: Path, reduction: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (15, 25), np.uint8)
+    grey = Image.fromarray(noise).resize((200, 120), Image.Resampling.BICUBIC)
+    image = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+    path = _save(image, tmp_path / "smooth.jpg")
+    blocks = image.reshape(120 // reduction, reduction, 200 // reduction, reduction, 3)
+    found = read_image(path, (120, 200), reduction)
+    assert found.shape == (120 // reduction, 200 // reduction, 3)
+    assert np.abs(found - blocks.mean(axis=(1, 3))).mean() < 1.2  # a pixel aside: 6 and more
+
+
+def test_a_side_that_does_not_divide_is_rounded_up(tmp_path: Path) -> None:
+    path = _save(np.full((*CAMERA, 3), 99, np.uint8), tmp_path / "grey.jpg")
+    assert read_image(path, CAMERA, 8).shape == (113, 200, 3)
+    out = load_image(path, CAMERA, ImageTransform(0.12, 0.0, 44.0, NETWORK))
+    np.testing.assert_allclose(out.astype(int), 99, atol=1)
 
 
 def test_the_clean_crop_keeps_the_bottom_and_the_middle() -> None:
@@ -64,6 +109,12 @@ def test_the_clean_crop_keeps_the_bottom_and_the_middle() -> None:
     assert transform.crop_top == pytest.approx(140)
     wide = clean_image((100, 400), (50, 100))
     assert (wide.scale, wide.crop_left, wide.crop_top) == (0.5, 50.0, 0.0)
+
+
+def test_the_resize_keeps_the_border_of_the_image_not_the_centre_of_its_first_pixel() -> None:
+    matrix = ImageTransform(0.44, 7.0, 3.0, NETWORK).matrix()
+    np.testing.assert_allclose(matrix @ [-0.5, -0.5, 1], [-7.5, -3.5, 1], atol=1e-12)
+    np.testing.assert_allclose(matrix @ [1599.5, 899.5, 1], [696.5, 392.5, 1], atol=1e-12)
 
 
 def test_flipping_twice_is_the_image_itself() -> None:
@@ -83,32 +134,33 @@ def test_identity_changes_no_pixel() -> None:
 
 def test_what_lies_outside_the_image_is_black() -> None:
     white = np.full((225, 400, 3), 255, np.uint8)
-    narrow = TRANSFORMS["narrow"].apply(white)
+    narrow = ImageTransform(0.4, 0.0, 20.0, NETWORK).apply(white)  # covers 160 of 176 columns
     assert (narrow[:, :160] == 255).all()
-    assert (narrow[:, 160:] == 0).all()
+    assert (narrow[:, 161:] == 0).all()
     above = ImageTransform(0.44, 0.0, -10.0, NETWORK).apply(white)
-    assert (above[:10] == 0).all()
+    assert (above[:9] == 0).all()
     assert (above[10:] == 255).all()
     assert (ImageTransform(0.44, 500.0, 0.0, NETWORK).apply(white) == 0).all()
 
 
-@pytest.mark.parametrize("scale", [0.44, 0.55])
-def test_only_the_rows_that_matter_are_resampled_and_that_shows_nowhere(scale: float) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), np.uint8)
-    top = 900 * scale - 260.3
-    out = ImageTransform(scale, 0.0, top, (256, 704)).apply(image)
-    box = (0, top / scale, 704 / scale, (top + 256) / scale)
-    whole = Image.fromarray(image).resize(
-        (704, 256), Image.Resampling.BILINEAR, box=box, reducing_gap=1.0
-    )
-    assert np.abs(out.astype(int) - np.asarray(whole)).max() <= 1  # float rounding of the box
-
-
-def test_shrinking_does_not_alias() -> None:
-    stripes = np.zeros((900, 1600, 3), np.uint8)
-    stripes[:, ::2] = 255  # a fifth of a cycle beyond what 704 columns can show
-    out = clean_image((900, 1600), (256, 704)).apply(stripes)
+@pytest.mark.parametrize("scale", [0.44, 0.27])
+def test_shrinking_does_not_alias(tmp_path: Path, scale: float) -> None:
+    stripes = np.zeros((*CAMERA, 3), np.uint8)
+    stripes[:, ::2] = 255  # more lines than the network image can show
+    path = _save(stripes, tmp_path / "stripes.jpg")
+    out = load_image(path, CAMERA, ImageTransform(scale, 10.0, 20.0, NETWORK))
     assert out[:, 4:-4].std() < 12
+
+
+@pytest.mark.parametrize("scale", [0.44, 0.386, 0.55])
+def test_pixels_are_close_to_an_antialiased_resize_of_the_whole(
+    real_jpeg: Path, scale: float
+) -> None:
+    top = 900 * scale - 128
+    box = (0, top / scale, 352 / scale, 900)
+    whole = Image.open(real_jpeg).resize((352, 128), Image.Resampling.BILINEAR, box=box)
+    out = load_image(real_jpeg, CAMERA, ImageTransform(scale, 0.0, top, (128, 352)))
+    assert np.abs(out.astype(int) - np.asarray(whole)).mean() < 1.0
 
 
 def test_normalise_uses_imagenet_statistics_per_channel() -> None:
@@ -134,14 +186,17 @@ def real_jpeg(nuscenes_root: Path) -> Path:
     return sorted((nuscenes_root / "samples" / "CAM_FRONT").glob("*.jpg"))[0]
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 8])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_jpeg_is_an_error(real_jpeg: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_jpeg_is_an_error(
+    real_jpeg: Path, tmp_path: Path, share: float, reduction: int
+) -> None:
     whole = real_jpeg.read_bytes()
     assert read_image(real_jpeg, (900, 1600)).shape == (900, 1600, 3)
     path = tmp_path / "cut.jpg"
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DataError) as caught:
-        read_image(path, (900, 1600))
+        read_image(path, (900, 1600), reduction)
     message = str(caught.value)
     assert f"{path}: truncated or damaged image" in message
     assert "Expected a complete 1600x900 JPEG. Copy or download the file again." in message
@@ -164,8 +219,13 @@ def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         read_image(tmp_path, (900, 1600))
 
 
-def test_an_image_of_another_size_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(90, 160), (899, 1599)])
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_an_image_of_another_size_is_an_error(
+    tmp_path: Path, size: tuple[int, int], reduction: int
+) -> None:
     path = tmp_path / "small.jpg"
-    path.write_bytes(simplejpeg.encode_jpeg(np.zeros((90, 160, 3), np.uint8)))
-    with pytest.raises(DataError, match=r"image is 160x90, expected 1600x900 as in sample_data"):
-        read_image(path, (900, 1600))
+    path.write_bytes(simplejpeg.encode_jpeg(np.zeros((*size, 3), np.uint8)))
+    expected = rf"image is {size[1]}x{size[0]}, expected 1600x900 as in sample_data"
+    with pytest.raises(DataError, match=expected):
+        read_image(path, CAMERA, reduction)

@@ -1,4 +1,4 @@
-"""Camera images: JPEG file -> network input, in one resampling.
+"""Camera images: JPEG file -> network input, decoded no larger than needed, resampled once.
 
 `image_aug` matrices map pixel coordinates (u, v, 1) of the original image to those of the network
 image; the centre of the first pixel is (0, 0) in both.
@@ -12,13 +12,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
 
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix
 
 MEAN_RGB = (123.675, 116.28, 103.53)  # ImageNet, 0..255
 STD_RGB = (58.395, 57.12, 57.375)
+REDUCTIONS = (8, 4, 2, 1)
+RESAMPLING = (
+    "JPEG decoded 8, 4, 2 or 1 times smaller, never below the target scale; one warp, bilinear"
+)
+"""How pixels come about: part of the identity of what a network said about an image."""
 Pixels = npt.NDArray[np.uint8]
 
 _SCALE_3 = (1 / np.array(STD_RGB)).astype(np.float32)
@@ -70,51 +74,42 @@ class ImageTransform:
         matrix: Matrix = np.linalg.inv(to_centre) @ turn @ to_centre
         return matrix
 
-    def apply(self, image_HW3: Pixels) -> Pixels:
-        """Resample an original image (H, W, 3) uint8 to the network size, antialiased."""
-        out = self._resize_crop(image_HW3)
-        if self.flip:
-            out = np.ascontiguousarray(out[:, ::-1])
-        if self.rotation:
-            height, width = self.size_HW
-            turn = self._rotate()[:2]
-            out = np.asarray(cv2.warpAffine(out, turn, (width, height)), np.uint8)
-        return out
+    @property
+    def reduction(self) -> int:
+        """How many times smaller than the original a JPEG is decoded: the most the resize allows.
 
-    def _resize_crop(self, image_HW3: Pixels) -> Pixels:
-        left, right = _covered(self.crop_left, image_HW3.shape[1] * self.scale, self.size_HW[1])
-        top, bottom = _covered(self.crop_top, image_HW3.shape[0] * self.scale, self.size_HW[0])
-        out = np.zeros((*self.size_HW, 3), np.uint8)
-        if left >= right or top >= bottom:
-            return out
-        u0, u1 = ((self.crop_left + edge) / self.scale for edge in (left, right))
-        v0, v1 = ((self.crop_top + edge) / self.scale for edge in (top, bottom))
-        reach = math.ceil(1 / self.scale) + 1  # of the antialiasing filter, original pixels
-        first = max(0, math.floor(v0) - reach)
-        band = Image.fromarray(image_HW3[first : math.ceil(v1) + reach])
-        box = (max(u0, 0), max(v0 - first, 0), min(u1, band.width), min(v1 - first, band.height))
-        out[top:bottom, left:right] = band.resize(
-            (right - left, bottom - top),
-            Image.Resampling.BILINEAR,
-            box=box,
-            reducing_gap=1.0,  # below half size, average whole pixels first: 40 % less time
-        )
-        return out
+        The decoder averages blocks of pixels (DCT scaling), so what is left to shrink, at most by
+        half, needs no further antialiasing.
+        """
+        return next((times for times in REDUCTIONS if times * self.scale <= 1), 1)
+
+    def apply(self, image_HW3: Pixels, reduction: int = 1) -> Pixels:
+        """Resample an image to the network size: all steps in one bilinear interpolation.
+
+        Args:
+            image_HW3: uint8, decoded `reduction` times smaller than the original.
+            reduction: pixel (0, 0) of the image is the mean of so many by so many original pixels.
+        """
+        half = (reduction - 1) / 2
+        to_original = np.array([[reduction, 0, half], [0, reduction, half], [0, 0, 1]])
+        height, width = self.size_HW
+        matrix = (self.matrix() @ to_original)[:2]
+        return np.asarray(cv2.warpAffine(image_HW3, matrix, (width, height)), np.uint8)
 
 
-def _covered(crop_start: float, resized: float, size: int) -> tuple[int, int]:
-    """Return the range of output pixels that lie wholly inside the resized image."""
-    tolerance = 1e-6
-    first = max(0, math.ceil(-crop_start - tolerance))
-    return first, min(size, math.floor(resized - crop_start + tolerance))
+def load_image(path: Path, size_HW: tuple[int, int], transform: ImageTransform) -> Pixels:
+    """Return the network image (H, W, 3) uint8 of a JPEG; see `read_image`, `RESAMPLING`."""
+    reduction = transform.reduction
+    return transform.apply(read_image(path, size_HW, reduction), reduction)
 
 
-def read_image(path: Path, size_HW: tuple[int, int]) -> Pixels:
-    """Decode a JPEG to RGB (H, W, 3) uint8.
+def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixels:
+    """Decode a JPEG to RGB (H, W, 3) uint8, H and W divided by `reduction` and rounded up.
 
     Args:
         path: the file.
         size_HW: height and width that the sample_data table gives.
+        reduction: one of `REDUCTIONS`.
 
     Raises:
         DataError: the file is missing, truncated, no JPEG, or of another size.
@@ -128,19 +123,24 @@ def read_image(path: Path, size_HW: tuple[int, int]) -> Pixels:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot read image: {error.strerror}.") from error
+    reduced_HW = [-(-size // reduction) for size in size_HW]
     try:
-        image: Pixels = simplejpeg.decode_jpeg(data, strict=True)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        image: Pixels = simplejpeg.decode_jpeg(
+            data, min_height=reduced_HW[0], min_width=reduced_HW[1], strict=True
+        )
     except ValueError as error:
         raise DataError(
             f"{path}: truncated or damaged image ({error}); {len(data)} bytes. Expected a complete "
             f"{size_HW[1]}x{size_HW[0]} JPEG. Copy or download the file again."
         ) from error
-    if image.shape[:2] != tuple(size_HW):
+    if (height, width) != tuple(size_HW):
         raise DataError(
-            f"{path}: image is {image.shape[1]}x{image.shape[0]}, expected {size_HW[1]}x"
+            f"{path}: image is {width}x{height}, expected {size_HW[1]}x"
             f"{size_HW[0]} as in sample_data.json. Intrinsics would be wrong: restore the original "
             "file, or correct width and height in the table."
         )
+    assert list(image.shape[:2]) == reduced_HW
     return image
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
-from bevcask.data.images import normalise, read_image
+from bevcask.data.images import load_image, normalise
 from bevcask.data.lidar import depth_map, read_points
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs, Labels
@@ -106,7 +106,7 @@ class SampleReader:
         images_VCHW = np.empty((len(sizes), 3, *network_HW), np.float32)
         for camera, (size, transform) in enumerate(zip(sizes, drawn.images, strict=True)):
             path = self.frames.root / index["frame_image"][row, camera].decode()
-            normalise(transform.apply(read_image(path, size)), images_VCHW[camera])
+            normalise(load_image(path, size, transform), images_VCHW[camera])
         intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
         camera_to_lidar_V44 = index["frame_camera_to_lidar"][row]
         image_aug_V33 = np.stack([transform.matrix() for transform in drawn.images])
