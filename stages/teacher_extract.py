@@ -67,7 +67,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         list(what.specs),
         FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global),
         shard_rows=config.store.shard_rows,
-        fingerprint=identity(teacher, frames),
+        fingerprint=identity(teacher, frames, any(spec.region.reads_boxes for spec in what.specs)),
         plan=what.to_dict() | {"dataset": config.dataset.model_dump(mode="json")},
         provenance=provenance()
         | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)},
@@ -87,15 +87,21 @@ def run(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def identity(teacher: Teacher, frames: Frames) -> dict[str, Any]:
-    """Return the fingerprint tree: everything that decides what this teacher says here."""
+def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dict[str, Any]:
+    """Return the fingerprint tree: everything that decides what this teacher says here.
+
+    Args:
+        teacher: its weights and config.
+        frames: the selection.
+        annotations: whether a region follows ground truth, which then decides bytes too.
+    """
     inputs = teacher.inputs()
     sensors = (CAMERAS if inputs.image_size_HW else ()) + (
         ("LIDAR_TOP",) if inputs.num_sweeps else ()
     )
     return {
         "teacher": teacher.fingerprint(),
-        "dataset": frames.identity(sensors, max(inputs.num_sweeps, 1), annotations=False),
+        "dataset": frames.identity(sensors, max(inputs.num_sweeps, 1), annotations),
         "classes": list(CLASSES),
         "preprocessing": {
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
@@ -177,19 +183,23 @@ def encoded_shards(
     parts: list[dict[str, Encoded[Any]]] = []
     for step, batch in batches:
         outputs = teacher(batch.to(device), names)
-        parts.append(encode_targets(outputs, specs, batch.tokens))
+        parts.append(encode_targets(outputs, specs, batch))
         if step.completes_shard:
             yield step.shard, {n: concatenate([part[n] for part in parts]) for n in names}
             parts = []
 
 
 def encode_targets(
-    outputs: dict[str, Tensor], specs: Iterable[TargetSpec], tokens: list[str]
+    outputs: dict[str, Tensor], specs: Iterable[TargetSpec], batch: Batch
 ) -> dict[str, Encoded[Tensor]]:
     """Apply region and codec of every spec to a teacher's outputs, on their device."""
     return {
         spec.name: encode(
-            outputs[spec.name], spec, count=outputs.get(f"{spec.name}.count"), tokens=tokens
+            outputs[spec.name],
+            spec,
+            count=outputs.get(f"{spec.name}.count"),
+            boxes=None if batch.labels is None else batch.labels.canonical_boxes,
+            tokens=batch.tokens,
         )
         for spec in specs
     }

@@ -73,6 +73,16 @@ def test_workers_hand_over_stored_bytes(tiny_frames: Frames, cache_url: str) -> 
     assert moved.batch.tokens == batch.batch.tokens
 
 
+def test_workers_hand_over_only_the_cells_of_a_region(tiny_frames: Frames, cache_url: str) -> None:
+    (batch, *_) = _batches(_dataset(tiny_frames, cache_url), 0)
+    for spec in SPECS:
+        target = batch.targets[spec.name]
+        if target.region is not None:
+            cells = int(target.region.sum())
+            assert 0 < cells < target.region.numel()
+            assert target.values.shape == (spec.tap.shape[0], cells)
+
+
 def test_the_cache_is_opened_where_it_is_read(tiny_frames: Frames, cache_url: str) -> None:
     dataset = _dataset(tiny_frames, cache_url)
     fresh = len(pickle.dumps(dataset))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
+from bevcask.targets.region import region_mask
 from bevcask.targets.spec import TargetSpec
 
 _LEVELS = {"uint8": 255, "int8": 127}
@@ -38,6 +39,7 @@ def encode(
     spec: TargetSpec,
     *,
     count: Tensor | None = None,
+    boxes: Sequence[Tensor] | None = None,
     tokens: Sequence[str] = (),
 ) -> Encoded[Tensor]:
     """Turn a teacher's tensor into what is stored.
@@ -46,6 +48,7 @@ def encode(
         values: (B, *spec.tap.shape), any float dtype, any device.
         spec: how the target is stored.
         count: int64 (B,), valid entries of a padded set; None means all.
+        boxes: per sample (N, 9) canonical ground truth, for regions that follow it.
         tokens: sample tokens of the batch, for messages.
 
     Returns:
@@ -54,6 +57,7 @@ def encode(
     Raises:
         TargetMismatchError: wrong shape; NaN or infinite values; negative values for uint8; values
             beyond float16. Tap, first sample and count are named.
+        DataError: the region follows boxes and there are none.
     """
     if tuple(values.shape[1:]) != spec.tap.shape:
         raise TargetMismatchError(
@@ -68,9 +72,8 @@ def encode(
         )
     if spec.codec == "uint8" and not bool((low >= 0).all()):
         _refuse(exact >= 0, spec, tokens, "negative", "Store this target with codec int8.")
-    region = None
-    if spec.region.name == "confident":
-        region = exact.amax(dim=1) > spec.region.threshold
+    region = region_mask(spec.region, exact, spec.tap.grid, boxes)
+    if region is not None:
         exact = exact * region[:, None]
         low, high = _extremes(exact, spec)
     if is_set(spec) and count is None:

@@ -1,7 +1,7 @@
 """Where frames and cached targets meet: the only file that knows both.
 
-Workers hand over targets as they are stored (quantised, a quarter of the bytes); `dequantised`
-turns them into float32 on whatever device the batch is on.
+Workers hand over targets as they are stored, quantised and only the cells of their region;
+`TrainBatch.dequantised` turns them into float32 maps on whatever device the batch is on.
 """
 
 import logging
@@ -32,7 +32,8 @@ class TrainBatch:
 
     Attributes:
         batch: what the student sees.
-        targets: by tap name, as stored, batch first.
+        targets: by tap name, as stored, batch first; values of targets with a region are (C, M):
+            the M stored cells of the whole batch, in the order of `region.nonzero()`.
         teacher_batch: what an online teacher sees; None when targets come from a cache.
     """
 
@@ -53,8 +54,8 @@ class TrainBatch:
         )
 
     def dequantised(self) -> dict[str, Target]:
-        """Return the targets in float32, on their device."""
-        return dequantised(self.targets)
+        """Return the targets in float32, on their device, cells outside a region zero."""
+        return dequantised({name: _scatter(target) for name, target in self.targets.items()})
 
 
 def dequantised(targets: Mapping[str, Encoded[Tensor]]) -> dict[str, Target]:
@@ -159,11 +160,36 @@ class JoinedDataset:
         return TrainBatch(
             batch=collate([sample.student for sample in samples]),
             targets={
-                name: _each(_stack, [sample.targets[name] for sample in samples])
+                name: _collate([sample.targets[name] for sample in samples])
                 for name in samples[0].targets
             },
             teacher_batch=collate(teachers) if teachers else None,
         )
+
+
+def _collate(targets: Sequence[Encoded[Any]]) -> Encoded[Tensor]:
+    """Stack targets of samples; of those with a region keep the stored cells only."""
+    if targets[0].region is None:
+        return _each(_stack, targets)
+    cells = [np.flatnonzero(np.asarray(target.region)) for target in targets]
+    values = [
+        target.values.reshape(len(target.values), -1)[:, cell]
+        for target, cell in zip(targets, cells, strict=True)
+    ]
+    rest = _each(_stack, [replace(target, values=cells[0][:0]) for target in targets])
+    return replace(rest, values=torch.from_numpy(np.concatenate(values, axis=1)))
+
+
+def _scatter(target: Encoded[Tensor]) -> Encoded[Tensor]:
+    """Put stored cells (C, M) back into whole maps (B, C, Y, X)."""
+    if target.region is None:
+        return target
+    region_BYX = target.region
+    sample_M, row_M, column_M = region_BYX.nonzero(as_tuple=True)
+    num, rows, columns = region_BYX.shape
+    map_BCYX = target.values.new_zeros((num, len(target.values), rows, columns))
+    map_BCYX[sample_M, :, row_M, column_M] = target.values.T
+    return replace(target, values=map_BCYX)
 
 
 def _each(function: Callable[..., Tensor], targets: Sequence[Encoded[Any]]) -> Encoded[Tensor]:

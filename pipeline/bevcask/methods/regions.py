@@ -12,6 +12,7 @@ from torch import Tensor
 from bevcask.detectors.base import Labels
 from bevcask.geometry import Grid
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.region import footprint, sample_of_box
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,8 @@ def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     num = len(boxes_M9)
     owner_P = torch.full((len(boxes) * grid.num_y * grid.num_x,), num, device=device)
     if num:
-        sample_M = torch.repeat_interleave(
-            torch.arange(len(boxes), device=device),
-            torch.tensor([len(own) for own in boxes]).to(device, non_blocking=True),
-        )
-        cells_MS2, owned_MS = _footprint_cells(boxes_M9, grid)
+        sample_M = sample_of_box(boxes, device)
+        cells_MS2, owned_MS = footprint(boxes_M9, grid)
         flat_MS = (sample_M[:, None] * grid.num_y + cells_MS2[..., 0]) * grid.num_x
         flat_MS = flat_MS + cells_MS2[..., 1]
         box_MS = torch.arange(num, device=device)[:, None].expand_as(flat_MS)
@@ -83,31 +81,6 @@ def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     scale_P = torch.cat([scale_M, scale_M.new_zeros(1)])[owner_P]
     shape_BYX = (len(boxes), *grid.shape_YX)
     return (owner_P < num).reshape(shape_BYX), scale_P.reshape(shape_BYX)
-
-
-def _footprint_cells(boxes_M9: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return a square patch of cells (row, column) around each box, and which of them it owns.
-
-    Returns:
-        int64 (M, S, 2), and bool (M, S), False off the grid.
-    """
-    centre_M2, _ = centre_cells(boxes_M9, grid)
-    reach = int((boxes_M9[:, 3:5].norm(dim=1).max() / 2 / grid.cell + 1).item())
-    steps = torch.arange(-reach, reach + 1, device=boxes_M9.device)
-    patch_S2 = torch.cartesian_prod(steps, steps)
-    cells_MS2 = centre_M2[:, None] + patch_S2
-    middle_M2 = grid.to_cells(boxes_M9[:, :2])
-    offset_MS2 = (cells_MS2.flip(-1) + 0.5 - middle_M2[:, None]) * grid.cell
-    c, s = boxes_M9[:, 6:7].cos(), boxes_M9[:, 6:7].sin()
-    along_MS = offset_MS2[..., 0] * c + offset_MS2[..., 1] * s
-    across_MS = offset_MS2[..., 1] * c - offset_MS2[..., 0] * s
-    covered_MS = (along_MS.abs() <= boxes_M9[:, 3:4] / 2) & (
-        across_MS.abs() <= boxes_M9[:, 4:5] / 2
-    )
-    is_centre_S = (patch_S2 == 0).all(1)
-    size_2 = torch.tensor(grid.shape_YX).to(boxes_M9.device, non_blocking=True)
-    on_grid_MS = ((cells_MS2 >= 0) & (cells_MS2 < size_2)).all(-1)
-    return cells_MS2, (covered_MS | is_centre_S) & on_grid_MS
 
 
 def split(

@@ -5,6 +5,7 @@ A kind knows no model and no file. `kind_of(tap)` finds the kind of a tap in `re
 
 import math
 from abc import ABC, abstractmethod
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from bevcask.config import AugmentConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
-from bevcask.targets.spec import Alignment, Codec, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Alignment, Codec, Region, RegionName, TapInfo, TargetSpec
 
 BOX_COLUMNS = 11  # nine box fields, score, class
 ITEM_BYTES: dict[Codec, int] = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
@@ -131,7 +132,7 @@ class DenseBEV(Kind):
         return "exact" if permutes or not moves_bev(augment) else "aligned"
 
     def regions(self, tap: TapInfo) -> tuple[str, ...]:
-        return ("all", "confident")
+        return get_args(RegionName)
 
 
 class Heatmap(DenseBEV):

@@ -1,6 +1,6 @@
 """The plan: needs x taps -> the targets to store, with their bytes, before any GPU is touched."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Plan:
                 "kind": spec.tap.kind,
                 "shape": list(spec.tap.shape),
                 "codec": spec.codec,
-                "region": _region_words(spec.region),
+                "region": str(spec.region),
                 "alignment": spec.alignment,
                 "bytes_per_frame": size[spec.name],
                 "bytes": size[spec.name] * self.num_frames,
@@ -83,8 +83,9 @@ def plan(
     """Match what methods need with what a teacher offers.
 
     The teacher's boxes (`head.boxes`) are always added where it has them: they make the cache
-    scorable. Needs of one tap share one target; where their regions differ, all cells are stored,
-    in float32 under `store.codec=auto` so that every threshold can still be decided exactly.
+    scorable. Needs of one tap share one target, stored on the union of their regions. Where one of
+    several is `confident`, all cells are stored, in float32 under `store.codec=auto`: only then
+    can each reader still decide its threshold exactly.
 
     Args:
         needs: of one or several methods.
@@ -157,11 +158,10 @@ def _choose(
     """Return the target that serves every need of a tap, and what is wrong with it."""
     kind = kind_of(tap)
     problems = kind.describe_problems(tap)
-    regions = sorted({need.region for need in group}, key=lambda region: region.threshold)
-    region = regions[0] if len(regions) == 1 else Region()
+    region, undecided = _join({need.region for need in group})
     codec: Codec
     if store.codec == "auto":
-        codec = "float32" if len(regions) > 1 else kind.codec(tap, region)
+        codec = "float32" if undecided else kind.codec(tap, region)
     else:
         codec = kind.codecs[0] if len(kind.codecs) == 1 else store.codec
     if codec not in kind.codecs:
@@ -179,8 +179,14 @@ def _choose(
     return TargetSpec(tap, codec, region, kind.alignment(tap, augment)), problems
 
 
-def _region_words(region: Region) -> str:
-    return region.name if region.name == "all" else f"{region.name} > {region.threshold:g}"
+def _join(regions: Set[Region]) -> tuple[Region, bool]:
+    """Return the region that serves several, and whether thresholds are left for the readers."""
+    if len(regions) <= 1:
+        return next(iter(regions), Region()), False
+    confident = any(region.name == "confident" for region in regions)
+    if confident or Region() in regions:
+        return Region(), confident
+    return Region("union", parts=tuple(sorted(regions, key=str))), False
 
 
 def nominal_frames(dataset: DatasetConfig) -> int | None:

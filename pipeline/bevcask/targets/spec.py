@@ -34,18 +34,46 @@ class TapInfo:
     depends_on_images: bool = False
 
 
+RegionName = Literal["all", "confident", "foreground", "keypoints", "union"]
+
+
 @dataclass(frozen=True)
 class Region:
-    """Which cells of a dense target are stored.
+    """Which cells of a dense target are stored. Boxes are ground truth, canonical frame.
 
     Attributes:
-        name: `all`, or `confident`: the maximum over channels is above `threshold`, decided in
-            float32 at extraction.
+        name: `all`; `confident`: the maximum over channels is above `threshold`, decided in
+            float32 at extraction; `foreground`: the cell's centre lies in a box grown by `margin`,
+            or is the cell of a box's centre; `keypoints`: bilinear interpolation at some point of a
+            grown box reads the cell; `union`: in any of `parts`.
         threshold: used by `confident` only.
+        margin: metres added to each side of a box.
+        parts: the regions of a union.
     """
 
-    name: Literal["all", "confident"] = "all"
+    name: RegionName = "all"
     threshold: float = 0.0
+    margin: float = 0.0
+    parts: tuple["Region", ...] = ()
+
+    @property
+    def reads_boxes(self) -> bool:
+        """True if ground truth decides which cells are stored."""
+        boxes = self.name in ("foreground", "keypoints")
+        return boxes or any(part.reads_boxes for part in self.parts)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Region":
+        """Rebuild a region from plain JSON data."""
+        return cls(**data | {"parts": tuple(cls.from_dict(part) for part in data["parts"])})
+
+    def __str__(self) -> str:
+        """Return a word for tables and messages."""
+        if self.name == "union":
+            return " + ".join(map(str, self.parts))
+        if self.name == "confident":
+            return f"{self.name} > {self.threshold:g}"
+        return f"{self.name} {self.margin:+g} m" if self.reads_boxes else self.name
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,6 @@ class TargetSpec:
         return cls(
             tap=TapInfo(**tap),
             codec=data["codec"],
-            region=Region(**data["region"]),
+            region=Region.from_dict(data["region"]),
             alignment=data["alignment"],
         )

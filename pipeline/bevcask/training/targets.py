@@ -64,12 +64,22 @@ class OnlineTargets:
             said = self._teacher(batch.teacher_batch, list(self._specs))
             encoded = {
                 name: encode(
-                    said[name], spec, count=said.get(f"{name}.count"), tokens=batch.batch.tokens
+                    said[name],
+                    spec,
+                    count=said.get(f"{name}.count"),
+                    boxes=self._boxes(batch.batch.labels),
+                    tokens=batch.batch.tokens,
                 )
                 for name, spec in self._specs.items()
             }
             targets = dequantised(encoded)
         return {name: _outside_inference(target) for name, target in targets.items()}
+
+    def _boxes(self, labels: Labels | None) -> list[torch.Tensor] | None:
+        """Return ground truth in the frame the teacher sees."""
+        if labels is None:
+            return None
+        return labels.canonical_boxes if self.canonical else labels.boxes
 
 
 def _outside_inference(target: Target) -> Target:

@@ -120,7 +120,7 @@ def _surfaces(road: Road, s: Array, d: Array, xy: Array, has_cycle_lane: bool) -
     return surface
 
 
-def _paint_crossing(road: Road, crossing: float, surface: Array, d: Array, xy: Array) -> None:
+def _paint_crossing(road: Road, crossing: Array, surface: Array, d: Array, xy: Array) -> None:
     """Paint one crossing street and its zebra onto the blocks (K, _BLOCK, _BLOCK) it touches."""
     centre, heading = road.pose(crossing, np.asarray(0.0))
     cos, sin = np.cos(heading).astype(np.float32), np.sin(heading).astype(np.float32)
