@@ -21,6 +21,9 @@ GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experi
 LITERAL_KEYS = frozenset(
     {
         "dataset.root",
+        "dataset.infos",
+        "val.root",
+        "val.infos",
         "teacher.checkpoint",
         "student.checkpoint",
         "student.init",
@@ -52,6 +55,17 @@ class DatasetConfig(Config):
     split: str = Field("train", description="a devkit split, a name in splits.json, or `all`")
     scenes: tuple[str, ...] | None = Field(None, description="only these scenes, e.g. [scene-0916]")
     limit: int | None = Field(None, ge=1, description="only the first N frames of the selection")
+    infos: str | None = Field(
+        None, description="mmdet3d info file (.pkl) to read instead of the tables; empty: tables"
+    )
+    trust_pickle: bool = Field(
+        False, exclude=True, description="read the info file, which is a pickle; never recorded"
+    )
+
+    @field_validator("infos", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
 
 
 class TeacherConfig(Config):
@@ -234,7 +248,7 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, s
             raise ConfigError(f"expected key=value, got {word!r}. Example: trainer.max_steps=100.")
         if key in GROUPS:
             picks[key] = value
-        elif key in LITERAL_KEYS or key == "val.root":
+        elif key in LITERAL_KEYS:
             literals[key] = value
         else:
             values.append(word)

@@ -1,7 +1,7 @@
 """The frame index: what loading a frame takes, built once with the devkit, then memory-mapped.
 
 One folder of `.npy` files per content of the tables, shared by every process that opens it. The
-devkit is imported only while building.
+devkit is imported only while building. `infos.py` builds the same index from mmdet3d's info files.
 """
 
 import hashlib
@@ -48,10 +48,22 @@ class FrameIndex:
       records in the global frame, so that it depends on no calibration or pose
     """
 
-    def __init__(self, root: Path, version: str, folder: Path) -> None:
+    def __init__(self, root: Path, version: str, folder: Path, infos: Path | None = None) -> None:
+        """Map the arrays of an index folder.
+
+        Args:
+            root: folder that `frame_image` and `scan_path` start from.
+            version: of the dataset.
+            folder: what `write_index` wrote.
+            infos: the info file the index was built from; None: the tables.
+
+        Raises:
+            DataError: an array is damaged.
+        """
         self.root = root
         self.version = version
         self.folder = folder
+        self.infos = infos
         meta = json.loads((folder / "meta.json").read_text())
         self.digest: str = meta["digest"]
         self.scenes: list[str] = meta["scenes"]
@@ -81,8 +93,13 @@ class FrameIndex:
         digest = tables_digest(root, version, rehash)
         folder = home() / "index" / f"{digest[:32]}-{SCHEMA}"
         if not (folder / "meta.json").is_file():
-            _build(root, version, digest, folder)
+            write_index(folder, digest, *_read(_devkit(root, version)))
         return cls(root, version, folder)
+
+    @property
+    def source(self) -> Path:
+        """What describes the frames, for messages: the folder of the tables, or the info file."""
+        return self.infos or self.root / self.version
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]
@@ -91,12 +108,17 @@ class FrameIndex:
         return len(self["frame_token"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.root, self.version, self.folder)
+        return type(self), (self.root, self.version, self.folder, self.infos)
 
 
-def _build(root: Path, version: str, digest: str, folder: Path) -> None:
-    """Read the tables with the devkit and write the index folder in one rename."""
-    arrays, scenes, splits = _read(_devkit(root, version))
+def write_index(
+    folder: Path, digest: str, arrays: Arrays, scenes: list[str], splits: dict[str, list[str]]
+) -> None:
+    """Write an index folder in one rename; arrays and scenes as in `FrameIndex`.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
     meta = {"digest": digest, "scenes": scenes, "splits": splits, "arrays": sorted(arrays)}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

@@ -46,12 +46,20 @@ class Frames:
         narrows it, `limit` then keeps the first frames.
 
         Raises:
-            ConfigError: unknown split or scene, or nothing is left.
-            DataError: tables missing or unreadable, see `FrameIndex.open`.
+            ConfigError: unknown split or scene, or nothing is left; an info file without consent.
+            DataError: tables or info file missing or unreadable, see `FrameIndex.open` and
+                `open_infos`.
             UnknownNameError: `dataset.root=catalog:NAME` names no dataset.
         """
-        index = FrameIndex.open(resolve("dataset", dataset.root), dataset.version)
-        where = f"{index.root / index.version}"
+        root = Path(resolve("dataset", dataset.root))
+        if dataset.infos is None:
+            index = FrameIndex.open(root, dataset.version)
+        else:
+            from bevcask.data.infos import open_infos
+
+            index = open_infos(
+                Path(dataset.infos), root, dataset.version, trust=dataset.trust_pickle
+            )
         chosen = set(_split_scenes(index, dataset.split))
         if dataset.scenes is not None:
             _check_scenes(index, dataset, chosen)
@@ -61,8 +69,8 @@ class Frames:
         if not len(rows):
             raise ConfigError(
                 f"dataset.split={dataset.split} selects none of the {len(index.scenes)} scenes in "
-                f"{where} ({', '.join(index.scenes[:5])}, ...). Splits that hold frames here: "
-                f"{', '.join(_filled_splits(index))}."
+                f"{index.source} ({', '.join(index.scenes[:5])}, ...). "
+                f"Splits that hold frames here: {', '.join(_filled_splits(index))}."
             )
         return cls(index, rows)
 
@@ -111,9 +119,13 @@ class Frames:
         if token not in self._positions:
             raise DataError(
                 f"sample {token!r} is not among the {len(self)} frames selected from "
-                f"{self.root / self.version}. Check dataset.split, dataset.scenes, dataset.limit."
+                f"{self.index.source}. Check dataset.split, dataset.scenes, dataset.limit."
             )
         return int(self.rows[self._positions[token]])
+
+    def in_order(self, tokens: Sequence[str]) -> "Frames":
+        """Return the frames of these tokens, in this order of tokens; see `row`."""
+        return Frames(self.index, np.array([self.row(token) for token in tokens], np.int64))
 
     def keep(self, tokens: Collection[str]) -> "Frames":
         """Return only the frames with these tokens, in this order of frames."""
@@ -255,7 +267,13 @@ def _split_scenes(index: FrameIndex, split: str) -> list[str]:
     if split not in splits:
         raise ConfigError(
             f"dataset.split={split}: no such split.{suggest(split, ['all', *splits])} Known for "
-            f"{index.root / index.version}: all, {', '.join(splits)}."
+            f"{index.source}: {', '.join(['all', *splits])}."
+            + (
+                " An info file names no scenes of those splits; it is a selection of its own: use "
+                "dataset.split=all (dataset=infos does)."
+                if index.infos
+                else ""
+            )
         )
     return splits[split]
 
@@ -270,6 +288,6 @@ def _check_scenes(index: FrameIndex, dataset: DatasetConfig, chosen: set[str]) -
             problems.append(f"{scene} is not in split {dataset.split}; use dataset.split=all.")
     if problems:
         raise ConfigError(
-            f"dataset.scenes for {index.root / index.version}: {' '.join(problems)} "
+            f"dataset.scenes for {index.source}: {' '.join(problems)} "
             f"Known: {', '.join(index.scenes[:10])}{', ...' if len(index.scenes) > 10 else ''}."
         )

@@ -6,6 +6,7 @@ Reads no table content; `index.py` does, with the devkit.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from bevcask.catalog import home
@@ -67,10 +68,23 @@ def tables_digest(root: Path, version: str, rehash: bool = False) -> str:
     Raises:
         DataError: see `table_files`; or the memo cannot be written.
     """
-    files = table_files(root, version)
+    return memoised_digest(table_files(root, version), root / version, rehash)
+
+
+def memoised_digest(files: Mapping[str, Path], place: Path, rehash: bool = False) -> str:
+    """Return the sha256 of files' names and content; unchanged files are not read again.
+
+    Args:
+        files: by name.
+        place: what the memo is filed under.
+        rehash: read every file whatever the memo says.
+
+    Raises:
+        DataError: the memo cannot be written.
+    """
     stats = {name: _stat(path) for name, path in files.items()}
-    place = os.fsencode((root / version).resolve())
-    memo = home() / "index" / f"memo-{hashlib.sha256(place).hexdigest()[:32]}.json"
+    named = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()
+    memo = home() / "index" / f"memo-{named[:32]}.json"
     if not rehash and memo.is_file():
         known = json.loads(memo.read_text())
         if known["stats"] == stats:

@@ -26,7 +26,8 @@ def check_classes(cache: Cache) -> None:
 def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
     """Refuse a cache whose frames have other calibration, poses or annotations in this dataset.
 
-    All cached frames are compared, also those outside the split that is trained on.
+    All cached frames are compared, also those outside the split that is trained on, in the order
+    of the cache: tables and info files name, hence sort, scenes differently.
 
     Raises:
         CacheIdentityError: frames are gone, or leaves below `dataset` differ.
@@ -41,7 +42,7 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
             f"{dataset.root} {dataset.version} (leaf dataset.tokens), first {gone[0]}. Point "
             "dataset.root and dataset.version at the dataset it was extracted from."
         )
-    found = frames.keep(cache.frames.tokens).identity(
+    found = frames.in_order(cache.frames.tokens).identity(
         sensors=tuple(stored["calibration"]),
         num_sweeps=max(1, int(cache.fingerprint["preprocessing"]["num_sweeps"])),
         annotations="annotations" in stored,
