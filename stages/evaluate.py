@@ -13,7 +13,7 @@ from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import cached_boxes, detect, frame_batches
-from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.evaluation.nuscenes import Evaluation, require_tables, split_size
 from bevcask.evaluation.report import score_report
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
@@ -49,7 +49,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         submission.
 
     Raises:
-        ConfigError: neither or both of a cache and a checkpoint.
+        ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables.
         CacheIdentityError: the cache is of another dataset or class order.
         CacheIncompleteError: the cache is not sealed.
         CheckpointError: the checkpoint is missing or belongs to another architecture.
@@ -76,6 +76,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 def detector_boxes(config: RunConfig) -> Boxes:
     """Run a detector over the selected frames."""
+    require_tables(config.dataset.infos)
     device = pick_device(config.device)
     plugin, own, detector = open_detector(config.student)
     frames = Frames.select(config.dataset)
@@ -93,6 +94,7 @@ def boxes_of_cache(config: RunConfig, name: str) -> Boxes:
     if "dataset" in cache.plan:
         named = dataset.model_dump(exclude_unset=True)
         dataset = validate(DatasetConfig, {**cache.plan["dataset"], **named}, "dataset")
+    require_tables(dataset.infos)
     check_classes(cache)
     check_dataset(cache, dataset)
     frames = frames_of(dataset, cache)

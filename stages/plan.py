@@ -16,8 +16,8 @@ from bevcask.teachers import build_teacher
 def run(config: RunConfig) -> dict[str, Any]:
     """Return targets, bytes and teacher passes.
 
-    Frames are counted in `dataset.root` where it exists, else taken from the nominal size of the
-    split (28,130 keyframes in nuScenes train); the result says which.
+    Frames are counted in `dataset.infos` or `dataset.root` where it exists, else taken from the
+    nominal size of the split (28,130 keyframes in nuScenes train); the result says which.
 
     Raises:
         ConfigError: no data and no nominal size for the split.
@@ -25,7 +25,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     root = resolve("dataset", config.dataset.root)
     dataset = config.dataset.model_copy(update={"root": root})
-    nominal = nominal_frames(dataset)
+    nominal = nominal_frames(dataset) if dataset.infos is None else None
     frames = len(Frames.select(dataset).tokens) if nominal is None else nominal
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)

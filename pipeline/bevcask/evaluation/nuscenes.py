@@ -30,7 +30,7 @@ from pyquaternion import Quaternion
 from bevcask.config import DatasetConfig
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Detections
-from bevcask.errors import DataError, TargetMismatchError
+from bevcask.errors import ConfigError, DataError, TargetMismatchError
 from bevcask.geometry import CLASSES
 
 _log = logging.getLogger(__name__)
@@ -93,8 +93,10 @@ class Evaluation:
             total: frames of the whole split, for `coverage`; None: these frames are the split.
 
         Raises:
+            ConfigError: the frames come from an info file, see `require_tables`.
             DataError: the dataset has no annotations to score against.
         """
+        require_tables(frames.index.infos)
         if not frames.has_labels:
             raise DataError(
                 f"{frames.root / frames.version} has no annotations to score against. Choose a "
@@ -149,6 +151,21 @@ class Evaluation:
 
     def _coverage(self, scored: int) -> str:
         return f"{'partial: ' if scored < self._total else ''}{scored} of {self._total} frames"
+
+
+def require_tables(infos: str | Path | None) -> None:
+    """Refuse to score against an info file.
+
+    Raises:
+        ConfigError: what the devkit scores against is not in it.
+    """
+    if infos is not None:
+        raise ConfigError(
+            f"dataset.infos={infos}: an info file cannot be scored against. It lacks what the "
+            "official metrics read of the raw tables: attributes, visibility and boxes in the "
+            "global frame. Unpack the metadata archive (v1.0-trainval_meta) into dataset.root and "
+            "leave dataset.infos empty (dataset.infos=)."
+        )
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def open_frames(cache: Cache, dataset: DatasetConfig) -> Frames:
     """Open the dataset a cache was made from.
 
     Args:
-        cache: its plan recorded root and version.
+        cache: its plan recorded root, version and info file.
         dataset: fields that were set here (`dataset.root=`, `dataset.version=`) win.
 
     Raises:
@@ -94,17 +94,21 @@ def open_frames(cache: Cache, dataset: DatasetConfig) -> Frames:
         DataError: it is there, and damaged.
     """
     given = {key: getattr(dataset, key) for key in dataset.model_fields_set}
-    chosen = {key: given.get(key, cache.plan["dataset"][key]) for key in ("root", "version")}
-    root, version = chosen["root"], chosen["version"]
-    folder = Path(resolve("dataset", root)) / version
-    if not folder.is_dir():
+    recorded = cache.plan["dataset"]
+    chosen = {key: given.get(key, recorded.get(key)) for key in ("root", "version", "infos")}
+    folder = Path(resolve("dataset", chosen["root"])) / chosen["version"]
+    if chosen["infos"] is None and not folder.is_dir():
         origin = "given" if given.keys() & {"root", "version"} else "recorded in the cache"
         raise ConfigError(
             f"a picture shows camera images and ground truth, and {folder} ({origin}) is not "
             "there. Pass dataset.root=FOLDER and, if it differs, dataset.version=NAME; or leave "
             "picture= out."
         )
-    return Frames.select(DatasetConfig.model_validate(chosen | {"split": "all"}))
+    return Frames.select(
+        DatasetConfig.model_validate(
+            chosen | {"split": "all", "trust_pickle": dataset.trust_pickle}
+        )
+    )
 
 
 def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
