@@ -146,6 +146,6 @@ def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixe
 
 def normalise(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
     """Write (image - mean) / std into a float32 (3, H, W) array; ImageNet statistics, RGB."""
-    for channel in range(3):
-        np.multiply(image_HW3[..., channel], _SCALE_3[channel], out=out_CHW[channel])
+    for channel, plane_HW in enumerate(cv2.split(image_HW3)):  # planes first: half the time
+        np.multiply(plane_HW, _SCALE_3[channel], out=out_CHW[channel])
         out_CHW[channel] += _OFFSET_3[channel]
