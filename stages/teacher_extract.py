@@ -107,8 +107,9 @@ def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dic
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
             "image": RESAMPLING if inputs.image_size_HW else None,
             "num_sweeps": inputs.num_sweeps,
-            "sweeps": "nearest previous, motion compensated, keyframe repeated where missing",
-            "ego_box": "points within 1 m of the sensor in x and y removed",
+            "sweeps": "nearest previous, motion compensated",
+            "pad": inputs.pad,
+            "ego_points": inputs.ego_points,
         },
     }
 

@@ -25,7 +25,9 @@ LITERAL_KEYS = frozenset(
         "val.root",
         "val.infos",
         "teacher.checkpoint",
+        "teacher.detector.config",
         "student.checkpoint",
+        "student.detector.config",
         "student.init",
         "student.head",
         "cache",
@@ -73,6 +75,9 @@ class TeacherConfig(Config):
 
     type: str = Field("native", description="native: a bevcask detector and its checkpoint")
     checkpoint: str = Field("random", description="FILE | catalog:NAME | random (seeded, recorded)")
+    trust_checkpoint: bool = Field(
+        False, description="read a pickle (.pth), which can run any code that is in it"
+    )
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"
     )

@@ -12,6 +12,7 @@ from bevcask.errors import UnknownNameError
 DETECTORS = {
     "bevdepth": "bevcask.detectors.bevdepth:BEVDepth",
     "centerpoint": "bevcask.detectors.centerpoint:CenterPoint",
+    "mmdet3d": "bevcask.detectors.mmdet3d.detector:Mmdet3dDetector",
 }
 TEACHERS = {
     "native": "bevcask.teachers.native:NativeTeacher",

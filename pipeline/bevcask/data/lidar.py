@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix, transform_points
 
@@ -41,36 +42,40 @@ def read_scan(path: Path) -> Points:
     return np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
 
 
-def read_points(frames: Frames, token: str, num_sweeps: int) -> Points:
+def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None = None) -> Points:
     """Read the keyframe's scan and its nearest predecessors in the keyframe's LIDAR_TOP frame.
 
-    Keyframe first, then back in time. A sweep the dataset does not have repeats the keyframe at
-    0 s, as mmdet3d does for keyframes without any (`pad_empty_sweeps`), so density stays familiar.
+    Keyframe first, then back in time. By default points on the ego car are removed, and a sweep the
+    dataset does not have repeats the keyframe at 0 s, so that density stays familiar.
 
     Args:
         frames: the selection.
         token: sample token.
         num_sweeps: scans including the keyframe.
+        like: its `ego_points` and `pad` change that default.
 
     Returns:
-        (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0); points
-        on the ego car are removed.
+        (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0).
 
     Raises:
         DataError: a scan file is missing or of wrong length.
     """
+    rule = like or Inputs()
     scans = frames.scans(token, num_sweeps)
     time = frames.index["scan_time"]
     parts: list[Points] = []
     for scan in scans:
-        path = frames.root / frames.index["scan_path"][scan].decode()
-        points = _without_ego(read_scan(path))
+        points = read_scan(frames.root / frames.index["scan_path"][scan].decode())
+        whole = rule.ego_points == "keep" or (rule.ego_points == "keyframe" and not parts)
+        points = points.copy() if whole else _without_ego(points)
         if scan != scans[0]:
             to_lidar = frames.sweep_to_lidar(token, scan)
             points[:, :3] = transform_points(points[:, :3].astype(np.float64), to_lidar)
         seconds = np.full((len(points), 1), (time[scans[0]] - time[scan]) * 1e-6, np.float32)
         parts.append(np.concatenate([points, seconds], 1))
-    parts += [parts[0]] * (num_sweeps - len(scans))
+    if rule.pad == "missing" or (rule.pad == "empty" and len(scans) == 1):
+        again = parts[0] if rule.ego_points != "keyframe" else _without_ego(parts[0])
+        parts += [again] * (num_sweeps - len(scans))
     return np.concatenate(parts)
 
 

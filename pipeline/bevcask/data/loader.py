@@ -93,7 +93,7 @@ class SampleReader:
     def _points(self, token: str, drawn: Draw) -> Floats | None:
         if not self.inputs.num_sweeps:
             return None
-        points = read_points(self.frames, token, self.inputs.num_sweeps)
+        points = read_points(self.frames, token, self.inputs.num_sweeps, self.inputs)
         return points if self.augment is None else transform_points(points, drawn.bev_aug)
 
     def _cameras(

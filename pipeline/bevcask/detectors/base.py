@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -123,11 +124,17 @@ class Inputs:
         image_size_HW: network input size in pixels; None for no images.
         num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
         depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
+        ego_points: hits on the ego car: dropped, kept in the keyframe's own scan alone (mmdet3d's
+            `remove_close`), or kept in all scans.
+        pad: when the keyframe stands in for sweeps the dataset does not have: for each that is
+            missing, only where there are none at all (mmdet3d's `pad_empty_sweeps`), never.
     """
 
     image_size_HW: tuple[int, int] | None = None
     num_sweeps: int = 0
     depth: bool = False
+    ego_points: Literal["drop", "keyframe", "keep"] = "drop"
+    pad: Literal["missing", "empty", "never"] = "missing"
 
 
 class Detector(nn.Module, ABC):
@@ -148,6 +155,20 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def describe_taps(cls, config: AnyConfig) -> Mapping[str, TapInfo]:
         """Return every tap by name from the config alone: no weights, no data."""
+
+    @classmethod
+    def identity(cls, config: AnyConfig) -> dict[str, Any]:
+        """Return what decides what the network computes, weights apart, as plain JSON data."""
+        return config.model_dump(mode="json")
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors of a checkpoint under the names and in the layout of this network."""
+        return tensors
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the head's branches as `head.tasks.*`, named as in `blocks.heads`; or nothing."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if name.startswith("head.tasks.")}
 
     @abstractmethod
     def forward(self, batch: Batch) -> Output:

@@ -1,12 +1,19 @@
-"""Detector weights on disk: safetensors with a JSON note of what made them."""
+"""Detector weights on disk: safetensors with a JSON note of what made them, or a trusted pickle."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from bevcask.detectors.base import Detector
 from bevcask.errors import CheckpointError
+from bevcask.fingerprint import weights_digest
 
+NETWORK = "network."
+"""Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
+_PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin"})
 _SHOWN = 3
 
 
@@ -49,13 +56,50 @@ def read_note(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def read_tensors(path: Path, trust: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, or of a pickle that the user trusts.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, holds no tensors, or is a pickle and
+            `trust` is false.
+    """
+    if path.suffix not in _PICKLES or not path.is_file():
+        return read_weights(path)
+    if not trust:
+        raise CheckpointError(
+            f"{path} is a pickle, and reading a pickle can run any code that is in it. If you "
+            "trust whoever made it, say teacher.trust_checkpoint=true; or convert it once: "
+            "bevcask export OUT.safetensors teacher=... teacher.checkpoint=... "
+            "teacher.trust_checkpoint=true."
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        raise CheckpointError(f"{path}: cannot read ({type(error).__name__}: {error}).") from error
+    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no tensors, neither at the top nor under `state_dict`. Give a "
+            "checkpoint of mmdet3d, or a state dict."
+        )
+    return tensors
+
+
+def identify(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of weights, the same for a wrapped model and for its own files."""
+    return weights_digest({name.removeprefix(NETWORK): t for name, t in tensors.items()})
+
+
+def load_weights(module: nn.Module, path: Path, trust: bool = False) -> None:
     """Load a file into a module whose names and shapes must agree exactly.
 
     Raises:
         CheckpointError: keys missing, unexpected or of another shape; counted, first few named.
     """
-    tensors = read_weights(path)
+    tensors = read_tensors(path, trust)
+    if isinstance(module, Detector):
+        tensors = dict(module.adopt(tensors))
     own = module.state_dict()
     problems = [
         _count("missing", sorted(own.keys() - tensors.keys())),
@@ -75,7 +119,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{path} does not fit {type(module).__name__}: {'; '.join(found)}. "
             "Pick the architecture the checkpoint was trained with."
         )
-    module.load_state_dict(tensors)
+    # Modules that convert old layouts ask for the version of the file: it is that of the module.
+    current = OrderedDict(tensors)
+    current._metadata = own._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(current)
 
 
 def _count(what: str, names: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""A bevcask detector and its checkpoint as teacher."""
+"""A detector and its checkpoint as teacher."""
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +12,8 @@ from torch import Tensor
 from bevcask.catalog import resolve
 from bevcask.config import TeacherConfig, build_config
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
-from bevcask.detectors.weights import load_weights
+from bevcask.detectors.weights import identify, load_weights
 from bevcask.errors import TargetMismatchError
-from bevcask.fingerprint import weights_digest
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TapInfo
@@ -23,13 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 class NativeTeacher(Teacher):
-    """A detector of ours, frozen: evaluation mode, inference mode, no gradient."""
+    """A detector, ours or mmdet3d's, frozen: evaluation mode, inference mode, no gradient."""
 
     def __init__(self, config: TeacherConfig, seed: int) -> None:
         plugin, self._config = build_config("detector", config.detector, "teacher.detector")
         self._plugin = cast(type[Detector], plugin)
         self._type = str(config.detector["type"])
         self._checkpoint = config.checkpoint
+        self._trust = config.trust_checkpoint
         self._seed = seed
         self._detector: Detector | None = None
 
@@ -37,8 +38,7 @@ class NativeTeacher(Teacher):
         return self._plugin.describe_taps(self._config)
 
     def inputs(self) -> Inputs:
-        inputs = self._plugin.inputs(self._config)
-        return Inputs(inputs.image_size_HW, inputs.num_sweeps, depth=False)
+        return replace(self._plugin.inputs(self._config), depth=False)
 
     @property
     def detector(self) -> Detector:
@@ -50,7 +50,7 @@ class NativeTeacher(Teacher):
     def _build(self) -> Detector:
         if self._checkpoint != "random":
             detector = self._plugin(self._config)
-            load_weights(detector, Path(resolve("checkpoint", self._checkpoint)))
+            load_weights(detector, Path(resolve("checkpoint", self._checkpoint)), self._trust)
             return detector
         _log.warning(
             "teacher.checkpoint=random: weights drawn from seed %d. Good for trying things out, "
@@ -67,15 +67,14 @@ class NativeTeacher(Teacher):
     def fingerprint(self) -> dict[str, Any]:
         return {
             "type": f"native/{self._type}",
-            "config": self._config.model_dump(mode="json"),
-            "weights": weights_digest(self.detector.state_dict()),
+            "config": self._plugin.identity(self._config),
+            "weights": identify(self.detector.state_dict()),
             "classes": list(CLASSES),
             "checkpoint": f"random, seed {self._seed}" if self._checkpoint == "random" else "file",
         }
 
     def head(self) -> dict[str, Tensor]:
-        state = self.detector.state_dict()
-        return {name: state[name] for name in state if name.startswith("head.tasks.")}
+        return self.detector.head_weights()
 
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         taps = self.taps()

@@ -1,16 +1,16 @@
 """Is this the cache of that teacher and of this dataset? Refuses by leaf; loads no model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, TeacherConfig, build_config
 from bevcask.data.nuscenes import Frames
-from bevcask.detectors.weights import read_weights
+from bevcask.detectors.base import Detector
+from bevcask.detectors.weights import identify, read_tensors
 from bevcask.errors import CacheIdentityError, DataError
-from bevcask.fingerprint import weights_digest
 from bevcask.geometry import CLASSES
 
 
@@ -63,12 +63,12 @@ def check_teacher(cache: Cache, teacher: TeacherConfig) -> str:
     stored: dict[str, Any] = cache.fingerprint["teacher"]
     expected: dict[str, Any] = {}
     if teacher.detector:
-        _, config = build_config("detector", teacher.detector, "teacher.detector")
-        expected["config"] = config.model_dump(mode="json")
+        plugin, config = build_config("detector", teacher.detector, "teacher.detector")
+        expected["config"] = cast(type[Detector], plugin).identity(config)
         expected["type"] = f"{teacher.type}/{teacher.detector['type']}"
     if teacher.checkpoint != "random":
         path = Path(resolve("checkpoint", teacher.checkpoint))
-        expected["weights"] = weights_digest(read_weights(path))
+        expected["weights"] = identify(read_tensors(path, teacher.trust_checkpoint))
     check_identity(cache, {"teacher": expected})
     return f"{stored['type']}, weights {str(stored['weights'])[:12]}"
 
