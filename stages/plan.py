@@ -1,16 +1,29 @@
 """plan: what would be stored and what it costs, before any data or GPU is touched."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, cast
 
+import torch
 from rich.console import Group
 from rich.table import Table
 
 from bevcask.catalog import resolve
-from bevcask.config import RunConfig
+from bevcask.config import RunConfig, build_config
+from bevcask.data.join import JoinedDataset, TrainBatch
+from bevcask.data.loader import SampleReader
 from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Detector
+from bevcask.errors import ConfigError
 from bevcask.methods import build_method
+from bevcask.methods.base import Method
+from bevcask.progress import Ticker, progress_bar
+from bevcask.provenance import pick_device
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.teachers import build_teacher
+from bevcask.teachers.base import Teacher
+from bevcask.training.checkpoint import start
+from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, best, probe
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -30,12 +43,66 @@ def run(config: RunConfig) -> dict[str, Any]:
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
     result = plan(method.needs(), teacher.taps(), frames, config.store, config.augment)
+    probed = probe_codecs(config.model_copy(update={"dataset": dataset}), teacher, method, frames)
     return {
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
         "teacher_passes": frames,
         **result.to_dict(),
+        **probed,
     }
+
+
+def probe_codecs(
+    config: RunConfig, teacher: Teacher, method: Method, num_frames: int
+) -> dict[str, Any]:
+    """Run the teacher on `config.probe` frames and measure every codec; nothing without `probe`.
+
+    Raises:
+        ConfigError: a method without targets, or a dataset that is not there.
+    """
+    if not config.probe:
+        return {}
+    if not method.needs():
+        raise ConfigError(
+            "probe measures a distillation loss, and method=none has none. Name a method, and the "
+            "student it will teach: method=distillbev student=bevdepth_r50."
+        )
+    device = pick_device(config.device)
+    frames = Frames.select(config.dataset)
+    wanted = min(config.probe, len(frames))
+    spread = [frames.tokens[i * len(frames) // wanted] for i in range(wanted)]
+    torch.manual_seed(config.seed)
+    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    detector = cast(type[Detector], plugin)
+    teacher.load(device)
+    specs = plan(method.needs(), teacher.taps(), num_frames, config.store, config.augment).specs
+    method.build(detector.describe_taps(own), {spec.name: spec for spec in specs})
+    student = detector(own)  # type: ignore[call-arg]
+    start(student, config.student)
+    dataset = JoinedDataset(
+        frames.keep(spread),
+        SampleReader(frames, detector.inputs(own), config.augment, config.seed),
+        teacher=SampleReader(frames, teacher.inputs(), None, config.seed),
+    )
+    batches = (dataset.collate([dataset[index, 0]]).to(device) for index in range(wanted))
+    with progress_bar("probe", wanted) as bar:
+        rows = probe(
+            student.to(device), method.to(device), teacher, ticked(batches, bar), config.store
+        )
+    return {
+        "probe": [asdict(row) | {"gb": row.bytes_per_frame * num_frames / 1e9} for row in rows],
+        "probed_frames": wanted,
+        "best": (pick := best(rows, num_frames, config.store.budget)) and pick.words,
+        "budget_gb": config.store.budget,
+    }
+
+
+def ticked(batches: Iterable[TrainBatch], bar: Ticker) -> Iterator[TrainBatch]:
+    """Pass batches on and move the bar once each has been used."""
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch.batch.tokens), "")
 
 
 def render(result: dict[str, Any]) -> Group:
@@ -56,6 +123,37 @@ def render(result: dict[str, Any]) -> Group:
         )
     return Group(
         table,
+        *(render_probe(result) if "probe" in result else ()),
         f"{result['frames']:,} frames ({result['frames_from']}), as many teacher passes, "
         f"at most {result['total_bytes'] / 1e9:.2f} GB",
     )
+
+
+def render_probe(result: dict[str, Any]) -> list[Table | str]:
+    """Show the codecs, largest first, and name the best."""
+    table = Table(
+        title=f"codecs on {result['probed_frames']} frames, against float32 (compressed sizes)"
+    )
+    for column in ("codec", "GB", "MB a frame", "decode ms", "cosine", "loss", "gradient", ""):
+        table.add_column(column, justify="left" if column in ("codec", "") else "right")
+    for row in result["probe"]:
+        table.add_row(
+            row["name"],
+            f"{row['gb']:.2f}",
+            f"{row['bytes_per_frame'] / 1e6:.3f}",
+            f"{row['decode_ms']:.2f}",
+            f"{row['cosine']:.6f}",
+            f"{row['loss']:.1e}",
+            f"{row['gradient']:.1e}",
+            "best" if row["words"] == result["best"] else "dominated" if row["dominated"] else "",
+        )
+    budget = result["budget_gb"]
+    wanted = (
+        f"loss within {LOSS_GOAL:g} and gradient within {GRADIENT_GOAL:g}"
+        if budget is None
+        else f"store.budget={budget:g} GB"
+    )
+    if result["best"] is None:
+        smallest = min(row["gb"] for row in result["probe"])
+        return [table, f"nothing meets {wanted}; the smallest codec takes {smallest:.2f} GB"]
+    return [table, f"best under {wanted}: {result['best']}"]

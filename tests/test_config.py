@@ -32,7 +32,7 @@ def test_paths_are_taken_literally(path: str) -> None:
         ("trainer.lr=fast", "trainer.lr:"),
         ("trainer.schedule=cosin", "trainer.schedule: Input should be 'constant', 'cosine'"),
         ("teacher=centrepoint", "teacher=centrepoint: no such teacher. Did you mean 'centerpoint'"),
-        ("store.codec=uint4", "store.codec: Input should be 'auto'"),
+        ("store.codec=uint5", "store.codec: Input should be 'auto'"),
         ("verbose", "expected key=value, got 'verbose'"),
         ("dataset=missing.yaml", "dataset=missing.yaml: no such file"),
     ],

@@ -99,8 +99,12 @@ class StudentConfig(Config):
 class StoreConfig(Config):
     """How targets are stored."""
 
-    codec: Literal["auto", "uint8", "int8", "float16", "float32"] = Field(
-        "auto", description="auto: the default of each kind"
+    codec: Literal[
+        "auto", "uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"
+    ] = Field("auto", description="auto: the default of each kind; `plan probe=N` compares")
+    bits: Literal[8, 6, 4] = Field(8, description="of the integers that auto picks")
+    budget: float | None = Field(
+        None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
     )
     shard_rows: int = Field(8, ge=1, le=4096, description="frames a shard; scenes start on a shard")
     queue: int = Field(2, ge=1, description="shards waiting for the writer; bounds memory")
@@ -192,6 +196,9 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     dry_run: bool = Field(False, description="say what would happen and stop")
     resume: bool = Field(True, description="go on from the last checkpoint in run")
+    probe: int = Field(
+        0, ge=0, description="plan: run the teacher on this many frames and compare codecs"
+    )
     sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
     picture: str | None = Field(None, description="inspect: write the picture to this PNG")
     out: str | None = Field(None, description="export: write the weights to this file")

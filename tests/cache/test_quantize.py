@@ -5,14 +5,15 @@ import torch
 
 from bevcask.cache.quantize import SMALLEST_PEAK, dequantize, encode
 from bevcask.errors import TargetMismatchError
-from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from bevcask.targets.spec import LEVELS, Region, TapInfo, TargetSpec
 from cache.example import GRID, SPECS
 
 _ROUNDING = 2**-22
 
 
 def dense(codec: str, region: Region | None = None, channels: int = 5) -> TargetSpec:
-    tap = TapInfo("bev.neck", "dense_bev", (channels, 6, 8), GRID, nonnegative=codec == "uint8")
+    unsigned = codec.startswith("u")
+    tap = TapInfo("bev.neck", "dense_bev", (channels, 6, 8), GRID, nonnegative=unsigned)
     return TargetSpec(tap, codec, region or Region())  # type: ignore[arg-type]
 
 
@@ -22,16 +23,17 @@ def noise(*shape: int) -> torch.Tensor:
     return values * torch.logspace(-5, 5, shape[1]).reshape(1, -1, *[1] * (len(shape) - 2))
 
 
-@pytest.mark.parametrize("codec", ["uint8", "int8"])
+@pytest.mark.parametrize("codec", LEVELS)
 def test_integer_codecs_err_by_half_a_scale(codec: str) -> None:
     values = noise(4, 5, 6, 8)
-    values = values.abs() if codec == "uint8" else values
+    values = values.abs() if codec.startswith("u") else values
     stored = encode(values, dense(codec))
+    assert stored.values.dtype == (torch.uint8 if codec.startswith("u") else torch.int8)
     error = (dequantize(stored.values, stored.scale).double() - values.double()).abs()
     peak = values.abs().amax(dim=(2, 3), keepdim=True)
     assert (error <= stored.scale[..., None, None] / 2 + peak * _ROUNDING).all()
     assert (error.amax(dim=(2, 3)) > stored.scale / 4).all()
-    levels = 255 if codec == "uint8" else 127
+    levels = {"uint8": 255, "uint6": 63, "uint4": 15, "int8": 127, "int6": 31, "int4": 7}[codec]
     torch.testing.assert_close(stored.scale, peak[..., 0, 0] / levels, rtol=1e-6, atol=0)
     assert stored.values.to(torch.int32).abs().amax(dim=(2, 3)).eq(levels).all()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.fingerprint import canonical, digest
-from bevcask.targets.spec import TargetSpec
+from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
 FORMAT = "bevcask"
 SCHEMA_VERSION = 1
@@ -163,7 +163,7 @@ def scale_axes(spec: TargetSpec) -> tuple[int, ...]:
 
 def is_scaled(spec: TargetSpec) -> bool:
     """Tell whether values are integers that come with a scale."""
-    return spec.codec in ("uint8", "int8")
+    return spec.codec in LEVELS
 
 
 def is_set(spec: TargetSpec) -> bool:
@@ -187,8 +187,8 @@ def check_spec(spec: TargetSpec) -> None:
         problems.append("name: expected letters, digits, `.`, `_`, `-`")
     if tap.kind == "box_set" and spec.codec != "float32":
         problems.append(f"codec: boxes are stored as float32, got {spec.codec}")
-    if spec.codec == "uint8" and not tap.nonnegative:
-        problems.append("codec: uint8 holds non-negative values only; use int8 for a signed tap")
+    if spec.codec.startswith("u") and not tap.nonnegative:
+        problems.append(f"codec: {spec.codec} holds no negative values; use int8 for a signed tap")
     if spec.region.name != "all" and tap.kind not in ("dense_bev", "heatmap"):
         problems.append(f"region: {spec.region.name!r} needs a BEV map, got a {tap.kind}")
     if problems:
@@ -198,7 +198,7 @@ def check_spec(spec: TargetSpec) -> None:
 def arrays_of(spec: TargetSpec, num_rows: int) -> list[ArraySpec]:
     """Return the arrays of one target."""
     group, dims, shape = group_of(spec), dims_of(spec), spec.tap.shape
-    arrays = [ArraySpec(f"{group}/values", (num_rows, *shape), spec.codec, dims, inner_rows=1)]
+    arrays = [ArraySpec(f"{group}/values", (num_rows, *shape), stored_dtype(spec.codec), dims, 1)]
     if is_scaled(spec):
         axes = scale_axes(spec)
         kept = (num_rows, *(shape[axis] for axis in axes))

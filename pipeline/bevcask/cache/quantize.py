@@ -3,8 +3,8 @@
 A reader needs no private codec: value = values * scale. Error bounds against the float32 input, for
 cells that are stored:
 
-- `uint8`  (non-negative): scale = max / 255, error <= scale / 2.
-- `int8`   (symmetric):    scale = max |v| / 127, error <= scale / 2.
+- `uint8`, `uint6`, `uint4` (non-negative): scale = max / 255, 63, 15; error <= scale / 2.
+- `int8`, `int6`, `int4` (symmetric): scale = max |v| / 127, 31, 7; error <= scale / 2.
 - `float16`: error <= max(|v| * 2**-11, 2**-25).
 - `float32`: exact.
 
@@ -22,15 +22,8 @@ from torch import Tensor
 from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.region import region_mask
-from bevcask.targets.spec import TargetSpec
+from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
-_LEVELS = {"uint8": 255, "int8": 127}
-_DTYPES = {
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
 SMALLEST_PEAK = 255 * torch.finfo(torch.float32).tiny
 
 
@@ -70,7 +63,7 @@ def encode(
         _refuse(
             torch.isfinite(exact), spec, tokens, "NaN or infinite", "Look at the teacher's input."
         )
-    if spec.codec == "uint8" and not bool((low >= 0).all()):
+    if spec.codec.startswith("u") and not bool((low >= 0).all()):
         _refuse(exact >= 0, spec, tokens, "negative", "Store this target with codec int8.")
     region = region_mask(spec.region, exact, spec.tap.grid, boxes)
     if region is not None:
@@ -81,7 +74,7 @@ def encode(
     if is_scaled(spec):
         stored, scale = _quantize(exact, torch.maximum(high, -low), spec)
         return Encoded(stored, scale, region, count)
-    stored = exact.to(_DTYPES[spec.codec])
+    stored = exact.to(_dtype(spec))
     if spec.codec == "float16" and not bool(torch.isfinite(stored).all()):
         _refuse(
             torch.isfinite(stored), spec, tokens, "beyond +-65504", "Store it with codec float32."
@@ -102,12 +95,17 @@ def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
 
 def _quantize(exact: Tensor, peak: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     """Return integers and their scale (B, [V,] C); `peak` is the largest magnitude, broadcast."""
-    levels = _LEVELS[spec.codec]
+    levels = LEVELS[spec.codec]
     scale = torch.where(peak >= SMALLEST_PEAK, peak / levels, 0.0)
     divisor = torch.where(scale > 0, scale, torch.inf)
-    stored = (exact / divisor).round_().clamp_(-levels, levels).to(_DTYPES[spec.codec])
+    stored = (exact / divisor).round_().clamp_(-levels, levels).to(_dtype(spec))
     axes = [0, *(axis + 1 for axis in scale_axes(spec))]
     return stored, scale.reshape([exact.shape[axis] for axis in axes])
+
+
+def _dtype(spec: TargetSpec) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, stored_dtype(spec.codec))
+    return dtype
 
 
 def _refuse(

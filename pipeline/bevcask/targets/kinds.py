@@ -13,10 +13,19 @@ from torch import Tensor
 from bevcask.config import AugmentConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
-from bevcask.targets.spec import Alignment, Codec, Region, RegionName, TapInfo, TargetSpec
+from bevcask.targets.spec import (
+    LEVELS,
+    Alignment,
+    Codec,
+    Region,
+    RegionName,
+    TapInfo,
+    TargetSpec,
+    stored_dtype,
+)
 
 BOX_COLUMNS = 11  # nine box fields, score, class
-ITEM_BYTES: dict[Codec, int] = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
+ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
 SCALE_BYTES = 4  # one float32 a (row, [camera,] channel)
 COUNT_BYTES = 8  # one int64 a row
 
@@ -96,8 +105,8 @@ class Kind(ABC):
 
     def bytes_per_frame(self, spec: TargetSpec) -> int:
         """Return the exact uncompressed bytes of one frame: values, scales, region bits, count."""
-        size = math.prod(spec.tap.shape) * ITEM_BYTES[spec.codec]
-        if spec.codec in ("uint8", "int8"):
+        size = math.prod(spec.tap.shape) * ITEM_BYTES[stored_dtype(spec.codec)]
+        if spec.codec in LEVELS:
             size += self.scales(spec.tap) * SCALE_BYTES
         if spec.region.name != "all":
             size += -(-spec.tap.shape[-1] * spec.tap.shape[-2] // 8)
@@ -110,7 +119,7 @@ class DenseBEV(Kind):
     """A feature map (C, Y, X) on a BEV grid."""
 
     axes: tuple[str, ...] = ("C", "Y", "X")
-    codecs: tuple[Codec, ...] = ("uint8", "int8", "float16", "float32")
+    codecs: tuple[Codec, ...] = get_args(Codec)
 
     def describe_problems(self, tap: TapInfo) -> list[str]:
         found = super().describe_problems(tap)
@@ -212,7 +221,7 @@ class QuerySet(Kind):
     """Query states (Q, C), zeros behind the count. Features cannot be moved in closed form."""
 
     axes: tuple[str, ...] = ("Q", "C")
-    codecs: tuple[Codec, ...] = ("float16", "float32", "int8", "uint8")
+    codecs: tuple[Codec, ...] = get_args(Codec)
     padded = True
 
     def codec(self, tap: TapInfo, region: Region) -> Codec:
@@ -230,7 +239,7 @@ class ImageFeature(Kind):
     """Features of every camera (V, C, H, W); they change with the pixels, never with the BEV."""
 
     axes: tuple[str, ...] = ("V", "C", "H", "W")
-    codecs: tuple[Codec, ...] = ("float16", "float32", "int8", "uint8")
+    codecs: tuple[Codec, ...] = get_args(Codec)
 
     def describe_problems(self, tap: TapInfo) -> list[str]:
         found = super().describe_problems(tap)

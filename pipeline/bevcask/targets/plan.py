@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.registry import suggest
 from bevcask.targets.kinds import kind_of
-from bevcask.targets.spec import Codec, Need, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import LEVELS, Codec, Need, Region, TapInfo, TargetSpec
 
 BOXES = "head.boxes"
 # Keyframes of the official nuScenes splits.
@@ -161,7 +161,7 @@ def _choose(
     region, undecided = _join({need.region for need in group})
     codec: Codec
     if store.codec == "auto":
-        codec = "float32" if undecided else kind.codec(tap, region)
+        codec = "float32" if undecided else narrow(kind.codec(tap, region), store.bits)
     else:
         codec = kind.codecs[0] if len(kind.codecs) == 1 else store.codec
     if codec not in kind.codecs:
@@ -169,14 +169,19 @@ def _choose(
             f"{tap.name}: a {tap.kind} cannot be stored as {codec}; store.codec must be one of "
             f"auto, {', '.join(kind.codecs)}"
         )
-    if codec == "uint8" and not tap.nonnegative:
+    if codec.startswith("u") and not tap.nonnegative:
         problems.append(
-            f"{tap.name}: has negative values, which uint8 cannot hold; use store.codec=auto or "
+            f"{tap.name}: has negative values, which {codec} cannot hold; use store.codec=auto or "
             "int8"
         )
     if region.name not in kind.regions(tap):
         problems.append(f"{tap.name}: a {tap.kind} cannot be stored on region {region.name!r}")
     return TargetSpec(tap, codec, region, kind.alignment(tap, augment)), problems
+
+
+def narrow(codec: Codec, bits: int) -> Codec:
+    """Return an integer codec with fewer bits; float codecs stay."""
+    return cast(Codec, codec.replace("8", str(bits))) if codec in LEVELS else codec
 
 
 def _join(regions: Set[Region]) -> tuple[Region, bool]:

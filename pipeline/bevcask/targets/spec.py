@@ -6,7 +6,22 @@ from typing import Any, Literal
 from bevcask.geometry import Grid
 
 Alignment = Literal["exact", "aligned", "replay", "approximate"]
-Codec = Literal["uint8", "int8", "float16", "float32"]
+Codec = Literal["uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"]
+# The largest integer of each codec that has a scale. Fewer levels still take a byte in memory;
+# entropy coding makes them small on disk, and no reader has to unpack anything.
+LEVELS: dict[Codec, int] = {
+    "uint8": 255,
+    "uint6": 63,
+    "uint4": 15,
+    "int8": 127,
+    "int6": 31,
+    "int4": 7,
+}
+
+
+def stored_dtype(codec: Codec) -> str:
+    """Return the numpy name of the dtype a codec stores."""
+    return codec[:-1] + "8" if codec in LEVELS else codec
 
 
 @dataclass(frozen=True)

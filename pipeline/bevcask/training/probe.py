@@ -1,0 +1,252 @@
+"""Which codec is worth its bytes: what each does to the distillation loss and its gradient.
+
+The teacher speaks once about a few frames. What it said is stored under every candidate, read back,
+and handed to the very loss that will be trained; float32 is the truth the others are held against.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bevcask.cache.layout import Encoded
+from bevcask.cache.objects import decode_chunk, encode_chunk
+from bevcask.cache.quantize import encode
+from bevcask.config import StoreConfig
+from bevcask.data.join import TrainBatch, dequantised
+from bevcask.detectors.base import Detector
+from bevcask.methods.base import Method, Target
+from bevcask.targets.align import Align
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import TargetSpec, stored_dtype
+from bevcask.teachers.base import Teacher
+
+LOSS_GOAL, GRADIENT_GOAL = 1e-3, 1e-2  # relative change that no student has been seen to notice
+CANDIDATES: Mapping[str, Mapping[str, str | int]] = {
+    "float32": {"codec": "float32"},
+    "float16": {"codec": "float16"},
+    "auto, 8 bits": {"codec": "auto", "bits": 8},
+    "auto, 6 bits": {"codec": "auto", "bits": 6},
+    "auto, 4 bits": {"codec": "auto", "bits": 4},
+}
+_EXACT = "float32"
+
+
+@dataclass
+class Row:
+    """What a candidate costs and changes; means over the probed frames.
+
+    Attributes:
+        name: of the candidate.
+        words: configuration that asks for it.
+        bytes_per_frame: compressed, all targets.
+        decode_ms: checksum and decompression of a frame, milliseconds.
+        cosine: lowest among dense targets, stored cells, against float32.
+        loss: relative change of the distillation loss.
+        gradient: relative change of its gradient on all student weights, as one vector.
+        dominated: another candidate is smaller and changes the gradient less.
+    """
+
+    name: str
+    words: str
+    bytes_per_frame: float = 0.0
+    decode_ms: float = 0.0
+    cosine: float = 1.0
+    loss: float = 0.0
+    gradient: float = 0.0
+    dominated: bool = False
+
+
+@dataclass
+class _Sums:
+    frames: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+    cosine: dict[str, float] = field(default_factory=dict)
+    loss: float = 0.0
+    gradient: float = 0.0
+
+
+def probe(
+    student: Detector,
+    method: Method,
+    teacher: Teacher,
+    batches: Iterable[TrainBatch],
+    store: StoreConfig,
+) -> list[Row]:
+    """Measure every candidate on the given batches.
+
+    Args:
+        student: where the gradient is taken; on the device of the batches.
+        method: built for this student and the teacher's taps.
+        teacher: loaded on the same device.
+        batches: what the student sees, and what the teacher sees of the same frames.
+        store: everything but the codec.
+
+    Returns:
+        One row a candidate, largest first, dominated ones marked.
+
+    Raises:
+        PlanError: the teacher does not offer what the method needs.
+    """
+    chosen = {
+        name: _specs(method, teacher, store.model_copy(update=dict(words)))
+        for name, words in CANDIDATES.items()
+    }
+    sums = {name: _Sums() for name in chosen}
+    total_loss = total_gradient = 0.0
+    for batch in batches:
+        assert batch.teacher_batch is not None
+        with torch.inference_mode():
+            said = teacher(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
+        learn = _Lesson(student, method, batch)
+        exact = _Exact(said, chosen[_EXACT], batch, learn)
+        total_loss += abs(exact.loss)
+        total_gradient += float(exact.gradient.square().sum())
+        for name, specs in chosen.items():
+            exact.compare(said, specs, batch, learn, sums[name])
+    rows = []
+    for name, found in sums.items():
+        words = " ".join(f"store.{key}={value}" for key, value in CANDIDATES[name].items())
+        rows.append(
+            Row(
+                name,
+                words,
+                found.stored / found.frames,
+                1e3 * found.seconds / found.frames,
+                min((total / found.frames for total in found.cosine.values()), default=1.0),
+                found.loss / max(total_loss, 1e-30),
+                (found.gradient / max(total_gradient, 1e-30)) ** 0.5,
+            )
+        )
+    return mark_dominated(rows)
+
+
+def mark_dominated(rows: Sequence[Row]) -> list[Row]:
+    """Return rows largest first; those beaten in bytes and in gradient are marked."""
+    return [
+        replace(
+            row,
+            dominated=any(
+                other.bytes_per_frame <= row.bytes_per_frame
+                and other.gradient <= row.gradient
+                and (other.bytes_per_frame, other.gradient) != (row.bytes_per_frame, row.gradient)
+                for other in rows
+            ),
+        )
+        for row in sorted(rows, key=lambda row: -row.bytes_per_frame)
+    ]
+
+
+def best(rows: Sequence[Row], num_frames: int, budget_gb: float | None) -> Row | None:
+    """Return the best row, or None where nothing fits.
+
+    Under a budget: the one that changes the gradient least among those that fit. Without: the
+    smallest among those within `LOSS_GOAL` and `GRADIENT_GOAL`.
+    """
+    if budget_gb is None:
+        faithful = [r for r in rows if r.gradient <= GRADIENT_GOAL and r.loss <= LOSS_GOAL]
+        return min(faithful, key=lambda row: row.bytes_per_frame, default=None)
+    fitting = [row for row in rows if row.bytes_per_frame * num_frames <= budget_gb * 1e9]
+    return min(fitting, key=lambda row: (row.gradient, row.bytes_per_frame), default=None)
+
+
+def _specs(method: Method, teacher: Teacher, store: StoreConfig) -> tuple[TargetSpec, ...]:
+    return plan(method.needs(), teacher.taps(), 1, store, None).specs
+
+
+class _Lesson:
+    """One student forward; gives the distillation loss and its gradient for any targets."""
+
+    def __init__(self, student: Detector, method: Method, batch: TrainBatch) -> None:
+        self._method = method
+        output = student(batch.batch)
+        self._taps = {name: output.taps[name] for name in method.student_taps()}
+        self._weights = [p for p in student.parameters() if p.requires_grad]
+        assert batch.batch.labels is not None
+        self._labels = batch.batch.labels
+        self._align = Align(batch.batch.bev_aug_B44)
+
+    def __call__(self, targets: Mapping[str, Target]) -> tuple[float, Tensor]:
+        terms = self._method(self._taps, targets, self._labels, self._align, 0.0)
+        loss = torch.stack(list(terms.values())).sum()
+        slopes = torch.autograd.grad(loss, self._weights, retain_graph=True, allow_unused=True)
+        flat = [slope.flatten() for slope in slopes if slope is not None]
+        return float(loss.detach()), torch.cat(flat)
+
+
+class _Exact:
+    """What float32 targets give on one batch."""
+
+    def __init__(
+        self,
+        said: Mapping[str, Tensor],
+        specs: Sequence[TargetSpec],
+        batch: TrainBatch,
+        learn: _Lesson,
+    ) -> None:
+        self._targets = dequantised(_stored(said, specs, batch))
+        self.loss, self.gradient = learn(self._targets)
+
+    def compare(
+        self,
+        said: Mapping[str, Tensor],
+        specs: Sequence[TargetSpec],
+        batch: TrainBatch,
+        learn: _Lesson,
+        sums: _Sums,
+    ) -> None:
+        """Add one candidate's bytes, time and errors on this batch."""
+        stored = _stored(said, specs, batch)
+        targets = dequantised(stored)
+        sums.frames += len(batch.batch.tokens)
+        for spec in specs:
+            size, seconds = _on_disk(stored[spec.name], spec)
+            sums.stored += size
+            sums.seconds += seconds
+            if spec.tap.kind != "box_set":
+                mine, exact = (
+                    one[spec.name].values.flatten(1).double() for one in (targets, self._targets)
+                )
+                cosine = functional.cosine_similarity(mine, exact)
+                sums.cosine[spec.name] = sums.cosine.get(spec.name, 0.0) + float(cosine.sum())
+        loss, gradient = learn(targets)
+        sums.loss += abs(loss - self.loss)
+        sums.gradient += float((gradient - self.gradient).square().sum())
+
+
+def _stored(
+    said: Mapping[str, Tensor], specs: Sequence[TargetSpec], batch: TrainBatch
+) -> dict[str, Encoded[Tensor]]:
+    labels = batch.batch.labels
+    return {
+        spec.name: encode(
+            said[spec.name].clone(),
+            spec,
+            count=said.get(f"{spec.name}.count"),
+            boxes=None if labels is None else labels.canonical_boxes,
+            tokens=batch.batch.tokens,
+        )
+        for spec in specs
+    }
+
+
+def _on_disk(target: Encoded[Tensor], spec: TargetSpec) -> tuple[int, float]:
+    """Return compressed bytes of a batch, and seconds to check and decompress its values."""
+    host = target.numpy()
+    size, seconds = 0, 0.0
+    for values in host.values:
+        chunk = encode_chunk(values)
+        size += len(chunk)
+        if chunk:
+            start = time.perf_counter()
+            decode_chunk(chunk, values.shape, stored_dtype(spec.codec), spec.name)
+            seconds += time.perf_counter() - start
+    if host.scale is not None:
+        size += host.scale.nbytes
+    if host.region is not None:
+        size += host.region.size // 8
+    return size, seconds
