@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import open_cache
 from bevcask.config import RunConfig, build_config, compose
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import Key, SampleReader, StepSampler, build_loader
+from bevcask.data.loader import Key, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
+from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device
 from bevcask.stages import teacher_extract
@@ -153,7 +155,9 @@ class Arm:
         self._blocks = Blocks()
         blocks: Any = self._blocks
         self._loader = build_loader(dataset, blocks, config.loader.num_workers)
-        self._sampler = StepSampler(len(frames), config.loader.batch_size, config.seed)
+        self._sampler = StepSampler(
+            Epochs(np.ones(len(frames), np.int64), config.seed), config.loader.batch_size
+        )
         self._step = 0
 
     def seconds_per_step(self, steps: int, warm_steps: int) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
@@ -20,8 +21,9 @@ from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, RunConfig, build_config
 from bevcask.data.join import JoinedDataset, cached_frames
-from bevcask.data.loader import SampleReader, StepSampler, build_loader
+from bevcask.data.loader import SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
+from bevcask.data.sampling import Epochs, Ints, StepSampler, balanced_counts
 from bevcask.detectors.base import Batch, Detector, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import frame_batches
@@ -56,6 +58,8 @@ class Teaching:
         source: gives the targets of a batch.
         cache: URL the loader reads; None when nothing is read from a cache.
         cache_id: identity of that cache.
+        shards: int64 (n,), the shard of the cache each frame lies in; None without a cache.
+        skipped: selected frames that have no targets (`on_missing=skip`).
         teacher: who speaks, for people.
         reader: reads what an online teacher sees.
     """
@@ -65,6 +69,8 @@ class Teaching:
     source: TargetSource
     cache: str | None = None
     cache_id: str | None = None
+    shards: Ints | None = None
+    skipped: int = 0
     teacher: str | None = None
     reader: SampleReader | None = None
 
@@ -94,7 +100,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     student = detector(own)  # type: ignore[call-arg]
     loaded = start(student, config.student)
     _mention_head(config, teaching)
-    about = describe(config, teaching, student, method, loaded)
+    epochs = training_epochs(config, teaching)
+    about = describe(config, teaching, student, method, loaded) | {"draws_per_epoch": len(epochs)}
     if config.dry_run:
         return {"dry_run": True, **about}
     _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
@@ -111,7 +118,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         config.trainer, device, folder, scorer is not None, [clock, *([scorer] if scorer else [])]
     )
     steps = Steps(
-        training_batches(config, teaching, detector.inputs(own)), config.trainer.max_steps
+        training_batches(config, teaching, epochs, detector.inputs(own)), config.trainer.max_steps
     )
     fit(trainer, module, steps, validation, folder.last)
     return finish(folder, clock, about)
@@ -162,12 +169,16 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
     meets = {spec.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
     specs = {name: replace(cache.specs[name], alignment=meets[name]) for name in needed}
+    kept = cached_frames(frames, cache, config.on_missing)
+    rows = np.array([cache.layout.row_of[token] for token in kept.tokens], np.int64)
     return Teaching(
-        frames=cached_frames(frames, cache, config.on_missing),
+        frames=kept,
         specs=specs,
         source=CachedTargets(),
         cache=url,
         cache_id=cache.id,
+        shards=rows // cache.layout.shard_rows,
+        skipped=len(frames) - len(kept),
         teacher=teacher,
     )
 
@@ -201,7 +212,7 @@ def _online(config: RunConfig, method: Method, frames: Frames, device: torch.dev
     )
 
 
-def training_batches(config: RunConfig, teaching: Teaching, inputs: Inputs) -> Any:
+def training_batches(config: RunConfig, teaching: Teaching, epochs: Epochs, inputs: Inputs) -> Any:
     """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
     dataset = JoinedDataset(
         teaching.frames,
@@ -213,15 +224,41 @@ def training_batches(config: RunConfig, teaching: Teaching, inputs: Inputs) -> A
 
     def make(first: int) -> Any:
         sampler = StepSampler(
-            len(teaching.frames),
+            epochs,
             config.loader.batch_size,
-            config.seed,
             start_step=first,
             max_steps=config.trainer.max_steps,
         )
         return _own_generator(build_loader(dataset, sampler, config.loader.num_workers))
 
     return make
+
+
+def training_epochs(config: RunConfig, teaching: Teaching) -> Epochs:
+    """Return which frame is drawn when, as `loader.sampler` and `loader.shuffle` say.
+
+    Raises:
+        ConfigError: windows of shards without a cache.
+        DataError: nothing to balance.
+    """
+    loader, frames = config.loader, teaching.frames
+    counts = np.ones(len(frames), np.int64)
+    if loader.sampler == "cbgs":
+        counts = balanced_counts(frames, config.seed)
+        _log.info(
+            "loader.sampler=cbgs: an epoch is %d draws from %d frames, %d of them never drawn",
+            counts.sum(),
+            len(frames),
+            (counts == 0).sum(),
+        )
+    if loader.shuffle == "full":
+        return Epochs(counts, config.seed)
+    if teaching.shards is None:
+        raise ConfigError(
+            "loader.shuffle=window follows the shards of a cache, and this run reads none. Use "
+            "loader.shuffle=full."
+        )
+    return Epochs(counts, config.seed, teaching.shards, loader.window)
 
 
 def open_validation(
@@ -266,6 +303,7 @@ def describe(
         "adapter_parameters": sum(parameter.numel() for parameter in method.parameters()),
         "method": config.method["type"],
         "frames": len(teaching.frames),
+        "skipped_frames": teaching.skipped,
         "targets": sorted(teaching.specs),
         "teacher": teaching.teacher,
         "cache": teaching.cache,

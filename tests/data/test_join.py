@@ -9,8 +9,9 @@ import torch
 from bevcask.cache import FrameTable, open_cache
 from bevcask.config import AugmentConfig
 from bevcask.data.join import JoinedDataset, TrainBatch, cached_frames
-from bevcask.data.loader import SampleReader, StepSampler, build_loader
+from bevcask.data.loader import SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
+from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIncompleteError, TokenNotCachedError
 from cache.example import SPECS, begin, build, count_of, encoded, truth
@@ -35,7 +36,7 @@ def _dataset(frames: Frames, url: str | None, teacher: SampleReader | None = Non
 
 
 def _batches(dataset: JoinedDataset, num_workers: int) -> list[TrainBatch]:
-    sampler = StepSampler(len(dataset), 4, seed=0, max_steps=3)
+    sampler = StepSampler(Epochs(np.ones(len(dataset), np.int64), seed=0), 4, max_steps=3)
     return list(build_loader(dataset, sampler, num_workers))
 
 

@@ -9,12 +9,12 @@ from bevcask.config import AugmentConfig
 from bevcask.data.loader import (
     FrameSource,
     SampleReader,
-    StepSampler,
     build_loader,
     collate,
     in_order,
 )
 from bevcask.data.nuscenes import Frames
+from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import DataError
 from bevcask.geometry import inside_footprints, transform_boxes, transform_points
@@ -151,29 +151,6 @@ def test_collate_stacks_and_keeps_ragged_lists(tiny_frames: Frames) -> None:
     )
 
 
-def test_batches_are_shuffled_epochs_laid_end_to_end() -> None:
-    sampler = StepSampler(num_frames=10, batch_size=4, seed=3, max_steps=10)
-    keys = [key for batch in sampler for key in batch]
-    assert len(sampler) == 10
-    assert all(len(batch) == 4 for batch in sampler)
-    assert [view for _, view in keys] == [draw // 10 for draw in range(40)]
-    epochs = [[i for i, view in keys if view == epoch] for epoch in range(4)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    whole = list(StepSampler(7, 3, seed=1, max_steps=20))
-    assert list(StepSampler(7, 3, seed=1, start_step=13, max_steps=20)) == whole[13:]
-    assert StepSampler(7, 3, seed=1).batch(17) == whole[17]
-    assert list(StepSampler(7, 3, seed=2, max_steps=20)) != whole
-
-
-def test_a_batch_larger_than_the_selection_wraps() -> None:
-    (batch,) = StepSampler(num_frames=2, batch_size=5, seed=0, max_steps=1)
-    assert [view for _, view in batch] == [0, 0, 1, 1, 2]
-
-
 def _fields(batches: Sequence[Batch]) -> list[torch.Tensor]:
     tensors: list[torch.Tensor] = []
     for batch in batches:
@@ -190,7 +167,7 @@ def test_workers_and_restarts_change_nothing(tiny_frames: Frames) -> None:
     source = FrameSource(SampleReader(tiny_frames, INPUTS, AUGMENT, 5))
 
     def steps(start: int, num_workers: int) -> list[Batch]:
-        sampler = StepSampler(len(tiny_frames), 4, 5, start, 4)
+        sampler = StepSampler(Epochs(np.ones(len(tiny_frames), np.int64), 5), 4, start, 4)
         return list(build_loader(source, sampler, num_workers))
 
     alone = steps(0, 0)

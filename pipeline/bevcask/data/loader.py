@@ -1,12 +1,11 @@
-"""Samples, batches and the order they come in; knows no cache.
+"""Samples and batches; knows no cache.
 
-Batch t is a pure function of (seed, t), and a sample's augmentation of (seed, token, view), so a
-run that is resumed, or loads with another number of workers, sees the same bytes.
+A sample's augmentation is a pure function of (seed, token, view), so a run that is resumed, or
+loads with another number of workers, sees the same bytes.
 """
 
-import functools
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bevcask.config import AugmentConfig
-from bevcask.data.augment import Draw, draw, stream
+from bevcask.data.augment import Draw, draw
 from bevcask.data.images import load_image, normalise
 from bevcask.data.lidar import depth_map, read_points
 from bevcask.data.nuscenes import Frames
@@ -165,47 +164,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-class StepSampler:
-    """The keys of each training step: shuffled epochs laid end to end, cut into batches.
-
-    Batch t covers draws t*B .. t*B+B-1, so no frame is dropped where an epoch ends inside a batch.
-    The view of a key is its epoch.
-
-    Args:
-        num_frames: frames in the selection.
-        batch_size: B.
-        seed: of the shuffles.
-        start_step: first step to yield (a resumed run).
-        max_steps: the step after the last.
-    """
-
-    def __init__(
-        self, num_frames: int, batch_size: int, seed: int, start_step: int = 0, max_steps: int = 1
-    ) -> None:
-        self.num_frames = num_frames
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.max_steps = max_steps
-        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
-
-    def __len__(self) -> int:
-        return max(0, self.max_steps - self.start_step)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.start_step, self.max_steps):
-            yield self.batch(step)
-
-    def batch(self, step: int) -> list[Key]:
-        """Return the keys of one step."""
-        first = step * self.batch_size
-        draws = [divmod(i, self.num_frames) for i in range(first, first + self.batch_size)]
-        return [(int(self._order(epoch)[place]), epoch) for epoch, place in draws]
-
-    def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
-        return stream(self.seed, "order", epoch).permutation(self.num_frames)
-
-
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT")
 StackedT_co = TypeVar("StackedT_co", covariant=True)
@@ -261,14 +219,14 @@ class Loader(DataLoader[Any], Generic[BatchT]):
 
 def build_loader(
     source: Source[SampleT, BatchT],
-    batches: Sequence[list[Key]] | StepSampler,
+    batches: Iterable[list[Key]],
     num_workers: int,
 ) -> Loader[BatchT]:
     """Return a loader that yields one stacked batch per list of keys, in order.
 
     Args:
         source: `FrameSource` or `join.JoinedDataset`.
-        batches: keys of each batch; `StepSampler` for training, `in_order` for a single pass.
+        batches: keys of each batch; `sampling.StepSampler` for training, `in_order` for one pass.
         num_workers: processes; 0 reads in this one. Workers come from a fork server, so threads and
             CUDA contexts of this process are never forked, and stay for later passes.
     """
