@@ -55,6 +55,23 @@ def test_every_kind_round_trips(scheme: str, tmp_path: Path) -> None:
         assert_says_the_truth(cache, frame)
 
 
+def test_a_batch_is_its_samples_stacked(sealed: str) -> None:
+    cache = open_cache(sealed)
+    tokens = [cache.frames.tokens[frame] for frame in (4, 0, 4, 5)]
+    batch = cache.read_batch(tokens)
+    samples = [cache.read(token) for token in tokens]
+    assert set(batch) == set(samples[0])
+    for name, target in batch.items():
+        for part, stacked in vars(target).items():
+            singles = [getattr(sample[name], part) for sample in samples]
+            if stacked is None:
+                assert singles == [None] * 4
+            else:
+                assert stacked.dtype == np.stack(singles).dtype
+                np.testing.assert_array_equal(stacked, np.stack(singles))
+    assert not np.array_equal(batch["bev.neck"].values[0], batch["bev.neck"].values[1])
+
+
 def test_names_limit_what_is_read(sealed: str) -> None:
     cache = open_cache(sealed)
     assert list(cache.read(cache.frames.tokens[0], ["bev.signed"])) == ["bev.signed"]

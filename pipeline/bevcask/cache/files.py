@@ -67,7 +67,7 @@ class Files:
         """Return bytes [start, stop) of a key, fewer if it is shorter, None if there is no key."""
         try:
             if self.root is not None:
-                descriptor = os.open(self.root / key, os.O_RDONLY)
+                descriptor = os.open(f"{self.root}/{key}", os.O_RDONLY)
                 try:
                     return os.pread(descriptor, stop - start, start)
                 finally:

@@ -50,6 +50,11 @@ class Encoded(Generic[ArrayT]):
     region: ArrayT | None = None
     count: ArrayT | None = None
 
+    def sample(self, number: int) -> "Encoded[ArrayT]":
+        """Return one sample of a batch."""
+        parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Encoded(*(None if part is None else part[number] for part in parts))
+
     def numpy(self) -> "Encoded[npt.NDArray[Any]]":
         """Return the same on the host as numpy arrays."""
         return Encoded(*(_to_numpy(getattr(self, field.name)) for field in fields(self)))

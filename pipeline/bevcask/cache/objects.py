@@ -80,22 +80,27 @@ def open_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) -> npt.NDArray[Any]:
-    """Undo crc32c, zstd and bytes of one chunk.
+    """Undo crc32c, zstd and bytes of one chunk; see `decode_into`."""
+    out = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+    decode_into(out, data, where)
+    return out
+
+
+def decode_into(out: npt.NDArray[Any], data: bytes, where: str) -> None:
+    """Undo crc32c, zstd and bytes of one chunk, into a contiguous little-endian array.
 
     Raises:
         CacheCorruptError: checksum or length is wrong.
     """
-    out = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
     body = memoryview(data)[:-_CRC_BYTES]
     if len(data) <= _CRC_BYTES or not _checksum_holds(data):
         raise CacheCorruptError(f"{where}: checksum does not match. {REPAIR}")
     if _content_size(body) != out.nbytes:  # zstd fills a larger `out` in part and says nothing
-        raise CacheCorruptError(f"{where}: not a {dtype} chunk of {shape}. {REPAIR}")
+        raise CacheCorruptError(f"{where}: not a {out.dtype} chunk of {out.shape}. {REPAIR}")
     try:
         _ZSTD.decode(body, out=out)
     except (RuntimeError, ValueError) as error:
         raise CacheCorruptError(f"{where}: not a zstd frame. {REPAIR}") from error
-    return out
 
 
 def _content_size(frame: memoryview) -> int | None:

@@ -5,7 +5,7 @@ which carries its own. A row read checks the shard's index and the row's chunk b
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from bevcask.cache.objects import (
     Committed,
     decode_chunk,
     decode_index,
+    decode_into,
     decode_plain,
     index_bytes,
     open_json,
@@ -166,22 +167,40 @@ class Cache:
     def read(
         self, token: str, names: Collection[str] | None = None
     ) -> dict[str, Encoded[npt.NDArray[Any]]]:
-        """Return the targets of one frame, still quantised.
-
-        Args:
-            token: sample token.
-            names: targets; None means all.
+        """Return the targets of one frame, still quantised; see `read_batch`.
 
         Returns:
             Target name -> arrays of one sample: values (spec.tap.shape), scale, region bool (Y, X),
             count int64 (). `quantize.dequantize` makes float32 of them.
+        """
+        return {name: target.sample(0) for name, target in self.read_batch([token], names).items()}
+
+    def read_batch(
+        self, tokens: Sequence[str], names: Collection[str] | None = None
+    ) -> dict[str, Encoded[npt.NDArray[Any]]]:
+        """Return the targets of some frames, still quantised, each row decoded where it belongs.
+
+        Args:
+            tokens: sample tokens, B of them.
+            names: targets; None means all.
+
+        Returns:
+            Target name -> arrays, batch first: values (B, *spec.tap.shape), scale, region bool
+            (B, Y, X), count int64 (B,).
 
         Raises:
-            TokenNotCachedError: the token is not in the selection.
+            TokenNotCachedError: a token is not in the selection.
             UnknownNameError: no such target.
-            CacheIncompleteError: its shard is not committed.
+            CacheIncompleteError: a shard is not committed.
             CacheCorruptError: stored bytes are damaged or missing.
         """
+        wanted = list(self.specs) if names is None else list(names)
+        specs = [self._spec(name) for name in wanted]
+        places = [self._place(token) for token in tokens]
+        return {spec.name: self._read_target(spec, places) for spec in specs}
+
+    def _place(self, token: str) -> tuple[int, int]:
+        """Return the shard of a frame and its row there."""
         row = self.layout.row_of.get(token)
         if row is None:
             raise TokenNotCachedError(
@@ -189,10 +208,6 @@ class Cache:
                 f"{len(self.frames.tokens)} frames of {len(self.coverage)} scenes. Select frames "
                 "of the cache, or extract a cache with this selection to another URL."
             )
-        wanted = list(self.specs) if names is None else list(names)
-        return {name: self._read_target(self._spec(name), row) for name in wanted}
-
-    def _read_target(self, spec: TargetSpec, row: int) -> Encoded[npt.NDArray[Any]]:
         shard, place = divmod(row, self.layout.shard_rows)
         if shard not in self.commit:
             raise CacheIncompleteError(
@@ -200,18 +215,26 @@ class Cache:
                 f"{self.layout.num_shards} are). Run the `bevcask teacher-extract` command that "
                 "began it again."
             )
+        return shard, place
+
+    def _read_target(
+        self, spec: TargetSpec, places: Sequence[tuple[int, int]]
+    ) -> Encoded[npt.NDArray[Any]]:
         arrays = self._arrays[spec.name]
+        dtype = np.dtype(arrays["values"].dtype).newbyteorder("<")
+        values = np.empty((len(places), *spec.tap.shape), dtype)
+        for out, place in zip(values, places, strict=True):
+            self._read_row(arrays["values"], *place, out)
         whole = {
-            part: self._chunk(arrays[part], shard)[place].copy()
+            part: np.stack([self._chunk(arrays[part], shard)[row] for shard, row in places])
             for part in ("scale", "region", "count")
             if part in arrays
         }
         region = whole.get("region")
         if region is not None:
             shape = spec.tap.shape[-2:]
-            bits = np.unpackbits(region, count=shape[0] * shape[1], bitorder="little")
-            region = bits.reshape(shape).astype(bool)
-        values = self._read_row(arrays["values"], shard, place)
+            bits = np.unpackbits(region, axis=1, count=shape[0] * shape[1], bitorder="little")
+            region = bits.reshape(-1, *shape).view(bool)
         return Encoded(values, whole.get("scale"), region, whole.get("count"))
 
     def _spec(self, name: str) -> TargetSpec:
@@ -236,15 +259,15 @@ class Cache:
         self._spec(name)
         return lazy_dataset(self, name)
 
-    def _read_row(self, array: ArraySpec, shard: int, place: int) -> npt.NDArray[Any]:
-        """Return one row of `values`; reads its inner chunk and nothing else."""
-        shape = array.shape[1:]
+    def _read_row(self, array: ArraySpec, shard: int, place: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with one row of `values`; reads its inner chunk and nothing else."""
         span = self._index(array, shard)[place] if self._length(array, shard) else None
         if span is None:
-            return np.zeros(shape, array.dtype)
+            out[...] = 0
+            return
         key = array.object_key(shard)
         data = self._files.get_range(key, *span)
-        return decode_chunk(self._present(data, key), shape, array.dtype, f"{self.url}/{key}")
+        decode_into(out, self._present(data, key), f"{self.url}/{key}")
 
     def _read_index(self, array: ArraySpec, shard: int) -> list[tuple[int, int] | None]:
         rows, length, key = (
