@@ -1,10 +1,13 @@
-"""export: a trained student without its adapters, as safetensors."""
+"""export: a trained student without its adapters, or a teacher's checkpoint, as safetensors."""
 
 from pathlib import Path
 from typing import Any
 
 from bevcask.config import RunConfig
+from bevcask.detectors.weights import save_weights
 from bevcask.errors import CheckpointError, ConfigError
+from bevcask.provenance import command
+from bevcask.teachers import build_teacher
 from bevcask.training.checkpoint import export
 from bevcask.training.record import RunFolder
 
@@ -12,8 +15,10 @@ from bevcask.training.record import RunFolder
 def run(config: RunConfig) -> dict[str, Any]:
     """Write the best student of a run, or that of `student.checkpoint=FILE.ckpt`, to `out`.
 
+    With `teacher.checkpoint=FILE`, write that teacher's weights instead: how a pickle is converted.
+
     Returns:
-        Paths, step, tensors, parameters and the cache the student learned from.
+        Paths, tensors, parameters; of a student also its step and the cache it learned from.
 
     Raises:
         ConfigError: no output file.
@@ -21,6 +26,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     if config.out is None:
         raise ConfigError("export needs a file: bevcask export OUT.safetensors run=DIR.")
+    if config.teacher.checkpoint != "random":
+        return _convert(config, Path(config.out))
     folder = RunFolder(Path(config.run))
     if config.student.checkpoint is not None:
         source = Path(config.student.checkpoint)
@@ -32,3 +39,15 @@ def run(config: RunConfig) -> dict[str, Any]:
             "with `bevcask student-distill`, or give student.checkpoint=FILE.ckpt."
         )
     return export(source, Path(config.out))
+
+
+def _convert(config: RunConfig, out: Path) -> dict[str, Any]:
+    """Write a teacher's weights, under the names its detector gives them."""
+    weights = build_teacher(config.teacher, config.seed).weights()
+    save_weights(weights, out, {"made_by": command(), "from": config.teacher.checkpoint})
+    return {
+        "out": str(out),
+        "checkpoint": config.teacher.checkpoint,
+        "tensors": len(weights),
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+    }

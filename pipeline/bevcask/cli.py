@@ -45,7 +45,7 @@ _SECTIONS = {
     "evaluate": ("dataset", "student", "loader"),
     "inspect": ("dataset",),
     "verify": (),
-    "export": ("student",),
+    "export": ("student", "teacher"),
     "catalog": (),
 }  # fmt: skip
 _KEYS = {
@@ -246,7 +246,12 @@ _verb(
     "Train a detector, imitating cached targets (or none: method=none trains a teacher).",
 )
 _verb("evaluate", "evaluate", "Official nuScenes mAP and NDS of a detector or of a cache's boxes.")
-_verb("export", "export", "Write a trained student without its adapters as safetensors.", "out")
+_verb(
+    "export",
+    "export",
+    "Write a trained student without its adapters, or a teacher's checkpoint, as safetensors.",
+    "out",
+)
 _verb("catalog", "catalog", "List known datasets, checkpoints and caches.", "name")
 
 

@@ -36,6 +36,10 @@ class Teacher(ABC):
     def inputs(self) -> Inputs:
         """Return what the loader must provide."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return every tensor by name, as its checkpoint file holds them; or nothing."""
+        return {}
+
     def head(self) -> dict[str, Tensor]:
         """Return the head's task branches (`head.tasks.*`) a student may start from; or nothing."""
         return {}

@@ -73,6 +73,9 @@ class NativeTeacher(Teacher):
             "checkpoint": f"random, seed {self._seed}" if self._checkpoint == "random" else "file",
         }
 
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.detector.state_dict())
+
     def head(self) -> dict[str, Tensor]:
         return self.detector.head_weights()
 

@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,12 +135,11 @@ def test_broken_config_files_have_one_message(tmp_path: Path, text: str, words: 
 
 
 @pytest.fixture
-def without_ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """An mmcv that was built without its compiled ops."""
     for name in [name for name in sys.modules if name.startswith("mmcv.ops")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
-    yield
 
 
 @pytest.mark.usefixtures("without_ops")
