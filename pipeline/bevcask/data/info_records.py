@@ -198,17 +198,18 @@ def _labels(
     names: list[str], boxes: npt.ArrayLike, velocities: npt.ArrayLike, points: npt.ArrayLike
 ) -> tuple[Floats, Floats, list[str], npt.NDArray[np.int32]]:
     """Return boxes, velocities, names and points of the ten classes."""
+    if not names:
+        return np.empty((0, 7)), np.empty((0, 2)), [], np.empty((0, 2), np.int32)
     unknown = sorted(set(names) - _UNSCORED - set(CLASSES))
     if unknown:
         raise ValueError(f"class {', '.join(unknown)} is none of {', '.join(CLASSES)}")
     kept = np.array([name in CLASSES for name in names], bool)
-    arrays = (
-        np.asarray(boxes, np.float64).reshape(len(names), -1)[kept],
+    boxes_NF = np.asarray(boxes, np.float64).reshape(len(names), -1)
+    if boxes_NF.shape[1] not in (7, 9):
+        raise ValueError(f"boxes have {boxes_NF.shape[1]} numbers instead of 7")
+    return (
+        boxes_NF[kept, :7],
         np.asarray(velocities, np.float64).reshape(len(names), 2)[kept],
+        [name for name in names if name in CLASSES],
         np.asarray(points, np.int32).reshape(len(names), 2)[kept],
     )
-    if not len(arrays[0]):
-        arrays = (np.empty((0, 7)), *arrays[1:])
-    if arrays[0].shape[1] not in (7, 9):
-        raise ValueError(f"boxes have {arrays[0].shape[1]} numbers instead of 7")
-    return arrays[0][:, :7], arrays[1], [n for n in names if n in CLASSES], arrays[2]
