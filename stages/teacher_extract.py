@@ -6,8 +6,7 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 """
 
 import logging
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded, FrameTable, concatenate
+from bevcask.cache.begin import create, stored_targets
+from bevcask.cache.identity import require_identity
+from bevcask.cache.layout import Encoded, FrameTable, Layout, concatenate
+from bevcask.cache.parts import Part, scene_prefix
 from bevcask.cache.quantize import encode
-from bevcask.cache.reader import open_cache
-from bevcask.cache.writer import WriteQueue, Writer, create
+from bevcask.cache.reader import Cache, open_cache
+from bevcask.cache.repair import Repairer, read_list
+from bevcask.cache.reuse import reuse
+from bevcask.cache.room import check_bound, check_projection
+from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
 from bevcask.data.images import RESAMPLING
@@ -26,15 +31,17 @@ from bevcask.data.loader import FrameSource, Key, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
-from bevcask.errors import ConfigError, DiskFullError
+from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device, provenance
+from bevcask.targets.kinds import kind_of
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
+from bevcask.training.identity import check_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -42,48 +49,115 @@ _log = logging.getLogger(__name__)
 def run(config: RunConfig) -> dict[str, Any]:
     """Fill `config.cache` with what the method needs of the teacher.
 
+    A sealed cache that lacks some of it gets it added; `part=i/n` fills the i-th of n ranges of
+    shards, and whoever finds all committed seals; `repair=FILE` writes listed shards again.
+
     Returns:
-        cache URL, id, frames, stored and raw bytes, seconds a frame.
+        cache URL, id, frames, stored and raw bytes, `sealed`, `shards_left` (of all parts),
+        `reused` shards, the head file.
 
     Raises:
         ConfigError: no cache URL, or a wrong section.
         PlanError: the teacher does not offer what the method needs.
         CacheIdentityError: the URL holds a cache of another teacher, dataset or selection.
+        CacheBusyError: another process fills the same shards.
         DiskFullError: the projected size does not fit.
     """
     if config.cache is None:
         raise ConfigError("teacher-extract needs a cache URL: bevcask teacher-extract URL ...")
     url = resolve("cache", config.cache)
+    part = Part() if config.part is None else Part.parse(config.part)
     frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
+    if config.repair is not None:
+        return _repair(config, url, frames, teacher)
     method = build_method(config.method)
     what = plan(method.needs(), teacher.taps(), len(frames.tokens), config.store, None)
     if config.dry_run:
         return {"cache": url, "dry_run": True, **what.to_dict()}
-    device = pick_device(config.device)
-    teacher.load(device)
+    specs = [*what.specs, *stored_targets(url)]
+    whole_scenes = teacher.temporal == "scene"
     writer = create(
         url,
         list(what.specs),
-        FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global),
+        frame_table(frames),
         shard_rows=config.store.shard_rows,
-        fingerprint=identity(teacher, frames, any(spec.region.reads_boxes for spec in what.specs)),
+        fingerprint=identity(teacher, frames, any(spec.region.reads_boxes for spec in specs)),
         plan=what.to_dict() | {"dataset": config.dataset.model_dump(mode="json")},
-        provenance=provenance()
-        | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)},
+        provenance=made_by(teacher, frames),
+        part=part,
+        whole_scenes=whole_scenes,
     )
-    _fill(config, frames, teacher, what.specs, writer, device)
-    writer.seal()
-    head = export_head(teacher, url)
-    cache = open_cache(url)
-    register_cache(url, cache)
+    with writer:
+        reused = _reuse(config, writer, whole_scenes)
+        _check_bound(writer)
+        _fill(config, frames, teacher, writer)
+    left = writer.unfinished()
+    if not left:
+        writer.seal()
+    return report(url, teacher, len(frames)) | {
+        "raw_gb": what.total_bytes / 1e9,
+        "part": None if config.part is None else config.part,
+        "shards_left": left,
+        "reused": reused,
+    }
+
+
+def report(url: str, teacher: Teacher, num_frames: int) -> dict[str, Any]:
+    """Return what a cache holds now; of a sealed one write the head file and the catalog entry."""
+    cache = open_cache(url, allow_unsealed=True)
+    head = export_head(teacher, url) if cache.sealed else None
+    if cache.sealed:
+        register_cache(url, cache)
     return {
         "cache": url,
         "id": cache.id,
-        "frames": len(frames.tokens),
+        "frames": num_frames,
         "stored_gb": sum(cache.stored_bytes(name) for name in cache.specs) / 1e9,
-        "raw_gb": what.total_bytes / 1e9,
+        "sealed": cache.sealed,
         "head": head,
+    }
+
+
+def frame_table(frames: Frames) -> FrameTable:
+    """Return the selection as a cache keeps it."""
+    return FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global)
+
+
+def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
+    """Return what is recorded of this run."""
+    return provenance() | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)}
+
+
+def _reuse(config: RunConfig, writer: Writer, whole_scenes: bool) -> int:
+    """Take over what `store.reuse` already has; return the number of shards."""
+    if config.store.reuse is None or not writer.missing():
+        return 0
+    old = open_cache(resolve("cache", config.store.reuse), allow_unsealed=True)
+    check_dataset(old, config.dataset)
+    taken = reuse(writer, old, whole_scenes)
+    _log.info("%d of %d shards taken over from %s", taken, len(writer.shards), old.url)
+    return taken
+
+
+def _repair(config: RunConfig, url: str, frames: Frames, teacher: Teacher) -> dict[str, Any]:
+    """Write the listed targets of the listed shards again, from the same teacher and data."""
+    if config.part is not None:
+        raise ConfigError("repair= and part= do not go together: one process repairs.")
+    assert config.repair is not None
+    wanted = read_list(Path(config.repair))
+    cache = Cache(url, allow_unsealed=True, lenient=True)
+    specs = list(cache.specs.values())
+    layout = Layout(frame_table(frames), specs, config.store.shard_rows)
+    annotations = any(spec.region.reads_boxes for spec in specs)
+    require_identity(cache, layout.identity(identity(teacher, frames, annotations)))
+    repairer = Repairer(cache, wanted, {"provenance": made_by(teacher, frames), "repair": True})
+    if wanted:
+        with repairer:
+            _fill(config, frames, teacher, repairer)
+    return report(url, teacher, len(frames)) | {
+        "repaired": len(wanted),
+        "changed": repairer.changed,
     }
 
 
@@ -116,52 +190,64 @@ def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dic
 
 @dataclass(frozen=True)
 class Step:
-    """One forward: a batch never crosses a shard, so a resumed run repeats the same batches."""
+    """One forward: a batch never crosses a shard, so a resumed run repeats the same batches.
+
+    Attributes:
+        shard: where its frames lie.
+        keys: what the loader reads.
+        completes_shard: it is the shard's last.
+        kept: False where the teacher must only see the frames, to remember them.
+    """
 
     shard: int
     keys: list[Key]
     completes_shard: bool
+    kept: bool = True
 
 
-def steps_of(writer: Writer, frames: Frames, batch_size: int) -> list[Step]:
-    """Return the forwards that fill every missing shard, in row order."""
+def steps_of(
+    writer: Writer | Repairer, frames: Frames, batch_size: int, whole_scenes: bool = False
+) -> list[Step]:
+    """Return the forwards that fill every missing shard, in row order.
+
+    Args:
+        writer: knows what is missing.
+        frames: the selection.
+        batch_size: frames a forward, at most.
+        whole_scenes: begin with the first frame of each scene, for a teacher that remembers.
+    """
     position = {token: index for index, token in enumerate(frames.tokens)}
+    missing = writer.missing()
     steps = []
-    for shard in writer.missing():
+    for shard in scene_prefix(writer.cache.layout, missing) if whole_scenes else missing:
         keys: list[Key] = [(position[token], 0) for token in writer.tokens(shard)]
         for first in range(0, len(keys), batch_size):
             last = first + batch_size >= len(keys)
-            steps.append(Step(shard, keys[first : first + batch_size], last))
+            steps.append(Step(shard, keys[first : first + batch_size], last, shard in missing))
     return steps
 
 
-def _fill(
-    config: RunConfig,
-    frames: Frames,
-    teacher: Teacher,
-    specs: tuple[TargetSpec, ...],
-    writer: Writer,
-    device: torch.device,
-) -> None:
+def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
-    steps = steps_of(writer, frames, config.loader.batch_size)
+    steps = steps_of(writer, frames, config.loader.batch_size, teacher.temporal == "scene")
     if not steps:
         return
+    device = pick_device(config.device)
+    teacher.load(device)
     reader = SampleReader(frames, teacher.inputs(), augment=None, seed=config.seed)
     loader = build_loader(
         FrameSource(reader), [step.keys for step in steps], config.loader.num_workers
     )
-    done = len(frames) - sum(len(step.keys) for step in steps)
-    if done:
-        _log.info("resuming: %d of %d frames are committed", done, len(frames))
+    total = sum(len(step.keys) for step in steps)
     with (
         WriteQueue(writer, config.store.queue) as queue,
-        progress_bar("extract", len(frames), done) as bar,
+        progress_bar("extract", total) as bar,
     ):
         ticking = ticks(zip(steps, loader, strict=True), bar, queue)
-        for shard, arrays in encoded_shards(teacher, specs, ticking, device):
+        for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
             queue.put(shard, arrays)
-            check_free_disk(writer, queue.num_bytes, queue.num_shards)
+            if isinstance(writer, Writer):
+                _check_projection(writer, queue, steps[0].shard)
 
 
 def ticks(
@@ -175,7 +261,7 @@ def ticks(
 
 def encoded_shards(
     teacher: Teacher,
-    specs: tuple[TargetSpec, ...],
+    specs: Sequence[TargetSpec],
     batches: Iterable[tuple[Step, Batch]],
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
@@ -184,6 +270,8 @@ def encoded_shards(
     parts: list[dict[str, Encoded[Any]]] = []
     for step, batch in batches:
         outputs = teacher(batch.to(device), names)
+        if not step.kept:
+            continue
         parts.append(encode_targets(outputs, specs, batch))
         if step.completes_shard:
             yield step.shard, {n: concatenate([part[n] for part in parts]) for n in names}
@@ -206,24 +294,21 @@ def encode_targets(
     }
 
 
-def check_free_disk(writer: Writer, written_bytes: int, written_shards: int) -> None:
-    """Once the first shard is written, compare the projected size with the free disk.
+def _check_bound(writer: Writer) -> None:
+    """Judge by the uncompressed size of what is missing, of all parts; see `check_bound`."""
+    sizes = (kind_of(spec.tap).bytes_per_frame(spec) for spec in writer.specs)
+    check_bound(writer.cache.url, sum(sizes) * _num_frames(writer, writer.missing(True)))
 
-    Raises:
-        DiskFullError: it would not fit; nothing written so far is lost.
-    """
-    left, url = len(writer.missing()), writer.cache.url
-    if written_shards != 1 or left == 0 or "://" in url:
-        return
-    needed = written_bytes * left
-    free = shutil.disk_usage(url).free
-    if needed > free:
-        raise DiskFullError(
-            f"{url}: {left} more shards of about {written_bytes / 1e6:.1f} MB need "
-            f"{needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free: "
-            f"{(needed - free) / 1e9:.3f} GB short. What is committed stays; free some space, then "
-            "run the same command again, or pick a smaller store.codec and another URL."
-        )
+
+def _check_projection(writer: Writer, queue: WriteQueue, first: int) -> None:
+    """Judge by the first shard, once it is written; what other parts have yet to write counts."""
+    if queue.num_shards == 1:
+        left = _num_frames(writer, writer.missing(everywhere=True))
+        check_projection(writer.cache.url, queue.num_bytes, len(writer.tokens(first)), left)
+
+
+def _num_frames(writer: Writer, shards: Sequence[int]) -> int:
+    return sum(len(writer.tokens(shard)) for shard in shards)
 
 
 def export_head(teacher: Teacher, url: str) -> str | None:

@@ -50,7 +50,7 @@ _SECTIONS = {
 }  # fmt: skip
 _KEYS = {
     "plan": ("seed",),
-    "teacher-extract": ("cache", "device", "seed", "dry_run"),
+    "teacher-extract": ("cache", "part", "repair", "device", "seed", "dry_run"),
     "student-distill": (
         "cache", "run", "targets", "on_missing", "device", "seed", "resume", "dry_run",
     ),

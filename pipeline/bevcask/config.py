@@ -31,6 +31,8 @@ LITERAL_KEYS = frozenset(
         "student.init",
         "student.head",
         "cache",
+        "part",
+        "store.reuse",
         "run",
         "out",
         "repair",
@@ -108,6 +110,7 @@ class StoreConfig(Config):
     )
     shard_rows: int = Field(8, ge=1, le=4096, description="frames a shard; scenes start on a shard")
     queue: int = Field(2, ge=1, description="shards waiting for the writer; bounds memory")
+    reuse: str | None = Field(None, description="take the shards that fit from this cache (URL)")
 
 
 class LoaderConfig(Config):
@@ -197,6 +200,7 @@ class RunConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     trainer: TrainerConfig = TrainerConfig()
     cache: str | None = Field(None, description="cache URL or catalog:NAME")
+    part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
     run: str = Field("runs/latest", description="folder for checkpoints, logs, results")
     targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
     online: OnlineConfig = OnlineConfig()

@@ -47,6 +47,10 @@ class CacheCorruptError(BevcaskError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 
 
+class CacheBusyError(BevcaskError, RuntimeError):
+    """Another process is at work on the same shards; host, pid and time are named."""
+
+
 class TokenNotCachedError(BevcaskError, KeyError):
     """A sample token has no row in the cache."""
 

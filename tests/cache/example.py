@@ -62,7 +62,7 @@ def encoded(writer: Writer, shard: int) -> dict[str, Encoded[Any]]:
     tokens = writer.tokens(shard)
     numbers = [list(writer.cache.frames.tokens).index(token) for token in tokens]
     found: dict[str, Encoded[Any]] = {}
-    for name, spec in writer.cache.specs.items():
+    for name, spec in ((spec.name, spec) for spec in writer.specs):
         values = torch.stack([truth(spec, number) for number in numbers])
         sets = spec.tap.kind.endswith("_set")
         count = torch.tensor([count_of(number) for number in numbers]) if sets else None
@@ -84,10 +84,17 @@ def begin(url: str | Path, **changes: Any) -> Writer:
     return create(str(url), arguments.pop("specs"), arguments.pop("frames"), **arguments)
 
 
+def commit_folder(url: str | Path) -> Path:
+    """Return where the example cache (or the addition under way in one) commits its shards."""
+    folders = [path for path in (Path(url) / "commit").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    return folders[0]
+
+
 def build(url: str | Path, **changes: Any) -> str:
     """Write and seal the example cache."""
-    writer = begin(url, **changes)
-    for shard in writer.missing():
-        writer.write(shard, encoded(writer, shard))
+    with begin(url, **changes) as writer:
+        for shard in writer.missing():
+            writer.write(shard, encoded(writer, shard))
     writer.seal()
     return str(url)

@@ -66,7 +66,7 @@ def fill(url: str) -> None:
         plan={},
         provenance={"process": "any"},
     )
-    with WriteQueue(writer, depth=1) as waiting:
+    with writer, WriteQueue(writer, depth=1) as waiting:
         for shard in writer.missing():
             waiting.put(shard, _arrays(writer, shard))
     writer.seal()

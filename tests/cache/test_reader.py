@@ -18,7 +18,17 @@ from bevcask.errors import (
     UnknownNameError,
 )
 from bevcask.fingerprint import digest
-from cache.example import FINGERPRINT, PLAN, SPECS, begin, build, count_of, encoded, truth
+from cache.example import (
+    FINGERPRINT,
+    PLAN,
+    SPECS,
+    begin,
+    build,
+    commit_folder,
+    count_of,
+    encoded,
+    truth,
+)
 
 
 def assert_says_the_truth(cache: Cache, frame: int) -> None:
@@ -161,7 +171,7 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
     document = json.loads(root.read_bytes())
     document["attributes"]["schema_version"] = 99
     root.write_bytes(seal_json(document))
-    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 1, got"):
+    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 2, got"):
         open_cache(str(copied))
 
 
@@ -173,8 +183,8 @@ def test_missing_objects_are_found(copied: Path) -> None:
         cache.read(cache.frames.tokens[0])
     with pytest.raises(CacheCorruptError, match=r"scale/c.2.0: committed, but gone"):
         cache.read(cache.frames.tokens[3])
-    (copied / "commit/c.1.0.0").unlink()
-    with pytest.raises(CacheCorruptError, match=r"commit/c.1.0.0: sealed, but gone"):
+    (commit_folder(copied) / "c.1.0.0").unlink()
+    with pytest.raises(CacheCorruptError, match=r"commit/\w{16}/c.1.0.0: sealed, but gone"):
         open_cache(str(copied))
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from bevcask.cache import open_cache, verifier, verify
+from bevcask.cache.layout import commit_key
 from bevcask.errors import BevcaskError, CacheIncompleteError
-from cache.example import begin, encoded
+from cache.example import begin, commit_folder, encoded
 
 
 def read_everything(url: Path) -> None:
     cache = open_cache(str(url))
     for token in cache.frames.tokens:
         cache.read(token)
+    assert len(cache.runs) == 1
 
 
 def files_of(url: Path) -> list[Path]:
@@ -72,13 +74,13 @@ def test_every_byte_of_the_self_digested_files_counts(copied: Path, name: str) -
 def test_missing_and_extra_files_are_listed(copied: Path) -> None:
     (copied / "targets/bev.neck/values/c.0.0.0.0").unlink()
     (copied / "frames/valid/c.0").unlink()
-    (copied / "commit/c.3.0.0").unlink()
+    (commit_folder(copied) / "c.3.0.0").unlink()
     (copied / "notes.txt").write_text("mine")
     (copied / "targets/bev.silent/values/c.0.0.0.0").write_bytes(b"12")
     found = {problem.key: problem.what for problem in verify(str(copied)).problems}
     assert found["targets/bev.neck/values/c.0.0.0.0"] == "missing"
     assert found["frames/valid/c.0"] == "missing"
-    assert found["commit/c.3.0.0"] == "missing"
+    assert [found[key] for key in found if key.startswith("commit/")] == ["missing"]
     assert "extra" in found["notes.txt"]
     assert "extra" in found["targets/bev.silent/values/c.0.0.0.0"]
 
@@ -100,12 +102,13 @@ def test_swapped_shards_and_wrong_lengths_are_found(copied: Path) -> None:
 
 def test_a_damaged_file_is_traced_to_its_shard_and_target(copied: Path) -> None:
     flip(copied / "targets/bev.signed/scale/c.2.0", 5)
-    flip(copied / "commit/c.1.0.0", 5)
+    commit = commit_folder(copied) / "c.1.0.0"
+    flip(commit, 5)
     flip(copied / "frames/valid/c.0", 5)
     found = {p.key: (p.shard, p.target, p.token) for p in verify(str(copied)).problems}
     assert found == {
         "targets/bev.signed/scale/c.2.0": (2, "bev.signed", None),
-        "commit/c.1.0.0": (1, None, None),
+        commit.relative_to(copied).as_posix(): (1, None, None),
         "frames/valid/c.0": (None, None, None),
     }
 
@@ -155,6 +158,7 @@ def test_verify_over_fsspec() -> None:
 
     url = build("memory://verify/c")
     assert verify(url).ok
-    with fsspec.open("memory://verify/c/commit/c.0.0.0", "wb") as file:
+    commit = commit_key(open_cache(url).id, 0)
+    with fsspec.open(f"{url}/{commit}", "wb") as file:
         file.write(b"x")
-    assert [problem.key for problem in verify(url).problems] == ["commit/c.0.0.0"]
+    assert [problem.key for problem in verify(url).problems] == [commit]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bevcask.cache.begin import create
 from bevcask.cache.reader import open_cache
-from bevcask.cache.writer import create
 
 Call = Callable[..., tuple[int, str, str]]
 Settings = dict[str, str]

@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bevcask.cache.begin import create, stored_targets
     from bevcask.cache.identity import check_identity
     from bevcask.cache.layout import Encoded, FrameTable, Layout, concatenate
     from bevcask.cache.quantize import dequantize, encode
     from bevcask.cache.reader import Cache, open_cache
     from bevcask.cache.verifier import Problem, Report, verify
-    from bevcask.cache.writer import WriteQueue, Writer, create
+    from bevcask.cache.writer import WriteQueue, Writer
 
 _HOME = {
     "check_identity": "identity",
@@ -26,7 +27,8 @@ _HOME = {
     "verify": "verifier",
     "Writer": "writer",
     "WriteQueue": "writer",
-    "create": "writer",
+    "create": "begin",
+    "stored_targets": "begin",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "dequantize",
     "encode",
     "open_cache",
+    "stored_targets",
     "verify",
 ]
 

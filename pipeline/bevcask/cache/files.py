@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,17 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def list(self) -> Iterator[str]:
-        """Yield every key, in no order."""
+    def list(self, below: str = "") -> Iterator[str]:
+        """Yield every key, or those of one folder and the folders in it, in no order."""
         if self.root is not None:
-            for folder, _, names in os.walk(self.root):
-                below = Path(folder).relative_to(self.root).as_posix()
-                yield from names if below == "." else (f"{below}/{name}" for name in names)
+            for folder, _, names in os.walk(self.root / below):
+                inner = Path(folder).relative_to(self.root).as_posix()
+                yield from names if inner == "." else (f"{inner}/{name}" for name in names)
             return
         filesystem = self._remote
         prefix = self._prefix.strip("/") + "/"
-        for path in filesystem.find(self._prefix):
+        filesystem.invalidate_cache(self._prefix)  # other processes write too
+        for path in filesystem.find(self._path(below).rstrip("/")):
             yield path.lstrip("/").removeprefix(prefix)
 
     def put(self, key: str, data: bytes) -> None:
@@ -119,14 +120,63 @@ class Files:
             for key, data in contents.items():
                 filesystem.pipe_file(self._path(key), data)
 
+    def put_volatile(self, key: str, data: bytes) -> None:
+        """Write a small file that need not survive a power cut, in one go but not atomically."""
+        with self._full_disk_is_an_error({key: data}):
+            if self.root is None:
+                self._remote.pipe_file(self._path(key), data)
+                return
+            path = self.root / key
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # another process removed the empty folder
+                    path.write_bytes(data)
+                    return
+
+    def link_many(self, sources: Mapping[str, Path]) -> bool:
+        """Make keys of local files that exist, by hard links; all or nothing.
+
+        Returns:
+            False where the disk cannot: remote, another disk, a file system without links.
+        """
+        if self.root is None or not sources:
+            return False
+        folders: set[Path] = set()
+        linked: list[Path] = []
+        try:
+            for key, source in sources.items():
+                path = self.root / key
+                folders |= {path.parent, *_make_folders(path.parent)}
+                path.hardlink_to(source)
+                linked.append(path)
+        except OSError:
+            for path in linked:
+                path.unlink()
+            return False
+        for folder in folders:
+            _sync(folder)
+        return True
+
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
         if self.root is not None:
             (self.root / key).unlink(missing_ok=True)
             return
         filesystem = self._remote
-        if filesystem.exists(self._path(key)):
+        with suppress(FileNotFoundError):
             filesystem.rm_file(self._path(key))
+
+    def delete_below(self, folder: str) -> None:
+        """Remove a folder and every key in it; nothing happens if there is none."""
+        for key in list(self.list(folder)):
+            self.delete(key)
+        self.remove_empty(folder)
+
+    def remove_empty(self, folder: str) -> None:
+        """Remove a folder that holds nothing; another stays, as do stores without folders."""
+        if self.root is not None:
+            with suppress(OSError):
+                (self.root / folder).rmdir()
 
     @contextmanager
     def _full_disk_is_an_error(self, contents: Mapping[str, bytes]) -> Iterator[None]:

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bevcask.cache.layout import Layout
 from bevcask.cache.reader import Cache
 from bevcask.errors import CacheIdentityError
 from bevcask.fingerprint import ABSENT, canonical, differences
+from bevcask.targets.spec import TargetSpec
 
 _NUM_SHOWN = 4
 _CAUSES_FIRST = ("teacher", "selection", "dataset", "classes", "preprocessing", "targets")
@@ -41,8 +43,47 @@ def require_identity(cache: Cache, expected: Mapping[str, Any]) -> None:
     _raise_on(cache, _compare(cache, expected))
 
 
+def require_shared_identity(
+    cache: Cache, layout: Layout, fingerprint: Mapping[str, Any]
+) -> list[TargetSpec]:
+    """Check that a run agrees with a sealed cache in everything both speak of.
+
+    New targets may rest on more of the dataset than the old ones did (say its annotations): leaves
+    below `dataset` that the cache does not have are no difference then.
+
+    Args:
+        cache: a sealed cache.
+        layout: rows and targets of the run.
+        fingerprint: identity tree of the run.
+
+    Returns:
+        The run's targets that the cache does not have.
+
+    Raises:
+        CacheIdentityError: leaves differ; each is named with both values.
+    """
+    new = [spec for name, spec in layout.specs.items() if name not in cache.specs]
+    mine, theirs = layout.identity(fingerprint), cache.identity
+    for tree in (mine, theirs):
+        tree["targets"] = {
+            name: spec
+            for name, spec in tree["targets"].items()
+            if name in layout.specs and name in cache.specs
+        }
+    leaves = [
+        (leaf, expected, got)
+        for leaf, expected, got in _sorted(differences(mine, theirs))
+        if not (new and got == ABSENT and leaf.startswith("dataset."))
+    ]
+    _raise_on(cache, leaves)
+    return new
+
+
 def _compare(cache: Cache, expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    leaves = differences(canonical(dict(expected)), cache.identity)
+    return _sorted(differences(canonical(dict(expected)), cache.identity))
+
+
+def _sorted(leaves: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
     return sorted(leaves, key=lambda leaf: _rank(leaf[0].partition(".")[0]))
 
 

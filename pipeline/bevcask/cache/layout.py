@@ -18,7 +18,7 @@ from bevcask.fingerprint import canonical, digest
 from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
 FORMAT = "bevcask"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NUM_COMMIT_BYTES = 40  # sha256, then the length as little-endian uint64
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
@@ -223,9 +223,17 @@ def arrays_in_order(specs: Sequence[TargetSpec], num_rows: int) -> list[ArraySpe
     return sorted(arrays, key=lambda array: array.key)
 
 
-def commit_key(shard: int) -> str:
+def commit_array(cache_id: str) -> str:
+    """Return the key of the array that commits the shards of one identity.
+
+    It is named after the identity, so that targets can be added beside those that are there.
+    """
+    return f"commit/{cache_id[:16]}"
+
+
+def commit_key(cache_id: str, shard: int) -> str:
     """Return the key of a shard's commit."""
-    return f"commit/{chunk_name(shard, 3)}"
+    return f"{commit_array(cache_id)}/{chunk_name(shard, 3)}"
 
 
 class Layout:
@@ -266,6 +274,16 @@ class Layout:
         numbers = self._frame_of_row[first : first + self.shard_rows]
         return range(int(numbers[0]), int(numbers[0]) + int((numbers >= 0).sum()))
 
+    @cached_property
+    def scene_starts(self) -> list[int]:
+        """The first shard of every scene."""
+        scenes = [self.frames.scenes[self.frames_of(s)[0]] for s in range(self.num_shards)]
+        return [s for s in range(self.num_shards) if s == 0 or scenes[s] != scenes[s - 1]]
+
+    def tokens_of(self, shard: int) -> list[str]:
+        """Return the sample tokens of a shard, in row order, without pad rows."""
+        return [self.frames.tokens[frame] for frame in self.frames_of(shard)]
+
     def per_row(self, per_frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Spread an array over frames to rows; pad rows are zero."""
         rows = np.zeros((self.num_rows, *per_frame.shape[1:]), per_frame.dtype)
@@ -294,6 +312,10 @@ class Layout:
             "targets": {name: spec.to_dict() for name, spec in self.specs.items()},
         }
         return dict(canonical({**fingerprint, **own}))
+
+    def id(self, fingerprint: Mapping[str, Any]) -> str:
+        """Return the SHA-256 (hex) of the identity tree."""
+        return digest(self.identity(fingerprint))
 
 
 def _place(scenes: Sequence[str], shard_rows: int) -> npt.NDArray[np.int64]:

@@ -14,16 +14,12 @@ import numpy.typing as npt
 
 from bevcask.cache.files import Files
 from bevcask.cache.layout import (
-    FORMAT,
-    NUM_COMMIT_BYTES,
-    SCHEMA_VERSION,
     ArraySpec,
     Encoded,
     FrameTable,
     Layout,
     arrays_of,
     chunk_name,
-    commit_key,
 )
 from bevcask.cache.objects import (
     REPAIR,
@@ -31,13 +27,12 @@ from bevcask.cache.objects import (
     decode_chunk,
     decode_index,
     decode_into,
-    decode_plain,
     index_bytes,
     open_json,
 )
+from bevcask.cache.root import PROVENANCE, ROOT, read_commit, read_root
 from bevcask.errors import (
     CacheCorruptError,
-    CacheIdentityError,
     CacheIncompleteError,
     TokenNotCachedError,
     UnknownNameError,
@@ -51,7 +46,6 @@ if TYPE_CHECKING:
 
 _CACHED_INDEXES = 4096
 _CACHED_CHUNKS = 512
-_PROVENANCE = "provenance/zarr.json"
 
 
 def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
@@ -67,25 +61,46 @@ def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
         CacheIdentityError: another format or schema version.
         CacheCorruptError: metadata, frames or commit are damaged.
     """
-    return Cache(url, allow_unsealed)
+    before = Files(url).get(ROOT)
+    try:
+        return Cache(url, allow_unsealed)
+    except CacheCorruptError:
+        if Files(url).get(ROOT) == before:
+            raise
+        return Cache(url, allow_unsealed)  # targets were added while we read
 
 
 class Cache:
     """An open cache. Can be pickled and survives a fork; every process reads for itself."""
 
-    def __init__(self, url: str, allow_unsealed: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        allow_unsealed: bool = False,
+        root: str = ROOT,
+        lenient: bool = False,
+    ) -> None:
+        """Open a cache; see `open_cache`.
+
+        Args:
+            url: local path or fsspec URL.
+            allow_unsealed: also open one that is not complete.
+            root: key of the root to believe: that of an addition under way shows it as unsealed.
+            lenient: take a commit that cannot be read for absent (to repair it).
+        """
         self.url = url
         self._allow_unsealed = allow_unsealed
+        self._lenient = lenient
         self._files = Files(url)
-        self.attributes = read_root(self._files)
+        self.attributes = read_root(self._files, root)
         small = self._read_small()
-        self.provenance: dict[str, Any] = open_json(small.pop(_PROVENANCE), f"{url}/{_PROVENANCE}")[
-            "provenance"
-        ]
+        made = open_json(small.pop(PROVENANCE), f"{url}/{PROVENANCE}")
+        self.provenance: dict[str, Any] = made["provenance"]
+        self.plan: dict[str, Any] = made["plan"]
         specs = [TargetSpec.from_dict(spec) for spec in self.attributes["specs"]]
         self.frames = self._read_frames(small)
         self.layout = Layout(self.frames, specs, self.attributes["shard_rows"])
-        self.commit = self._read_commit()
+        self.commit = self.read_commit()
         if not self.sealed and not allow_unsealed:
             raise CacheIncompleteError(
                 f"cache {url} is not sealed: {len(self.commit)} of {self.layout.num_shards} shards "
@@ -123,9 +138,12 @@ class Cache:
         return self.layout.identity(self.fingerprint)
 
     @property
-    def plan(self) -> dict[str, Any]:
-        """What the plan said."""
-        return dict(self.attributes["plan"])
+    def runs(self) -> list[dict[str, Any]]:
+        """What every process that wrote to the cache said of itself, oldest first."""
+        keys = [key for key in self._files.list("provenance") if key.endswith("/zarr.json")]
+        found = self._files.get_many(sorted(key for key in keys if key != PROVENANCE))
+        runs = [open_json(data, f"{self.url}/{key}") for key, data in found.items() if data]
+        return [{key: value for key, value in run.items() if key != "sha256"} for run in runs]
 
     @property
     def id(self) -> str:
@@ -298,7 +316,7 @@ class Cache:
     def _read_small(self) -> dict[str, bytes]:
         """Return metadata, frames and coordinates, each checked against its digest."""
         digests: Mapping[str, str] = self.attributes["files"]
-        found = self._files.get_many([*digests, _PROVENANCE])
+        found = self._files.get_many([*digests, PROVENANCE])
         small = {key: self._present(data, key) for key, data in found.items()}
         bad = [k for k in digests if hashlib.sha256(small[k]).hexdigest() != digests[k]]
         if bad:
@@ -326,52 +344,10 @@ class Cache:
             lidar_to_global=column("lidar_to_global", "float64", 4, 4)[valid],
         )
 
-    def _read_commit(self) -> dict[int, list[Committed]]:
-        num_shards = self.layout.num_shards
-        chunks = self._files.get_many(commit_key(shard) for shard in range(num_shards))
-        if self.sealed and None in chunks.values():
-            gone = next(key for key, data in chunks.items() if data is None)
-            raise CacheCorruptError(f"{self.url}/{gone}: sealed, but gone. {REPAIR}")
-        width = NUM_COMMIT_BYTES * len(self.layout.arrays)
-        rows = {
-            shard: decode_plain(data, width, f"{self.url}/{key}")
-            for shard, (key, data) in enumerate(chunks.items())
-            if data is not None
-        }
-        if self.sealed:
-            digest = hashlib.sha256(b"".join(rows.values())).hexdigest()
-            if digest != self.attributes["commit"]:
-                raise CacheCorruptError(
-                    f"{self.url}/commit: does not match the digest in zarr.json. {REPAIR}"
-                )
-        return {shard: split_commit(data) for shard, data in rows.items()}
+    def read_commit(self) -> dict[int, list[Committed]]:
+        """Return what is committed now: shard -> its objects in the order of `Layout.arrays`.
 
-
-def split_commit(data: bytes) -> list[Committed]:
-    """Return the entries of one shard's commit, in the order of `Layout.arrays`."""
-    starts = range(0, len(data), NUM_COMMIT_BYTES)
-    return [Committed.from_bytes(data[start : start + NUM_COMMIT_BYTES]) for start in starts]
-
-
-def read_root(files: Files) -> dict[str, Any]:
-    """Return the root attributes, checked.
-
-    Raises:
-        CacheIncompleteError: there is no cache.
-        CacheIdentityError: another format or schema version.
-        CacheCorruptError: the root's zarr.json is damaged.
-    """
-    data = files.get("zarr.json")
-    if data is None:
-        raise CacheIncompleteError(
-            f"no cache at {files.url}: expected zarr.json there. Check the URL, or make the cache "
-            f"with `bevcask teacher-extract {files.url}`."
-        )
-    attributes = open_json(data, f"{files.url}/zarr.json")
-    found = (attributes.get("format"), attributes.get("schema_version"))
-    if found != (FORMAT, SCHEMA_VERSION):
-        raise CacheIdentityError(
-            f"{files.url}: expected format {FORMAT} schema_version {SCHEMA_VERSION}, got "
-            f"{found[0]} {found[1]}. Read it with the bevcask that wrote it, or extract again."
-        )
-    return attributes
+        Raises:
+            CacheCorruptError: a commit is damaged, or one of a sealed cache missing.
+        """
+        return read_commit(self._files, self.attributes, len(self.layout.arrays), self._lenient)

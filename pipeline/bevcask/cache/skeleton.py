@@ -4,7 +4,6 @@ zarr makes all of them in memory, so that they are what zarr makes; `writer.py` 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,13 +20,13 @@ from bevcask.cache.layout import (
     SCHEMA_VERSION,
     ArraySpec,
     Layout,
+    commit_array,
     group_of,
 )
 from bevcask.cache.objects import seal_json
-from bevcask.fingerprint import canonical, digest
+from bevcask.cache.root import ROOT
+from bevcask.fingerprint import canonical
 
-ROOT = "zarr.json"
-PROVENANCE = "provenance/zarr.json"
 _NAMES: Any = {"name": "default", "separator": "."}  # one file a chunk, no folders of folders
 
 
@@ -80,7 +79,7 @@ def scene_numbers(layout: Layout) -> tuple[list[str], npt.NDArray[np.int32]]:
     return names, np.array([number[scene] for scene in layout.frames.scenes], np.int32)
 
 
-def build(layout: Layout) -> dict[str, bytes]:
+def build(layout: Layout, cache_id: str) -> dict[str, bytes]:
     """Return every small file but the root's and the provenance's zarr.json."""
     content: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(content))
@@ -94,7 +93,7 @@ def build(layout: Layout) -> dict[str, bytes]:
                 group[f"{group_of(spec)}/{dim}"].attrs["units"] = "m"
     _frames(group, layout)
     group.create_array(
-        "commit",
+        commit_array(cache_id),
         shape=(layout.num_shards, len(layout.arrays), NUM_COMMIT_BYTES),
         dtype="uint8",
         chunks=(1, len(layout.arrays), NUM_COMMIT_BYTES),
@@ -124,13 +123,19 @@ def _frames(group: zarr.Group, layout: Layout) -> None:
 
 
 def root_attributes(
-    layout: Layout, fingerprint: Mapping[str, Any], plan: Mapping[str, Any], small: dict[str, bytes]
+    layout: Layout, fingerprint: Mapping[str, Any], files: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the attributes of the root group of a cache that is not sealed yet."""
+    """Return the attributes of the root group of a cache that is not sealed yet.
+
+    Args:
+        layout: rows and targets.
+        fingerprint: identity tree.
+        files: digest of every small file, by key.
+    """
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "id": digest(layout.identity(fingerprint)),
+        "id": layout.id(fingerprint),
         "state": "open",
         "commit": None,
         "shard_rows": layout.shard_rows,
@@ -138,17 +143,16 @@ def root_attributes(
         "num_shards": layout.num_shards,
         "scenes": scene_numbers(layout)[0],
         "specs": [canonical(spec.to_dict()) for spec in layout.specs.values()],
-        "plan": canonical(dict(plan)),
         "fingerprint": canonical(dict(fingerprint)),
-        "files": {key: hashlib.sha256(small[key]).hexdigest() for key in sorted(small)},
+        "files": {key: files[key] for key in sorted(files)},
     }
+
+
+def digests_of(small: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 (hex) of small files by key."""
+    return {key: hashlib.sha256(data).hexdigest() for key, data in small.items()}
 
 
 def group_json(attributes: Mapping[str, Any]) -> bytes:
     """Return a group's zarr.json that carries its own digest."""
     return seal_json({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
-
-
-def attributes_of(data: bytes) -> dict[str, Any]:
-    """Return the attributes in zarr.json bytes whose digest has been checked already."""
-    return dict(json.loads(data)["attributes"])

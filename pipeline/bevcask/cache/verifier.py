@@ -7,14 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bevcask.cache.files import PARTIAL, Files
-from bevcask.cache.layout import NUM_COMMIT_BYTES, arrays_in_order, arrays_of, commit_key
+from bevcask.cache.layout import (
+    NUM_COMMIT_BYTES,
+    arrays_in_order,
+    arrays_of,
+    commit_key,
+    group_of,
+)
+from bevcask.cache.lease import FOLDER as LEASES
 from bevcask.cache.objects import Committed, decode_plain, open_json
-from bevcask.cache.reader import read_root, split_commit
+from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root, split_commit
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.spec import TargetSpec
 
-_ROOT = "zarr.json"
-_PROVENANCE = "provenance/zarr.json"
 _PIECE = 1 << 24
 Progress = Callable[[int, int], None]
 
@@ -82,7 +87,7 @@ def verify(url: str, workers: int | None = None, progress: Progress | None = Non
     try:
         attributes = read_root(files)
     except CacheCorruptError:
-        return Report(url, [Problem(_ROOT, "does not match its own digest")], 1, 0)
+        return Report(url, [Problem(ROOT, "does not match its own digest")], 1, 0)
     return _Check(files, attributes).run(workers, progress)
 
 
@@ -102,6 +107,7 @@ class _Check:
     def __init__(self, files: Files, attributes: Mapping[str, Any]) -> None:
         self._files = files
         self._digests: Mapping[str, str] = attributes["files"]
+        self._id: str = attributes["id"]
         self._sealed = attributes["state"] == "sealed"
         self._digest = attributes["commit"]
         self._num_shards: int = attributes["num_shards"]
@@ -121,10 +127,9 @@ class _Check:
                     expected[array.object_key(shard)] = _Expected(
                         row.sha256, row.length, shard, self._target[array.key]
                     )
-        self._provenance()
-        self._extra(
-            {_ROOT, _PROVENANCE, *map(commit_key, range(self._num_shards)), *expected}, commit
-        )
+        commits = {commit_key(self._id, shard) for shard in range(self._num_shards)}
+        runs = self._provenance()
+        self._extra({ROOT, *runs, *commits, *expected}, commit)
         hashed = 0
         total = sum(known.length or 0 for known in expected.values())
         with ThreadPoolExecutor(workers) as pool:
@@ -138,7 +143,11 @@ class _Check:
             progress(hashed, hashed)
         problems = sorted(self._problems, key=lambda problem: problem.key)
         return Report(
-            self._files.url, problems, len(expected) + len(commit) + 2, hashed, self._targets
+            self._files.url,
+            problems,
+            len(expected) + len(commit) + len(runs) + 1,
+            hashed,
+            self._targets,
         )
 
     def _hash(self, key: str, length: int | None) -> Committed | None:
@@ -172,7 +181,9 @@ class _Check:
         """Return the commit of every shard that has a readable one."""
         width = NUM_COMMIT_BYTES * len(self._arrays)
         rows: dict[int, bytes] = {}
-        chunks = self._files.get_many(commit_key(shard) for shard in range(self._num_shards))
+        chunks = self._files.get_many(
+            commit_key(self._id, shard) for shard in range(self._num_shards)
+        )
         for shard, (key, data) in enumerate(chunks.items()):
             if data is None:
                 if self._sealed:
@@ -186,20 +197,23 @@ class _Check:
                 )
         whole = len(rows) == self._num_shards
         if not self._sealed:
-            self._add(_ROOT, f"not sealed: {len(rows)} of {self._num_shards} shards are committed")
+            self._add(ROOT, f"not sealed: {len(rows)} of {self._num_shards} shards are committed")
         elif whole and hashlib.sha256(b"".join(rows.values())).hexdigest() != self._digest:
             self._add("commit", "does not match the digest in zarr.json")
         return {shard: split_commit(data) for shard, data in rows.items()}
 
-    def _provenance(self) -> None:
-        data = self._files.get(_PROVENANCE)
-        if data is None:
-            self._add(_PROVENANCE, "missing")
-            return
-        try:
-            open_json(data, _PROVENANCE)
-        except CacheCorruptError:
-            self._add(_PROVENANCE, "does not match its own digest")
+    def _provenance(self) -> set[str]:
+        """Check what every run said of itself; return the keys."""
+        runs = {key for key in self._files.list("provenance") if key.endswith("/zarr.json")}
+        for key, data in self._files.get_many({PROVENANCE, *runs}).items():
+            if data is None:
+                self._add(key, "missing")
+                continue
+            try:
+                open_json(data, key)
+            except CacheCorruptError:
+                self._add(key, "does not match its own digest")
+        return {PROVENANCE, *runs}
 
     def _extra(self, expected: set[str], commit: Mapping[int, list[Committed]]) -> None:
         """Report files nobody committed; a shard without a readable commit is no matter of this."""
@@ -208,10 +222,25 @@ class _Check:
             for shard in set(range(self._num_shards)) - set(commit)
             for array in self._arrays
         }
+        added = (f"{LEASES}/", *self._being_added())
         for key in self._files.list():
-            leftover = key.endswith(PARTIAL) and not self._sealed
-            if key not in expected and key not in unfinished and not leftover:
+            leftover = key.endswith(PARTIAL) and (len(added) > 1 or not self._sealed)
+            if not (key in expected or key in unfinished or leftover or key.startswith(added)):
                 self._add(key, "extra: nobody committed it")
+
+    def _being_added(self) -> list[str]:
+        """Return how the keys of targets that are being added begin; none where nothing is."""
+        if self._files.get(ADDITION) is None:
+            return []
+        try:
+            pending = read_root(self._files, ADDITION)
+        except CacheCorruptError:
+            self._add(ADDITION, "does not match its own digest")
+            return ["addition/"]
+        specs = [TargetSpec.from_dict(spec) for spec in pending["specs"]]
+        groups = [group_of(spec) for spec in specs if spec.name not in self._targets]
+        parents = [f"{group.partition('/')[0]}/zarr.json" for group in groups]
+        return ["addition/", "commit/", *(f"{group}/" for group in groups), *parents]
 
     def _add(
         self, key: str, what: str, shard: int | None = None, target: str | None = None

@@ -1,4 +1,4 @@
-"""Writing a cache: create or resume, whole shards, a commit after each, a seal at the end.
+"""Writing a cache: whole shards, a commit after each, a seal at the end.
 
 The writer owns every object of its shards until it has written their commit row. What has no commit
 row does not exist: it is removed on resume.
@@ -6,111 +6,116 @@ row does not exist: it is removed on resume.
 
 import hashlib
 import queue
+import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Protocol
 
 from bevcask.cache import skeleton
 from bevcask.cache.files import PARTIAL, Files
-from bevcask.cache.identity import require_identity
-from bevcask.cache.layout import (
-    ArraySpec,
-    Encoded,
-    FrameTable,
-    Layout,
-    arrays_of,
-    commit_key,
-    group_of,
-    is_set,
-)
-from bevcask.cache.objects import Committed, encode_chunk, encode_plain, encode_shard
+from bevcask.cache.layout import Encoded, arrays_of, commit_array, commit_key
+from bevcask.cache.lease import Lease, holding_small_files
+from bevcask.cache.objects import Committed, encode_plain
 from bevcask.cache.reader import Cache
-from bevcask.errors import CacheIdentityError, CacheIncompleteError, TargetMismatchError
+from bevcask.cache.root import ADDITION, ROOT, read_root
+from bevcask.cache.shards import objects_of
+from bevcask.errors import CacheIncompleteError
 from bevcask.targets.spec import TargetSpec
 
 
-def create(
-    url: str,
-    specs: Sequence[TargetSpec],
-    frames: FrameTable,
-    *,
-    shard_rows: int,
-    fingerprint: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-) -> "Writer":
-    """Create a cache, or go on with one of the same identity.
+class Writer:
+    """Writes the missing shards of a cache, or of one part of it. Made by `create`.
+
+    Use as a context manager: it holds the lease of its shards. Not for two threads at once.
 
     Args:
-        url: local path or fsspec URL.
-        specs: what is stored.
-        frames: the selection; fixed from now on.
-        shard_rows: frames a shard.
-        fingerprint: identity tree of teacher, dataset and preprocessing.
-        plan: what the plan said; kept for readers, no part of the identity.
-        provenance: versions, host, command, git, times; kept from the first run.
-
-    Raises:
-        CacheIdentityError: the URL holds something else; the leaves that differ are named.
-        CacheCorruptError: the metadata found there is damaged.
-        DiskFullError: no room for the metadata.
+        cache: the cache as it will be, opened with its commits so far.
+        shards: those this process fills.
+        part: how the user called them.
+        made: what is recorded of this run (`provenance`, `plan`).
+        base: a sealed cache whose targets stay as they are while others are added.
     """
-    files = Files(url)
-    layout = Layout(frames, specs, shard_rows)
-    if files.get(skeleton.ROOT) is None:
-        small = skeleton.build(layout)
-        _require_empty(files, {*small, skeleton.PROVENANCE})
-        attributes = skeleton.root_attributes(layout, fingerprint, plan, small)
-        small[skeleton.PROVENANCE] = skeleton.group_json({"provenance": dict(provenance)})
-        files.put_many(small)
-        files.put(skeleton.ROOT, skeleton.group_json(attributes))
-    cache = Cache(url, allow_unsealed=True)
-    require_identity(cache, layout.identity(fingerprint))
-    return Writer(cache)
 
-
-def _require_empty(files: Files, own: set[str]) -> None:
-    """Accept a folder only if nothing is in it but the start of a cache."""
-    foreign = sorted(key for key in files.list() if key not in own and not key.endswith(PARTIAL))
-    if foreign:
-        raise CacheIdentityError(
-            f"{files.url} is not empty and no bevcask cache: expected {skeleton.ROOT}, got "
-            f"{foreign[0]} and {len(foreign) - 1} more. Choose another URL."
-        )
-
-
-class Writer:
-    """Writes the missing shards of a cache. Not for two threads at once."""
-
-    def __init__(self, cache: Cache) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        shards: range,
+        part: str,
+        made: Mapping[str, Any],
+        base: Cache | None = None,
+    ) -> None:
         self._cache = cache
         self._files = Files(cache.url)
         self._layout = cache.layout
-        self._commit = {
-            shard: b"".join(row.to_bytes() for row in rows) for shard, rows in cache.commit.items()
-        }
-        self._remove_leftovers()
+        self._shards = shards
+        self._commit = dict(cache.commit)
+        self._base = base
+        old = base.specs if base else {}
+        self.specs: list[TargetSpec] = [s for name, s in cache.specs.items() if name not in old]
+        """The targets that are written; all of them unless some are added to a sealed cache."""
+        self._lease = Lease(self._files, shards, part)
+        self._run = Run(self._files, {**made, "part": part})
+        self._written = 0
+
+    def __enter__(self) -> "Writer":
+        """Take the lease and remove what an interrupted run left of these shards.
+
+        Raises:
+            CacheBusyError: another process fills some of them.
+        """
+        if not self.missing():
+            return self
+        self._lease.claim()
+        try:
+            self._commit = self._cache.read_commit()
+            self._remove_leftovers()
+            self._run.begin(shards=self._shards, targets=[spec.name for spec in self.specs])
+        except BaseException:
+            self._lease.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lease.held:
+            try:
+                self._run.end(self._written)
+            finally:
+                self._lease.release()
 
     @property
     def num_shards(self) -> int:
+        """Shards of the whole cache."""
         return self._layout.num_shards
+
+    @property
+    def shards(self) -> range:
+        """Those this process fills."""
+        return self._shards
 
     @property
     def cache(self) -> Cache:
         """The cache as it was when the writer opened it."""
         return self._cache
 
-    def missing(self) -> list[int]:
-        """Return the shards that are not committed, in order."""
-        return [shard for shard in range(self.num_shards) if shard not in self._commit]
+    def missing(self, everywhere: bool = False) -> list[int]:
+        """Return the shards of this part (or of all parts) that are not committed, in order.
+
+        What other parts commit meanwhile is not seen.
+        """
+        shards = range(self.num_shards) if everywhere else self._shards
+        return [shard for shard in shards if shard not in self._commit]
 
     def tokens(self, shard: int) -> list[str]:
         """Return the sample tokens of a shard, in row order, without pad rows."""
-        return [self._layout.frames.tokens[frame] for frame in self._layout.frames_of(shard)]
+        return self._layout.tokens_of(shard)
 
     def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
         """Write and commit one shard.
@@ -126,107 +131,140 @@ class Writer:
             TargetMismatchError: a target is missing, unknown or of the wrong shape or dtype;
                 nothing has been written.
             DiskFullError: the disk is full; earlier shards are safe.
+            CacheBusyError: this process has lost its lease.
         """
+        assert shard in self._shards
         assert shard not in self._commit
-        contents = self._rows_of(shard, arrays)
-        objects = {
-            array.object_key(shard): _object(array, contents.pop(array.key))
-            for array in self._layout.arrays
-        }
-        rows = [Committed.of(data) for data in objects.values()]
-        self._files.put_many({key: data for key, data in objects.items() if data})
-        self._commit[shard] = b"".join(row.to_bytes() for row in rows)
-        self._files.put(commit_key(shard), encode_plain(self._commit[shard]))
-        return sum(row.length for row in rows)
+        objects = objects_of(self._layout, [spec.name for spec in self.specs], shard, arrays)
+        self._lease.check()
+        keys = {array.key: array.object_key(shard) for array in self._layout.arrays}
+        self._files.put_many({keys[key]: data for key, data in objects.items() if data})
+        rows = {key: Committed.of(data) for key, data in objects.items()}
+        self._put_commit(shard, rows)
+        return sum(row.length for row in rows.values())
 
-    def seal(self, provenance: Mapping[str, Any] | None = None) -> None:
-        """Declare the cache complete; nothing happens if it was sealed before.
+    def adopt(self, shard: int, objects: Mapping[str, bytes], links: Mapping[str, Path]) -> None:
+        """Commit one shard with objects that exist already, somewhere else.
 
         Args:
-            provenance: entries to add to, or replace in, what `create` was given.
+            shard: one of `missing()`.
+            objects: array key -> bytes, checked by whoever calls; empty where all is zero.
+            links: array key -> the local file that holds them, to be linked where that is possible.
+        """
+        self._lease.check()
+        keys = {a.key: a.object_key(shard) for a in self._layout.arrays if objects.get(a.key)}
+        if not self._files.link_many({keys[k]: path for k, path in links.items() if k in keys}):
+            self._files.put_many({key: objects[name] for name, key in keys.items()})
+        self._put_commit(shard, {key: Committed.of(data) for key, data in objects.items()})
+
+    def _put_commit(self, shard: int, rows: Mapping[str, Committed]) -> None:
+        """Commit a shard: the rows of what was written, between those of targets it already had."""
+        known = dict(rows)
+        if self._base is not None:
+            theirs = zip(self._base.layout.arrays, self._base.commit[shard], strict=True)
+            known |= {array.key: row for array, row in theirs}
+        self._commit[shard] = [known[array.key] for array in self._layout.arrays]
+        data = b"".join(row.to_bytes() for row in self._commit[shard])
+        self._files.put(commit_key(self._cache.id, shard), encode_plain(data))
+        self._written += 1
+
+    def unfinished(self) -> int:
+        """Return how many shards of the whole cache nobody has committed by now."""
+        if self._cache.sealed:
+            return 0
+        self._commit = self._cache.read_commit()
+        return len(self.missing(everywhere=True))
+
+    def seal(self) -> None:
+        """Declare the cache complete; nothing happens if it was sealed before.
+
+        Where targets were added, this is the moment in which they appear: one file is replaced.
 
         Raises:
             CacheIncompleteError: shards are missing.
         """
-        missing = self.missing()
-        if missing:
-            raise CacheIncompleteError(
-                f"cache {self._files.url} cannot be sealed: {len(missing)} of {self.num_shards} "
-                f"shards are missing, first {missing[0]}. Run teacher-extract again."
-            )
         if self._cache.sealed:
             return
-        if provenance:
-            merged = {**self._cache.provenance, **provenance}
-            self._files.put(skeleton.PROVENANCE, skeleton.group_json({"provenance": merged}))
-        commit = b"".join(self._commit[shard] for shard in range(self.num_shards))
-        attributes = {
-            **self._cache.attributes,
-            "state": "sealed",
-            "commit": hashlib.sha256(commit).hexdigest(),
-        }
-        self._files.put(skeleton.ROOT, skeleton.group_json(attributes))
+        with holding_small_files(self._files, "sealing"):
+            root = read_root(self._files)
+            if (root["id"], root["state"]) == (self._cache.id, "sealed"):
+                return
+            commit = self._cache.read_commit()
+            missing = [shard for shard in range(self.num_shards) if shard not in commit]
+            if missing:
+                raise CacheIncompleteError(
+                    f"cache {self._files.url} cannot be sealed: {len(missing)} of "
+                    f"{self.num_shards} shards are missing, first {missing[0]}. Run "
+                    "teacher-extract again."
+                )
+            self._files.put(ROOT, sealed_root(self._cache.attributes, commit))
+            end_addition(self._files, self._cache.id)
 
     def _remove_leftovers(self) -> None:
-        """Remove partial files and objects of shards that were never committed."""
-        if not self.missing():
-            return
-        missing = set(self.missing())
-        arrays = self._layout.arrays
-        uncommitted = {array.object_key(shard) for shard in missing for array in arrays}
-        uncommitted |= {commit_key(shard) for shard in missing}
-        small = {*self._cache.attributes["files"], skeleton.PROVENANCE, skeleton.ROOT}
+        """Remove partial files and objects of own shards that were never committed."""
+        arrays = [a for spec in self.specs for a in arrays_of(spec, self._layout.num_rows)]
+        uncommitted = {a.object_key(shard) for shard in self.missing() for a in arrays}
+        uncommitted |= {commit_key(self._cache.id, shard) for shard in self.missing()}
         for key in list(self._files.list()):
             whole = key.removesuffix(PARTIAL).rpartition(".")[0] if key.endswith(PARTIAL) else key
-            if whole in uncommitted or (whole in small and whole != key):
+            if whole in uncommitted:
                 self._files.delete(key)
 
-    def _rows_of(
-        self, shard: int, arrays: Mapping[str, Encoded[Any]]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return the whole shard of every array, pad rows zero; all mismatches in one message."""
-        specs = self._layout.specs
-        problems = [f"{name}: missing" for name in specs if name not in arrays]
-        problems += [f"{name}: not a target of this cache" for name in arrays if name not in specs]
-        num = len(self._layout.frames_of(shard))
-        contents: dict[str, npt.NDArray[Any]] = {}
-        for name in set(specs) & set(arrays):
-            parts = _parts(specs[name], arrays[name].numpy())
-            for array in arrays_of(specs[name], self._layout.num_rows):
-                part = parts[array.key]
-                expected = (num, *array.shape[1:])
-                if part is None or part.shape != expected or part.dtype != array.dtype:
-                    got = "nothing" if part is None else f"{part.shape} {part.dtype}"
-                    problems.append(f"{array.key}: expected {expected} {array.dtype}, got {got}")
-                    continue
-                contents[array.key] = np.zeros(
-                    (self._layout.shard_rows, *array.shape[1:]), array.dtype
-                )
-                contents[array.key][:num] = part
-        if problems:
-            raise TargetMismatchError(f"shard {shard}: {'; '.join(sorted(problems))}.")
-        return contents
+
+class Run:
+    """What is recorded of one run: who wrote which shards, in a small file of its own.
+
+    Args:
+        files: the cache.
+        made: what is known beforehand.
+    """
+
+    def __init__(self, files: Files, made: Mapping[str, Any]) -> None:
+        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self._key = f"provenance/{time}-{secrets.token_hex(4)}/zarr.json"
+        self._files = files
+        self._made = dict(made)
+
+    def begin(self, shards: range, targets: list[str]) -> None:
+        """Record that it has begun; `shards_written` stays null if it is killed."""
+        self._made |= {"shards": [shards.start, shards.stop], "targets": targets}
+        self._put(None)
+
+    def end(self, shards_written: int) -> None:
+        """Record how many shards it wrote."""
+        self._put(shards_written)
+
+    def _put(self, shards_written: int | None) -> None:
+        with holding_small_files(self._files, "recording"):
+            self._files.put(
+                self._key, skeleton.group_json({**self._made, "shards_written": shards_written})
+            )
 
 
-def _object(array: ArraySpec, content: npt.NDArray[Any]) -> bytes:
-    """Return the file of a shard; empty where all is fill value."""
-    return encode_chunk(content) if array.inner_rows is None else encode_shard(content)
+def sealed_root(attributes: Mapping[str, Any], commit: Mapping[int, list[Committed]]) -> bytes:
+    """Return the root's zarr.json of a cache whose shards are all committed."""
+    rows = (row.to_bytes() for shard in sorted(commit) for row in commit[shard])
+    digest = hashlib.sha256(b"".join(rows)).hexdigest()
+    return skeleton.group_json({**attributes, "state": "sealed", "commit": digest})
 
 
-def _parts(
-    spec: TargetSpec, encoded: Encoded[npt.NDArray[Any]]
-) -> dict[str, npt.NDArray[Any] | None]:
-    """Return an encoded batch by array key."""
-    group = group_of(spec)
-    region = encoded.region
-    if region is not None:
-        region = np.packbits(region.reshape(len(region), -1), axis=1, bitorder="little")
-    return {
-        f"{group}/values": encoded.values,
-        f"{group}/scale": encoded.scale,
-        f"{group}/region": region,
-        f"{group}/count": encoded.count if is_set(spec) else None,
-    }
+def end_addition(files: Files, cache_id: str) -> None:
+    """Remove what the addition of targets replaced; its own root goes last, as the reminder."""
+    if files.get(ADDITION) is None:
+        return
+    kept = (f"{commit_array(cache_id)}/", "commit/zarr.json")
+    others = [key for key in files.list("commit") if not key.startswith(kept)]
+    for folder in {key.rpartition("/")[0] for key in others}:
+        files.delete_below(folder)
+    files.delete_below("addition")
+
+
+class ShardWriter(Protocol):
+    """Whatever takes whole shards."""
+
+    def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
+        """Write one shard; return its bytes."""
+        ...
 
 
 class WriteQueue:
@@ -237,7 +275,7 @@ class WriteQueue:
     leaving. What was handed over is not to be changed any more.
     """
 
-    def __init__(self, writer: Writer, depth: int) -> None:
+    def __init__(self, writer: ShardWriter, depth: int) -> None:
         self._writer = writer
         self._waiting: queue.Queue[tuple[int, dict[str, Encoded[Any]]] | None]
         self._waiting = queue.Queue(maxsize=depth)

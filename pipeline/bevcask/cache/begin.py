@@ -1,0 +1,173 @@
+"""Beginning to write: create a cache, go on with one, or add targets to a sealed one.
+
+What is no shard's (metadata, frames, the root) is written here and by the seal, always under the
+lease of the small files: processes that begin at once wait for each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bevcask.cache import skeleton
+from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.identity import require_identity, require_shared_identity
+from bevcask.cache.layout import FrameTable, Layout, commit_array
+from bevcask.cache.lease import FOLDER, holding_small_files
+from bevcask.cache.parts import Part
+from bevcask.cache.reader import Cache
+from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
+from bevcask.cache.writer import Writer, end_addition
+from bevcask.errors import CacheIdentityError
+from bevcask.targets.spec import TargetSpec
+
+
+def create(
+    url: str,
+    specs: Sequence[TargetSpec],
+    frames: FrameTable,
+    *,
+    shard_rows: int,
+    fingerprint: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    part: Part | None = None,
+    whole_scenes: bool = False,
+) -> Writer:
+    """Create a cache, go on with one of the same identity, or add targets to a sealed one.
+
+    Args:
+        url: local path or fsspec URL.
+        specs: what is stored. What a sealed cache lacks of it is added; what else a cache holds, or
+            was begun with, stays and is completed.
+        frames: the selection; fixed from the first time on.
+        shard_rows: frames a shard.
+        fingerprint: identity tree of teacher, dataset and preprocessing, for these targets and
+            those of `stored_targets(url)`.
+        plan: what the plan said; kept beside the provenance, no part of the identity.
+        provenance: versions, host, command, git, times of this run.
+        part: which shards this process fills; None for all.
+        whole_scenes: parts never cut a scene.
+
+    Raises:
+        CacheIdentityError: the URL holds something else; the leaves that differ are named. Or it
+            holds the beginning of other additional targets.
+        CacheCorruptError: the metadata found there is damaged.
+        DiskFullError: no room for the metadata.
+    """
+    files = Files(url)
+    layout = Layout(frames, specs, shard_rows)
+    made = {"provenance": dict(provenance), "plan": dict(plan)}
+    part = part or Part()
+    shards = part.shards(layout, whole_scenes)
+    if _is_complete(files, layout):
+        cache = Cache(url)
+        require_shared_identity(cache, layout, fingerprint)
+        return Writer(cache, shards, str(part), made)
+    with holding_small_files(files, "creating it"):
+        if files.get(ROOT) is None:
+            _found(files, layout, fingerprint, made)
+        tidy(files)
+        cache = Cache(url, allow_unsealed=True)
+        new = require_shared_identity(cache, layout, fingerprint)
+        if not new:
+            return Writer(cache, shards, str(part), made)
+        if not cache.sealed:
+            require_identity(cache, layout.identity(fingerprint))  # names what is new
+        return Writer(_extend(cache, files, new, fingerprint), shards, str(part), made, cache)
+
+
+def stored_targets(url: str) -> list[TargetSpec]:
+    """Return the targets of the cache at a URL, those being added included; none without a cache.
+
+    Raises:
+        CacheIdentityError: another format or schema version.
+        CacheCorruptError: its metadata is damaged.
+    """
+    files = Files(url)
+    if files.get(ROOT) is None:
+        return []
+    key = ROOT if files.get(ADDITION) is None else ADDITION
+    return [TargetSpec.from_dict(spec) for spec in read_root(files, key)["specs"]]
+
+
+def _is_complete(files: Files, layout: Layout) -> bool:
+    """Tell whether a sealed cache, with no addition open, holds all targets of a run."""
+    if files.get(ROOT) is None or files.get(ADDITION) is not None:
+        return False
+    attributes = read_root(files)
+    held = {spec["tap"]["name"] for spec in attributes["specs"]}
+    return attributes["state"] == "sealed" and set(layout.specs) <= held
+
+
+def _found(
+    files: Files, layout: Layout, fingerprint: Mapping[str, Any], made: Mapping[str, Any]
+) -> None:
+    """Write all small files, the root last."""
+    small = skeleton.build(layout, layout.id(fingerprint))
+    _require_empty(files, {*small, PROVENANCE})
+    attributes = skeleton.root_attributes(layout, fingerprint, skeleton.digests_of(small))
+    files.put_many({**small, PROVENANCE: skeleton.group_json(made)})
+    files.put(ROOT, skeleton.group_json(attributes))
+
+
+def _require_empty(files: Files, own: set[str]) -> None:
+    """Accept a folder only if nothing is in it but the start of a cache."""
+    foreign = sorted(
+        key
+        for key in files.list()
+        if key not in own and not key.endswith(PARTIAL) and not key.startswith(f"{FOLDER}/")
+    )
+    if foreign:
+        raise CacheIdentityError(
+            f"{files.url} is not empty and no bevcask cache: expected {ROOT}, got "
+            f"{foreign[0]} and {len(foreign) - 1} more. Choose another URL."
+        )
+
+
+def _extend(
+    sealed: Cache, files: Files, new: Sequence[TargetSpec], fingerprint: Mapping[str, Any]
+) -> Cache:
+    """Begin, or go on with, adding targets; return the cache as it will be, unsealed.
+
+    The root that is there goes on telling of the old targets alone. The one that will replace it
+    when all shards are committed waits under `ADDITION`.
+    """
+    layout = Layout(sealed.frames, [*sealed.specs.values(), *new], sealed.layout.shard_rows)
+    cache_id = layout.id(fingerprint)
+    small = skeleton.build(layout, cache_id)
+    if files.get(ADDITION) is None:
+        files.delete_below(commit_array(cache_id))
+        kept = dict(sealed.attributes["files"])
+        del kept[f"{commit_array(sealed.id)}/zarr.json"]
+        digests = {**skeleton.digests_of(small), **kept}
+        attributes = skeleton.root_attributes(layout, fingerprint, digests)
+        files.put(ADDITION, skeleton.group_json(attributes))
+    pending = read_root(files, ADDITION)
+    if pending["id"] != cache_id:
+        names = {spec["tap"]["name"] for spec in pending["specs"]} - sealed.specs.keys()
+        raise CacheIdentityError(
+            f"cache {files.url}: {', '.join(sorted(names))} are being added to it, this run would "
+            f"add {', '.join(spec.name for spec in new)}. Finish that first, with the command that "
+            f"began it; or give it up by deleting {files.url.rstrip('/')}/addition."
+        )
+    there = {key: data for key, data in files.get_many(small).items() if data is not None}
+    whole = skeleton.digests_of(there)
+    files.put_many({k: data for k, data in small.items() if whole.get(k) != pending["files"][k]})
+    return Cache(files.url, allow_unsealed=True, root=ADDITION)
+
+
+def tidy(files: Files) -> None:
+    """Remove what a killed process left: half-written small files, and what an addition replaced.
+
+    To be called with the lease of the small files held.
+    """
+    root = read_root(files)
+    small = set(root["files"])
+    if files.get(ADDITION) is not None:
+        pending = read_root(files, ADDITION)
+        small |= set(pending["files"])
+        if pending["id"] == root["id"]:
+            end_addition(files, root["id"])
+    for key in list(files.list()):
+        whole = key.removesuffix(PARTIAL).rpartition(".")[0]
+        if key.endswith(PARTIAL) and (whole in small or whole.endswith("zarr.json")):
+            files.delete(key)

@@ -1,0 +1,219 @@
+"""Putting back single arrays of single shards of a sealed cache; nothing else is touched."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bevcask.cache import skeleton
+from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.layout import Encoded, arrays_of, commit_key
+from bevcask.cache.lease import Lease, holding_small_files
+from bevcask.cache.objects import Committed, encode_plain
+from bevcask.cache.reader import Cache
+from bevcask.cache.root import ROOT, read_root
+from bevcask.cache.shards import objects_of
+from bevcask.cache.writer import Run, sealed_root
+from bevcask.errors import CacheCorruptError, CacheIncompleteError, ConfigError, UnknownNameError
+from bevcask.registry import suggest
+from bevcask.targets.spec import TargetSpec
+
+_log = logging.getLogger(__name__)
+
+
+def read_list(path: Path) -> dict[int, set[str]]:
+    """Read what `bevcask verify URL repair=FILE` wrote: one JSON object a line.
+
+    Returns:
+        Shard -> names of the targets to write again.
+
+    Raises:
+        ConfigError: no such file, or a line without `shard` (a number) and `target` (a name).
+    """
+    wanted: dict[int, set[str]] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"repair={path}: cannot be read ({error}). Make it with `bevcask verify URL "
+            f"repair={path}`."
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            shard, target = entry["shard"], entry["target"]
+        except (ValueError, KeyError, TypeError):
+            shard = target = None
+        if type(shard) is not int or not isinstance(target, str):
+            raise ConfigError(
+                f'repair={path}, line {number}: expected {{"shard": NUMBER, "target": NAME, ...}}, '
+                f"got {line[:80]!r}. Make the list with `bevcask verify URL repair={path}`."
+            )
+        wanted.setdefault(shard, set()).add(target)
+    return wanted
+
+
+class Repairer:
+    """Writes listed targets of listed shards again. Use as a context manager.
+
+    Where the teacher says what was committed, the objects are put back and that is all. Where it
+    says something else (what had been committed was wrong), the shard's commit and the seal change
+    too; in between the cache is unsealed, so that nobody reads half of it.
+
+    Args:
+        cache: a sealed cache, opened leniently.
+        wanted: shard -> target names, see `read_list`.
+        made: what is recorded of this run (`provenance`, `plan`).
+
+    Raises:
+        ConfigError: a shard the cache does not have.
+        UnknownNameError: a target the cache does not have.
+        CacheIncompleteError: it is not sealed.
+        CacheCorruptError: a shard's commit is damaged, and not all of its targets are listed.
+    """
+
+    def __init__(
+        self, cache: Cache, wanted: Mapping[int, set[str]], made: Mapping[str, Any]
+    ) -> None:
+        self._cache = cache
+        self._layout = cache.layout
+        self._files = Files(cache.url)
+        self._wanted = {shard: sorted(wanted[shard]) for shard in sorted(wanted)}
+        self._check()
+        self._lease = Lease(self._files, range(self._layout.num_shards), "repair")
+        self._run = Run(self._files, made)
+        self.changed: list[int] = []
+        """Shards whose bytes are not those that had been committed."""
+
+    def _check(self) -> None:
+        url, num = self._cache.url, self._layout.num_shards
+        if not self._cache.sealed:
+            raise CacheIncompleteError(
+                f"cache {url} is not sealed. Run teacher-extract without repair= to complete it."
+            )
+        for shard, names in self._wanted.items():
+            if not 0 <= shard < num:
+                raise ConfigError(f"cache {url} has shards 0 to {num - 1}, the list names {shard}.")
+            for name in names:
+                if name not in self._cache.specs:
+                    raise UnknownNameError(
+                        f"cache {url} has no target {name!r}.{suggest(name, self._cache.specs)} "
+                        f"Known: {', '.join(self._cache.specs)}."
+                    )
+            if shard not in self._cache.commit and set(names) != set(self._cache.specs):
+                raise CacheCorruptError(
+                    f"{url}/{commit_key(self._cache.id, shard)} is damaged: list every target of "
+                    f"shard {shard} ({', '.join(self._cache.specs)}), as `bevcask verify` does."
+                )
+
+    @property
+    def specs(self) -> list[TargetSpec]:
+        """Every target that is listed for some shard."""
+        names = {name for names in self._wanted.values() for name in names}
+        return [spec for name, spec in self._cache.specs.items() if name in names]
+
+    @property
+    def cache(self) -> Cache:
+        """The cache as it was when it was opened."""
+        return self._cache
+
+    def missing(self) -> list[int]:
+        """Return the listed shards, in order."""
+        return list(self._wanted)
+
+    def tokens(self, shard: int) -> list[str]:
+        """Return the sample tokens of a shard, in row order, without pad rows."""
+        return self._layout.tokens_of(shard)
+
+    def __enter__(self) -> "Repairer":
+        self._lease.claim()
+        self._remove_leftovers()
+        shards = self.missing()
+        self._run.begin(range(min(shards), max(shards) + 1), [spec.name for spec in self.specs])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._seal_again()
+                self._run.end(len(self._wanted))
+        finally:
+            self._lease.release()
+
+    def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
+        """Write the listed targets of one shard again; others among `arrays` are left out.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            TargetMismatchError: a target is missing, or of the wrong shape or dtype.
+            DiskFullError: the disk is full; every object is the old or the new one.
+        """
+        names = self._wanted[shard]
+        said = {name: arrays[name] for name in names if name in arrays}
+        objects = objects_of(self._layout, names, shard, said)
+        self._lease.check()
+        new = {key: Committed.of(data) for key, data in objects.items()}
+        old = dict(
+            zip(
+                (a.key for a in self._layout.arrays),
+                self._cache.commit.get(shard, []),
+                strict=False,
+            )
+        )
+        rows = [{**old, **new}[array.key] for array in self._layout.arrays]
+        commit = encode_plain(b"".join(row.to_bytes() for row in rows))
+        key = commit_key(self._cache.id, shard)
+        changed = bool(old) and any(old[name] != row for name, row in new.items())
+        if changed:
+            _log.warning("shard %d: the teacher says other bytes than were committed", shard)
+            self.changed.append(shard)
+            self._unseal()
+            self._files.delete(key)
+        self._put(shard, objects)
+        if changed or not old:
+            self._files.put(key, commit)
+        return sum(map(len, objects.values()))
+
+    def _put(self, shard: int, objects: Mapping[str, bytes]) -> None:
+        places = {a.key: a.object_key(shard) for a in self._layout.arrays if a.key in objects}
+        self._files.put_many({places[key]: data for key, data in objects.items() if data})
+        for key, data in objects.items():
+            if not data:
+                self._files.delete(places[key])
+
+    def _unseal(self) -> None:
+        with holding_small_files(self._files, "unsealing"):
+            root = {**read_root(self._files), "state": "open", "commit": None}
+            self._files.put(ROOT, skeleton.group_json(root))
+
+    def _seal_again(self) -> None:
+        """Replace the root where its digest of the commit is no longer right."""
+        now = Cache(self._cache.url, allow_unsealed=True, lenient=True)
+        if len(now.commit) < self._layout.num_shards:
+            return
+        root = sealed_root(now.attributes, now.commit)
+        with holding_small_files(self._files, "sealing"):
+            if self._files.get(ROOT) != root:
+                self._files.put(ROOT, root)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed repair of the same shards left half written."""
+        specs = self._cache.specs
+        own = {
+            array.object_key(shard)
+            for shard, names in self._wanted.items()
+            for name in names
+            for array in arrays_of(specs[name], self._layout.num_rows)
+        }
+        for key in list(self._files.list()):
+            if key.endswith(PARTIAL) and key.removesuffix(PARTIAL).rpartition(".")[0] in own:
+                self._files.delete(key)

@@ -1,0 +1,81 @@
+"""Beginning a cache with the shards that another one of the same teacher already has."""
+
+import logging
+
+from bevcask.cache.files import Files
+from bevcask.cache.identity import check_identity
+from bevcask.cache.layout import arrays_of
+from bevcask.cache.objects import Committed
+from bevcask.cache.reader import Cache
+from bevcask.cache.writer import Writer
+
+_log = logging.getLogger(__name__)
+
+
+def reuse(writer: Writer, old: Cache, whole_scenes: bool = False) -> int:
+    """Commit every missing shard whose very frames lie in a shard of another cache.
+
+    Local files on one disk are linked: they are never changed in place, only replaced. Others are
+    copied. Every byte is hashed on the way; a shard with damage is left to be computed.
+
+    Args:
+        writer: of the new cache, entered.
+        old: another cache, sealed or not; that it is of the same dataset has been checked.
+        whole_scenes: also require the same frames before the shard in its scene.
+
+    Returns:
+        The number of shards taken over.
+
+    Raises:
+        CacheIdentityError: it is of another teacher, lacks targets, or lays them out otherwise.
+    """
+    identity = writer.cache.identity
+    shared = ("schema_version", "teacher", "classes", "preprocessing", "shard_rows")
+    expected = {leaf: identity[leaf] for leaf in shared if leaf in identity}
+    expected["targets"] = {spec.name: identity["targets"][spec.name] for spec in writer.specs}
+    check_identity(old, expected)
+    root = Files(old.url).root
+    found = {
+        _frames(old, shard, whole_scenes): shard for shard in sorted(old.committed, reverse=True)
+    }
+    taken = 0
+    for shard in writer.missing():
+        number = found.get(_frames(writer.cache, shard, whole_scenes))
+        objects = None if number is None else _read(writer, old, number)
+        if objects is None:
+            continue
+        links = {key: root / key_there for key, (key_there, _) in objects.items()} if root else {}
+        writer.adopt(shard, {key: data for key, (_, data) in objects.items()}, links)
+        taken += 1
+    return taken
+
+
+def _read(writer: Writer, old: Cache, number: int) -> dict[str, tuple[str, bytes]] | None:
+    """Return array key -> (key there, bytes) of a shard; None (and a warning) if it is damaged."""
+    layout, files = writer.cache.layout, Files(old.url)
+    wanted = {a.key for spec in writer.specs for a in arrays_of(spec, layout.num_rows)}
+    objects: dict[str, tuple[str, bytes]] = {}
+    for array, row in zip(old.layout.arrays, old.commit[number], strict=True):
+        if array.key not in wanted:
+            continue
+        key = array.object_key(number)
+        data = (files.get(key) or b"") if row.length else b""
+        if Committed.of(data) != row:
+            _log.warning(
+                "%s/%s: its bytes do not match their digest; this shard is computed. `bevcask "
+                "verify` tells what else is damaged there.",
+                old.url,
+                key,
+            )
+            return None
+        objects[array.key] = key, data
+    return objects
+
+
+def _frames(cache: Cache, shard: int, whole_scenes: bool) -> tuple[str, ...]:
+    """Return what must be equal for two shards to be: their tokens, and those that went before."""
+    first = shard
+    if whole_scenes:
+        first = max(start for start in cache.layout.scene_starts if start <= shard)
+    before = [t for number in range(first, shard) for t in cache.layout.tokens_of(number)]
+    return (*before, "|", *cache.layout.tokens_of(shard))
