@@ -17,7 +17,7 @@ cost is in the number; with workers, loading hides behind the device as in train
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,13 @@ class ResidentDataset(JoinedDataset):
         super().__init__(cached.frames, cached.student, cached.cache, cached.names)
         assert cached.cache is not None
         cache = open_cache(cached.cache)
-        self._resident = {t: cache.read(t, self.names) for t in cached.frames.tokens}
+        tokens = cached.frames.tokens
+        self._place = {token: place for place, token in enumerate(tokens)}
+        self._resident = cache.read_batch(tokens, self.names)
 
-    def _read_targets(self, token: str) -> dict[str, Any]:
-        return self._resident[token]
+    def _read_targets(self, tokens: Sequence[str]) -> dict[str, Any]:
+        places = [self._place[token] for token in tokens]
+        return {name: target.sample(places) for name, target in self._resident.items()}
 
 
 class Blocks:

@@ -50,8 +50,8 @@ class Encoded(Generic[ArrayT]):
     region: ArrayT | None = None
     count: ArrayT | None = None
 
-    def sample(self, number: int) -> "Encoded[ArrayT]":
-        """Return one sample of a batch."""
+    def sample(self, number: int | list[int]) -> "Encoded[ArrayT]":
+        """Return one sample of a batch, or a batch of some."""
         parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
         return Encoded(*(None if part is None else part[number] for part in parts))
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bevcask.cache.layout import Encoded
 from bevcask.cache.quantize import dequantize
-from bevcask.cache.reader import Cache, open_cache
+from bevcask.cache.reader import Cache
+from bevcask.cache.union import Caches, open_caches
 from bevcask.data.loader import Key, Sample, SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
@@ -47,7 +48,7 @@ class TrainBatch:
             self,
             batch=self.batch.to(device),
             targets={
-                name: _each(partial(_move, device=device), [target])
+                name: _each(partial(_move, device=device), target)
                 for name, target in self.targets.items()
             },
             teacher_batch=None if self.teacher_batch is None else self.teacher_batch.to(device),
@@ -98,10 +99,9 @@ def cached_frames(
 
 @dataclass(frozen=True)
 class JoinedSample:
-    """One frame for the student, its targets as stored, and the online teacher's view of it."""
+    """One frame as the student sees it and, where there is one, as an online teacher does."""
 
     student: Sample
-    targets: dict[str, Encoded[Any]]
     teacher: Sample | None
 
 
@@ -111,7 +111,8 @@ class JoinedDataset:
     Args:
         frames: the selection; every token must have a row (`cached_frames`).
         student: reads what the student sees.
-        cache: URL of the cache, opened in each worker at its first read; None without targets.
+        cache: URL of the cache (several: separated by commas), opened in each worker at its first
+            read; None without targets.
         names: targets to read.
         teacher: reads what an online teacher sees; None with a cache. Clean for
             `online.input=canonical`; with the student's augmentation and seed for `augmented`.
@@ -130,7 +131,7 @@ class JoinedDataset:
         self.cache = cache
         self.names = tuple(names)
         self.teacher = teacher
-        self._open: Cache | None = None
+        self._open: Caches | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -140,44 +141,39 @@ class JoinedDataset:
         token = self.frames.tokens[index]
         return JoinedSample(
             student=self.student.read(token, view),
-            targets=self._read_targets(token),
             teacher=None if self.teacher is None else self.teacher.read(token, view),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def _read_targets(self, token: str) -> dict[str, Encoded[Any]]:
+    def _read_targets(self, tokens: Sequence[str]) -> dict[str, Encoded[Any]]:
         if self.cache is None or not self.names:
             return {}
         if self._open is None:
-            self._open = open_cache(self.cache)
-        return self._open.read(token, self.names)
+            self._open = open_caches(self.cache)
+        return self._open.read_batch(tokens, self.names)
 
     def collate(self, samples: Sequence[JoinedSample]) -> TrainBatch:
-        """Stack joined samples on the host."""
+        """Stack joined samples on the host, and read their targets as one batch."""
+        targets = self._read_targets([sample.student.token for sample in samples])
         teachers = [sample.teacher for sample in samples if sample.teacher is not None]
         return TrainBatch(
             batch=collate([sample.student for sample in samples]),
-            targets={
-                name: _collate([sample.targets[name] for sample in samples])
-                for name in samples[0].targets
-            },
+            targets={name: _pack(target) for name, target in targets.items()},
             teacher_batch=collate(teachers) if teachers else None,
         )
 
 
-def _collate(targets: Sequence[Encoded[Any]]) -> Encoded[Tensor]:
-    """Stack targets of samples; of those with a region keep the stored cells only."""
-    if targets[0].region is None:
-        return _each(_stack, targets)
-    cells = [np.flatnonzero(np.asarray(target.region)) for target in targets]
-    values = [
-        target.values.reshape(len(target.values), -1)[:, cell]
-        for target, cell in zip(targets, cells, strict=True)
-    ]
-    rest = _each(_stack, [replace(target, values=cells[0][:0]) for target in targets])
-    return replace(rest, values=torch.from_numpy(np.concatenate(values, axis=1)))
+def _pack(target: Encoded[Any]) -> Encoded[Tensor]:
+    """Make tensors of a batch; where there is a region, keep the stored cells (C, M) only."""
+    if target.region is not None:
+        cells = [
+            maps_CYX.reshape(len(maps_CYX), -1)[:, np.flatnonzero(region_YX)]
+            for maps_CYX, region_YX in zip(target.values, target.region, strict=True)
+        ]
+        target = replace(target, values=np.concatenate(cells, axis=1))
+    return _each(torch.from_numpy, target)
 
 
 def _scatter(target: Encoded[Tensor]) -> Encoded[Tensor]:
@@ -192,17 +188,10 @@ def _scatter(target: Encoded[Tensor]) -> Encoded[Tensor]:
     return replace(target, values=map_BCYX)
 
 
-def _each(function: Callable[..., Tensor], targets: Sequence[Encoded[Any]]) -> Encoded[Tensor]:
-    """Apply a function of arrays to each field that the targets have."""
-    values: dict[str, Any] = {}
-    for name in (part.name for part in fields(Encoded)):
-        arrays = [getattr(target, name) for target in targets]
-        values[name] = None if arrays[0] is None else function(*arrays)
-    return Encoded(**values)
-
-
-def _stack(*arrays: Any) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
+def _each(function: Callable[[Any], Tensor], target: Encoded[Any]) -> Encoded[Tensor]:
+    """Apply a function of an array to each field that a target has."""
+    parts = [getattr(target, part.name) for part in fields(Encoded)]
+    return Encoded(*(None if part is None else function(part) for part in parts))
 
 
 def _move(array: Tensor, device: torch.device | str) -> Tensor:
