@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from bevcask.cache.reader import open_cache
+from bevcask.cache.union import Caches, split_urls
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, RunConfig, build_config
 from bevcask.data.join import JoinedDataset, cached_frames
@@ -56,9 +57,9 @@ class Teaching:
         frames: the frames that have targets.
         specs: what the method reads, by name.
         source: gives the targets of a batch.
-        cache: URL the loader reads; None when nothing is read from a cache.
-        cache_id: identity of that cache.
-        shards: int64 (n,), the shard of the cache each frame lies in; None without a cache.
+        cache: URL the loader reads, several separated by commas; None without a cache.
+        cache_id: identities of these caches, in the same order.
+        shards: int64 (n,), the shard of the (first) cache each frame lies in; None without one.
         skipped: selected frames that have no targets (`on_missing=skip`).
         teacher: who speaks, for people.
         reader: reads what an online teacher sees.
@@ -157,29 +158,33 @@ def open_teaching(
 
 
 def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
-    """Open a cache and check that it is of this teacher, dataset and class order."""
+    """Open the caches and check that each is of this teacher, dataset and class order."""
     assert config.cache is not None
-    url = resolve("cache", config.cache)
-    cache = open_cache(url)
-    check_classes(cache)
-    teacher = check_teacher(cache, config.teacher)
-    check_dataset(cache, config.dataset)
-    taps = {name: spec.tap for name, spec in cache.specs.items()}
+    caches = Caches([open_cache(resolve("cache", url)) for url in split_urls(config.cache)])
+    teachers = []
+    kept = frames
+    for cache in caches:
+        check_classes(cache)
+        teachers.append(check_teacher(cache, config.teacher))
+        check_dataset(cache, config.dataset)
+        kept = cached_frames(kept, cache, config.on_missing)
+    taps = {name: spec.tap for name, spec in caches.specs.items()}
     what = plan(method.needs(), taps, len(frames), config.store, config.augment)
     meets = {spec.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
-    specs = {name: replace(cache.specs[name], alignment=meets[name]) for name in needed}
-    kept = cached_frames(frames, cache, config.on_missing)
-    rows = np.array([cache.layout.row_of[token] for token in kept.tokens], np.int64)
+    stored = {name: caches.home(name).specs[name] for name in sorted(needed)}
+    specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
+    first = next(iter(caches)).layout
+    rows = np.array([first.row_of[token] for token in kept.tokens], np.int64)
     return Teaching(
         frames=kept,
         specs=specs,
         source=CachedTargets(),
-        cache=url,
-        cache_id=cache.id,
-        shards=rows // cache.layout.shard_rows,
+        cache=caches.urls,
+        cache_id=caches.ids,
+        shards=rows // first.shard_rows,
         skipped=len(frames) - len(kept),
-        teacher=teacher,
+        teacher=", ".join(dict.fromkeys(teachers)),
     )
 
 
@@ -284,9 +289,10 @@ def _mention_head(config: RunConfig, teaching: Teaching) -> None:
     scratch = config.student.head is None and config.student.checkpoint is None
     if teaching.cache is None or not scratch or not teaching.specs:
         return
-    head = Path(teaching.cache.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
-    if head.is_file():
-        _log.info("the student's head starts from scratch; student.head=%s inherits it.", head)
+    for url in split_urls(teaching.cache):
+        head = Path(url.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
+        if head.is_file():
+            _log.info("the student's head starts from scratch; student.head=%s inherits it.", head)
 
 
 def describe(

@@ -199,7 +199,7 @@ class RunConfig(Config):
     loader: LoaderConfig = LoaderConfig()
     augment: AugmentConfig = AugmentConfig()
     trainer: TrainerConfig = TrainerConfig()
-    cache: str | None = Field(None, description="cache URL or catalog:NAME")
+    cache: str | None = Field(None, description="cache URL or catalog:NAME; training: several, a,b")
     part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
     run: str = Field("runs/latest", description="folder for checkpoints, logs, results")
     targets: Literal["cache", "online"] = Field("cache", description="where targets come from")

@@ -28,7 +28,8 @@ def make_note(
 
     Args:
         detector: the architecture section, `{type: ..., ...}`.
-        cache_id: identity of the cache it learned from; None for none.
+        cache_id: identity of the cache it learned from (several: separated by commas); None for
+            none.
         teacher: who the cache says spoke; None for none.
     """
     return {

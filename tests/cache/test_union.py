@@ -1,0 +1,51 @@
+"""Several caches read as one."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from bevcask.cache import open_cache
+from bevcask.cache.union import open_caches, split_urls
+from bevcask.errors import ConfigError, UnknownNameError
+from cache.example import SPECS, build
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("union")
+    one = build(folder / "one", specs=SPECS[:3])
+    return one, build(folder / "two", specs=SPECS[2:5], shard_rows=4)
+
+
+def test_every_target_comes_from_its_cache(urls: tuple[str, str]) -> None:
+    both = pickle.loads(pickle.dumps(open_caches(",".join(urls))))
+    one, two = map(open_cache, urls)
+    tokens = one.frames.tokens[4:1:-1]
+    names = ["head.boxes", "bev.neck", "head.heatmap"]
+    found = both.read_batch(tokens, names)
+    assert list(found) == names
+    for name, cache in zip(names, (two, one, two), strict=True):
+        expected = cache.read_batch(tokens, [name])[name]
+        np.testing.assert_array_equal(found[name].values, expected.values)
+    assert both.ids == f"{one.id},{two.id}"
+    assert both.urls == ",".join(urls)
+    assert set(both.specs) == {spec.name for spec in SPECS[:5]}
+
+
+def test_a_target_in_two_caches_is_refused_only_when_read(urls: tuple[str, str]) -> None:
+    both = open_caches(",".join(urls))
+    with pytest.raises(ConfigError) as caught:
+        both.read_batch([next(iter(both)).frames.tokens[0]], ["bev.neck", "bev.silent"])
+    assert f"target 'bev.silent' is in {urls[0]} and in {urls[1]}" in str(caught.value)
+
+
+def test_a_target_in_no_cache_is_named(urls: tuple[str, str]) -> None:
+    with pytest.raises(UnknownNameError, match=r"has a target 'bev.nack'.*bev.neck"):
+        open_caches(",".join(urls)).home("bev.nack")
+
+
+@pytest.mark.parametrize("urls", ["a,", ",", "a,b,a"])
+def test_lists_that_are_none(urls: str) -> None:
+    with pytest.raises(ConfigError, match="expected different cache URLs, separated by commas"):
+        split_urls(urls)

@@ -1,0 +1,382 @@
+"""teacher-extract in parts, in additions, from another cache, and over a damaged one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bevcask.cache.reader import open_cache
+from bevcask.cache.verifier import verify
+from cache.test_writer import different_files
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_world: Path, checkpoint: Path) -> list[str]:
+    """The command that made `cached_world`, but for one frame a shard."""
+    return [
+        "teacher=centerpoint_tiny",
+        f"teacher.checkpoint={checkpoint}",
+        "dataset=synthetic",
+        f"dataset.root={tiny_world}",
+        "dataset.split=all",
+        "loader.num_workers=0",
+        "store.shard_rows=1",
+        "--json",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All targets of DistillBEV, extracted by one process; read only."""
+    url = tmp_path_factory.mktemp("whole") / "whole.zarr"
+    extract(call, url, words)
+    return url
+
+
+@pytest.fixture(scope="module")
+def boxes_only(words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's boxes alone; read only."""
+    url = tmp_path_factory.mktemp("boxes") / "boxes.zarr"
+    extract(call, url, [*words, "method=none"])
+    return url
+
+
+def extract(call: Call, url: Path, words: list[str], code: int = 0) -> dict[str, Any]:
+    got, out, err = call("teacher-extract", url, *words)
+    assert got == code, err
+    return json.loads(out) if code == 0 else {"error": " ".join(err.split())}
+
+
+def process(url: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment)
+
+
+def committed(url: Path) -> int:
+    return len([path for path in url.glob("commit/*/c.*") if path.suffix != ".partial"])
+
+
+def test_two_processes_at_once_make_what_one_makes(
+    whole: Path, words: list[str], tmp_path: Path
+) -> None:
+    url = tmp_path / "two.zarr"
+    both = [process(url, [*words, f"part={i}/2"]) for i in (1, 2)]
+    for one in both:
+        out, err = one.communicate(timeout=120)
+        assert one.returncode == 0, err.decode()
+        assert json.loads(out)["part"] in ("1/2", "2/2")
+    cache = open_cache(str(url))
+    assert different_files(whole, url) == []
+    assert {run["part"]: run["shards_written"] for run in cache.runs} == {
+        "part=1/2": 3,
+        "part=2/2": 3,
+    }
+    assert verify(str(url)).ok
+
+
+def test_three_parts_in_turn(whole: Path, words: list[str], call: Call, tmp_path: Path) -> None:
+    url = tmp_path / "three.zarr"
+    left = [extract(call, url, [*words, f"part={i}/3"])["shards_left"] for i in (3, 1, 1, 2)]
+    assert left == [4, 2, 2, 0]
+    assert different_files(whole, url) == []
+
+
+def test_a_double_start_is_refused_and_a_dead_one_replaced(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "double.zarr"
+    first = process(url, words)
+    try:
+        wait_for(lambda: (url / "leases").exists() and committed(url) > 0, first)
+        first.send_signal(signal.SIGSTOP)
+        error = extract(call, url, [*words, "part=2/2"], code=2)["error"]
+    finally:
+        first.kill()
+        first.communicate()
+    assert f"process {first.pid} on host" in error
+    assert "(part=1/1)" in error
+    assert list((url / "leases").iterdir())
+    assert extract(call, url, words)["sealed"]
+    assert different_files(whole, url) == []
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_killed_parts_go_on_to_the_same_bytes(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "killed.zarr"
+    both = [process(url, [*words, f"part={i}/2"]) for i in (1, 2)]
+    wait_for(lambda: committed(url) > 0, both[0])
+    for one in both:
+        one.kill()
+        one.communicate()
+    for i in (2, 1):
+        extract(call, url, [*words, f"part={i}/2"])
+    assert different_files(whole, url) == []
+    assert verify(str(url)).ok
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "x"])
+def test_parts_that_are_none(part: str, words: list[str], call: Call, tmp_path: Path) -> None:
+    error = extract(call, tmp_path / "x.zarr", [*words, f"part={part}"], code=2)["error"]
+    assert f"part={part}: expected part=i/n" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_targets_are_added_to_a_sealed_cache(
+    boxes_only: Path, whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "added.zarr"
+    shutil.copytree(boxes_only, url)
+    assert set(open_cache(str(url)).specs) == {"head.boxes"}
+    boxes = url / "boxes/head.boxes/values"
+    before = {path: path.stat().st_mtime_ns for path in boxes.iterdir()}
+    extract(call, url, words)
+    assert before == {path: path.stat().st_mtime_ns for path in boxes.iterdir()}
+    assert different_files(whole, url) == []
+    assert extract(call, url, [*words, "method=none"])["id"] == open_cache(str(whole)).id
+
+
+def test_a_killed_addition_leaves_the_old_targets(
+    boxes_only: Path, whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "added.zarr"
+    shutil.copytree(boxes_only, url)
+    adding = process(url, words)
+    wait_for(lambda: (url / "addition").exists() and committed(url) > 6, adding)
+    adding.kill()
+    adding.communicate()
+    cache = open_cache(str(url))
+    assert set(cache.specs) == {"head.boxes"}
+    for token in cache.frames.tokens:
+        cache.read(token)
+    assert verify(str(url)).ok
+    extract(call, url, words)
+    assert different_files(whole, url) == []
+
+
+def test_an_addition_by_another_codec_or_teacher_is_refused(
+    boxes_only: Path, words: list[str], call: Call
+) -> None:
+    error = extract(call, boxes_only, [*words, "teacher.checkpoint=random"], code=2)["error"]
+    assert "teacher.weights: expected" in error
+    error = extract(call, boxes_only, [*words, "store.shard_rows=2"], code=2)["error"]
+    assert "shard_rows: expected 2" in error
+    assert set(open_cache(str(boxes_only)).specs) == {"head.boxes"}
+
+
+def test_a_bigger_selection_starts_from_a_smaller_cache(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    small, big = tmp_path / "small.zarr", tmp_path / "big.zarr"
+    extract(call, small, [*words, "dataset.limit=4"])
+    reused = extract(call, big, [*words, f"store.reuse={small}"])
+    assert reused["reused"] == 4
+    assert different_files(whole, big) == []
+    name = "targets/bev.neck/values/c.1.0.0.0"
+    assert (small / name).stat().st_ino == (big / name).stat().st_ino
+    assert verify(str(big)).ok
+
+
+def test_damage_is_not_taken_over(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    shutil.copytree(whole, old)
+    flip(old / "targets/bev.neck/values/c.2.0.0.0")
+    assert extract(call, new, [*words, f"store.reuse={old}"])["reused"] == 5
+    assert different_files(whole, new) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "leaf"),
+    [
+        ("teacher.checkpoint=random", "teacher.weights"),
+        ("store.shard_rows=2", "shard_rows"),
+        ("store.codec=float16", "targets.bev.neck.codec"),
+    ],
+)
+def test_shards_of_something_else_are_refused(
+    whole: Path, words: list[str], call: Call, tmp_path: Path, change: str, leaf: str
+) -> None:
+    new = tmp_path / "new.zarr"
+    error = extract(call, new, [*words, f"store.reuse={whole}", change], code=2)["error"]
+    assert str(whole) in error
+    assert leaf in error
+
+
+def test_another_calibration_is_no_reason_to_take_over(
+    whole: Path, words: list[str], own_world: Path, call: Call, tmp_path: Path
+) -> None:
+    table = own_world / "v1.0-synthetic/ego_pose.json"
+    rows = json.loads(table.read_text())
+    for row in rows:
+        row["translation"][1] += 1e-6
+    table.write_text(json.dumps(rows))
+    new = [*words, f"dataset.root={own_world}", f"store.reuse={whole}"]
+    error = extract(call, tmp_path / "new.zarr", new, code=2)["error"]
+    assert "dataset.poses.LIDAR_TOP" in error
+
+
+def flip(path: Path, place: int = -9) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def stamps(root: Path) -> dict[str, int]:
+    found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    return {
+        key: path.stat().st_mtime_ns
+        for key, path in found.items()
+        if not key.startswith("provenance")
+    }
+
+
+def test_verify_names_what_repair_mends(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    url, mend = tmp_path / "own.zarr", tmp_path / "mend.jsonl"
+    shutil.copytree(whole, url)
+    flip(url / "targets/bev.neck/values/c.1.0.0.0")
+    (url / "targets/bev.neck/scale/c.4.0").unlink()
+    flip(next(url.glob("commit/*/c.0.0.0")))
+    before = stamps(url)
+    assert call("verify", url, f"repair={mend}")[0] == 1
+    result = extract(call, url, [*words, f"repair={mend}"])
+    assert (result["repaired"], result["changed"]) == (3, [])
+    assert different_files(whole, url) == []
+    assert call("verify", url, f"repair={mend}")[0] == 0
+    after = stamps(url)
+    touched = {key for key in after if after[key] != before.get(key)}
+    assert {key.rpartition("/c.")[2].partition(".")[0] for key in touched} == {"0", "1", "4"}
+    assert {key.partition("/c.")[0] for key in touched if "/c.1" in key} == {
+        "targets/bev.neck/values",
+        "targets/bev.neck/scale",
+    }
+    assert not any(key.startswith("boxes/") and "/c.0" not in key for key in touched)
+
+
+def test_what_was_committed_wrongly_is_committed_again(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    """A cache whose commit vouches for other bytes than the teacher's: sealed anew."""
+    url, mend = tmp_path / "own.zarr", tmp_path / "mend.jsonl"
+    extract(call, url, [*words, "teacher.checkpoint=random"])
+    wrong = open_cache(str(url))
+    disguise(url, open_cache(str(whole)).fingerprint)
+    mend.write_text(
+        "".join(
+            json.dumps({"shard": s, "target": name, "token": None, "problem": "resample"}) + "\n"
+            for s in range(6)
+            for name in wrong.specs
+        )
+    )
+    result = extract(call, url, [*words, f"repair={mend}"])
+    assert result["changed"] == list(range(6))
+    assert different_files(whole, url) == []
+    assert verify(str(url)).ok
+
+
+def disguise(url: Path, fingerprint: dict[str, Any]) -> None:
+    """Let a sealed cache claim another fingerprint, every digest in order."""
+    from bevcask.cache import skeleton
+    from bevcask.cache.files import Files
+    from bevcask.cache.layout import commit_array
+    from bevcask.cache.root import read_root
+
+    cache, files = open_cache(str(url)), Files(str(url))
+    new = cache.layout.id(fingerprint)
+    (url / commit_array(cache.id)).rename(url / commit_array(new))
+    root = read_root(files)
+    root["files"] = {
+        key.replace(commit_array(cache.id), commit_array(new)): digest
+        for key, digest in root["files"].items()
+    }
+    root["files"] = dict(sorted(root["files"].items()))
+    files.put("zarr.json", skeleton.group_json({**root, "fingerprint": fingerprint, "id": new}))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"shard": 99, "target": "bev.neck"}', "has shards 0 to 5, the list names 99"),
+        ('{"shard": 1, "target": "bev.nack"}', "has no target 'bev.nack'"),
+        ('{"shard": "1", "target": "bev.neck"}', "line 1: expected"),
+        ("not json", "line 1: expected"),
+        (None, "cannot be read"),
+    ],
+)
+def test_lists_that_are_no_repair_lists(
+    line: str | None, message: str, whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    mend = tmp_path / "mend.jsonl"
+    if line is not None:
+        mend.write_text(line + "\n")
+    assert message in extract(call, whole, [*words, f"repair={mend}"], code=2)["error"]
+
+
+def test_repair_by_another_teacher_is_refused(
+    whole: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    mend = tmp_path / "mend.jsonl"
+    mend.write_text('{"shard": 1, "target": "bev.neck", "token": null, "problem": "x"}\n')
+    before = stamps(whole)
+    other = [*words, "teacher.checkpoint=random", f"repair={mend}"]
+    assert "teacher.weights" in extract(call, whole, other, code=2)["error"]
+    both = [*words, f"repair={mend}", "part=1/2"]
+    assert "do not go together" in extract(call, whole, both, code=2)["error"]
+    assert stamps(whole) == before
+
+
+def test_two_caches_feed_one_student(
+    whole: Path, boxes_only: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    own = [word for word in words if not word.startswith(("store.", "--json"))]
+    run = tmp_path / "run"
+    both = f"{boxes_only},{whole}"
+    student = ["student=bevdepth_tiny", "method=distillbev", f"run={run}"]
+    words = [both, *own, *student, "trainer.max_steps=1", "loader.batch_size=1", "--json"]
+    code, out, err = call("student-distill", *words)
+    assert code == 0, err
+    result = json.loads(out)
+    ids = f"{open_cache(str(boxes_only)).id},{open_cache(str(whole)).id}"
+    assert result["cache_id"] == ids
+    code, out, err = call("export", tmp_path / "out.safetensors", f"run={run}", "--json")
+    assert json.loads(out)["cache"] == ids
+
+
+def test_ambiguous_and_foreign_caches_are_refused(
+    whole: Path, cached_world: Path, words: list[str], call: Call, tmp_path: Path
+) -> None:
+    own = [word for word in words if not word.startswith(("store.", "--json"))]
+    student = ["student=bevdepth_tiny", "method=distillbev", f"run={tmp_path}", "dry_run=true"]
+    code, _, err = call("student-distill", f"{whole},{cached_world}", *own, *student)
+    assert code == 2
+    assert f"is in {whole} and in {cached_world}" in " ".join(err.split())
+    random = [word for word in own if not word.startswith("teacher.checkpoint")]
+    other = tmp_path / "other.zarr"
+    extract(call, other, [*random, "store.shard_rows=1", "method=none", "--json"])
+    code, _, err = call("student-distill", f"{whole},{other}", *own, *student)
+    assert code == 2
+    assert "teacher.weights" in err
+    assert str(other) in " ".join(err.split())
