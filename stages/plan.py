@@ -91,7 +91,14 @@ def probe_codecs(
             student.to(device), method.to(device), teacher, ticked(batches, bar), config.store
         )
     return {
-        "probe": [asdict(row) | {"gb": row.bytes_per_frame * num_frames / 1e9} for row in rows],
+        "probe": [
+            asdict(row)
+            | {
+                "bytes_per_frame": row.bytes_per_frame,
+                "gb": row.bytes_per_frame * num_frames / 1e9,
+            }
+            for row in rows
+        ],
         "probed_frames": wanted,
         "best": (pick := best(rows, num_frames, config.store.budget)) and pick.words,
         "budget_gb": config.store.budget,

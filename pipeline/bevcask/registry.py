@@ -20,6 +20,7 @@ TEACHERS = {
 METHODS = {
     "none": "bevcask.methods.none:NoDistillation",
     "distillbev": "bevcask.methods.distillbev:DistillBEV",
+    "tigdistill": "bevcask.methods.tigdistill:TiGDistill",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

@@ -14,7 +14,13 @@ from training.test_cached_equals_online import FLIPS, SMALL
 
 
 def row(name: str, size: float, gradient: float, loss: float = 0.0) -> Row:
-    return Row(name, f"store.codec={name}", bytes_per_frame=size, gradient=gradient, loss=loss)
+    return Row(
+        name,
+        f"store.codec={name}",
+        bytes_by_target={"bev.neck": size},
+        gradient=gradient,
+        loss=loss,
+    )
 
 
 def test_best_under_a_budget_changes_the_gradient_least() -> None:

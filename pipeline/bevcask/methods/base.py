@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from bevcask.config import Config
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from bevcask.targets.align import Align
 
 
-__all__ = ["Method", "Target"]
+__all__ = ["Method", "Target", "full_precision"]
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32; float32 and float64 stay."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class Method(nn.Module, ABC):

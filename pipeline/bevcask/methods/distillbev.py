@@ -15,7 +15,7 @@ from bevcask import config as configuration
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.methods.adapters import Adapter, AdapterName, adapted_grid
-from bevcask.methods.base import Method, Target
+from bevcask.methods.base import Method, Target, full_precision
 from bevcask.methods.regions import Regions, boxes_in_reach, share, split
 from bevcask.registry import suggest
 from bevcask.targets.align import Align, same_cells
@@ -207,7 +207,7 @@ class LevelLoss(nn.Module):
         """Return the weighted terms; false_positive only where `confident_BYX` is given."""
         adapted_BCYX = self.adapter(student_BCYX)
         with torch.autocast(adapted_BCYX.device.type, enabled=False):
-            adapted_BCYX = _full_precision(adapted_BCYX)
+            adapted_BCYX = full_precision(adapted_BCYX)
             smoothed_B1YX = self.smooth(adapted_BCYX.mean(1, keepdim=True))
             smoothed_B1YX, _ = align.cells(smoothed_B1YX, self.adapter.grid, self._grid)
             read_BCYX, valid_BYX = align.cells(adapted_BCYX, self.adapter.grid, self._grid)
@@ -274,10 +274,6 @@ def spatial_loss(smoothed_BYX: Tensor, teacher_BCYX: Tensor, valid_BYX: Tensor) 
     """Return (1/B) sum over valid cells |mean_c T - conv3x3(mean_c S)|."""
     difference_BYX = (teacher_BCYX.mean(1) - smoothed_BYX).abs()
     return (difference_BYX * valid_BYX).sum() / len(smoothed_BYX)
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _missing_target(who: str, name: str, specs: Mapping[str, TargetSpec]) -> str:

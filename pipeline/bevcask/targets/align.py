@@ -71,6 +71,14 @@ class Align:
         """Return the alignment of targets that already are in the student's frame."""
         return cls(torch.eye(4).expand(batch_size, 4, 4))
 
+    def inverse(self) -> "Align":
+        """Return the alignment augmented -> canonical."""
+        return Align(torch.from_numpy(np.linalg.inv(self.matrices_B44)))
+
+    def scales(self) -> npt.NDArray[np.float64]:
+        """Return how much each sample is enlarged in the plane, (B,)."""
+        return np.asarray(np.sqrt(np.abs(np.linalg.det(self.matrices_B44[:, :2, :2]))))
+
     def __len__(self) -> int:
         return len(self.matrices_B44)
 

@@ -5,6 +5,7 @@ and handed to the very loss that will be trained; float32 is the truth the other
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,7 +43,7 @@ class Row:
     Attributes:
         name: of the candidate.
         words: configuration that asks for it.
-        bytes_per_frame: compressed, all targets.
+        bytes_by_target: compressed, of one frame.
         decode_ms: checksum and decompression of a frame, milliseconds.
         cosine: lowest among dense targets, stored cells, against float32.
         loss: relative change of the distillation loss.
@@ -52,18 +53,23 @@ class Row:
 
     name: str
     words: str
-    bytes_per_frame: float = 0.0
+    bytes_by_target: Mapping[str, float] = field(default_factory=dict)
     decode_ms: float = 0.0
     cosine: float = 1.0
     loss: float = 0.0
     gradient: float = 0.0
     dominated: bool = False
 
+    @property
+    def bytes_per_frame(self) -> float:
+        """Compressed bytes of one frame, all targets."""
+        return sum(self.bytes_by_target.values())
+
 
 @dataclass
 class _Sums:
     frames: int = 0
-    stored: int = 0
+    stored: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     cosine: dict[str, float] = field(default_factory=dict)
     loss: float = 0.0
@@ -115,7 +121,7 @@ def probe(
             Row(
                 name,
                 words,
-                found.stored / found.frames,
+                {target: size / found.frames for target, size in found.stored.items()},
                 1e3 * found.seconds / found.frames,
                 min((total / found.frames for total in found.cosine.values()), default=1.0),
                 found.loss / max(total_loss, 1e-30),
@@ -205,7 +211,7 @@ class _Exact:
         sums.frames += len(batch.batch.tokens)
         for spec in specs:
             size, seconds = _on_disk(stored[spec.name], spec)
-            sums.stored += size
+            sums.stored[spec.name] += size
             sums.seconds += seconds
             if spec.tap.kind != "box_set":
                 mine, exact = (

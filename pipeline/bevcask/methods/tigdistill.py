@@ -1,0 +1,210 @@
+"""TiGDistill-BEV (TiG-BEV, Huang et al., 2022): imitate how a teacher's features relate in a box.
+
+The inner-feature terms; formulas, sources and what differs from the released code are in
+methods/README.md. Only cells around ground-truth boxes are read, so only those are stored.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from bevcask import config as configuration
+from bevcask.detectors.base import Labels
+from bevcask.errors import TargetMismatchError
+from bevcask.geometry import Grid, transform_points
+from bevcask.methods.base import Method, Target, full_precision
+from bevcask.methods.regions import boxes_in_reach
+from bevcask.registry import suggest
+from bevcask.targets.align import Align
+from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+
+_CHUNK = 8  # boxes whose relations are alive at once: 576 x 576 float32 is 1.3 MB a box and map
+
+
+class TiGDistill(Method):
+    """Inter-channel and inter-keypoint relations inside enlarged boxes."""
+
+    class Config(configuration.Config):
+        """Settings; defaults are those of the released BEVDet-R50 and BEVDepth4D scripts."""
+
+        student: str = Field("bev.neck", description="student tap, a dense_bev")
+        teacher: str = Field("bev.neck", description="teacher tap, a dense_bev")
+        inter_channel: float = Field(10.0, ge=0)  # released configs; 20 for tig_bev4d-r50
+        inter_keypoint: float = Field(100.0, ge=0)  # released configs
+        margin: float = Field(
+            1.6, ge=0, description="metres added to each side of a box, augmented frame"
+        )  # released code
+        keypoints: int = Field(24, ge=2, description="along each side of a box")  # released code
+        smallest_scale: float = Field(
+            0.95, gt=0, description="of the student's augmentation; decides which cells are stored"
+        )  # released configs scale by 0.95 to 1.05
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self._near: Grid | None = None
+        self._far: Grid | None = None
+        self.widen: nn.Module = nn.Identity()
+
+    def needs(self) -> list[Need]:
+        margin = self.config.margin / self.config.smallest_scale
+        return [Need("neck", self.config.teacher, "dense_bev", Region("keypoints", margin=margin))]
+
+    def student_taps(self) -> list[str]:
+        return [self.config.student]
+
+    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
+        near, far = student.get(self.config.student), specs.get(self.config.teacher)
+        problems = []
+        if near is None or near.grid is None:
+            problems.append(
+                f"the student has no dense_bev tap {self.config.student!r}."
+                f"{suggest(self.config.student, student)} It has: {', '.join(sorted(student))}"
+            )
+        if far is None or far.tap.grid is None:
+            problems.append(
+                f"no dense_bev target {self.config.teacher!r}."
+                f"{suggest(self.config.teacher, specs)} There are: {', '.join(sorted(specs))}"
+            )
+        elif not _covers(far.region, self.needs()[0].region):
+            problems.append(
+                f"target {self.config.teacher!r} is stored on region '{far.region}', the keypoints "
+                f"need '{self.needs()[0].region}': extract it with this method's margin and "
+                "smallest_scale, or on 'all'"
+            )
+        if problems or near is None or far is None:
+            raise TargetMismatchError(
+                "\n- ".join(["tigdistill cannot join this student and these targets:", *problems])
+            )
+        self._near, self._far = near.grid, far.tap.grid
+        self.widen = nn.Linear(near.shape[0], far.tap.shape[0])
+
+    def forward(
+        self,
+        student: Mapping[str, Tensor],
+        targets: Mapping[str, Target],
+        labels: Labels,
+        align: Align,
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """Return `tigdistill/inter_channel` and `tigdistill/inter_keypoint`.
+
+        Means run over the boxes of the whole batch, as released. Relations are recomputed in the
+        backward pass, `_CHUNK` boxes at a time: about 8 x 6 x 1.3 MB however crowded the batch.
+
+        Raises:
+            TargetMismatchError: the augmentation shrinks more than `smallest_scale`.
+        """
+        assert self._near is not None
+        assert self._far is not None
+        map_BCYX = full_precision(student[self.config.student])
+        teacher_BCYX = targets[self.config.teacher].values.to(map_BCYX.dtype)
+        self._require_covered(align, targets[self.config.teacher].region_BYX is not None)
+        back = align.inverse()
+        kept = align.boxes(boxes_in_reach(labels, self._near, self._far))
+        touched = torch.stack([t.sum() for t in (map_BCYX, *self.widen.parameters())])
+        sums = (0 * touched).sum().expand(2)  # every step has the same graph, boxes or none
+        with torch.autocast(map_BCYX.device.type, enabled=False):
+            for b, boxes_N9 in enumerate(kept):
+                points_NK2 = box_keypoints(boxes_N9, self.config.margin, self.config.keypoints)
+                flat_NK3 = functional.pad(points_NK2, (0, 1))
+                origin_NK2 = transform_points(flat_NK3, back.matrices_B44[b])[..., :2]
+                for chunk in torch.split(torch.arange(len(boxes_N9)), _CHUNK):
+                    sums = sums + checkpoint(
+                        self._relations,
+                        map_BCYX[b],
+                        teacher_BCYX[b],
+                        points_NK2[chunk],
+                        origin_NK2[chunk],
+                        use_reentrant=False,
+                    )
+        channel, keypoint = sums / max(1, sum(map(len, kept)))
+        return {
+            "tigdistill/inter_channel": self.config.inter_channel * channel,
+            "tigdistill/inter_keypoint": self.config.inter_keypoint * keypoint,
+        }
+
+    def _require_covered(self, align: Align, sparse: bool) -> None:
+        shrunk = float(align.scales().min())
+        if sparse and shrunk < self.config.smallest_scale - 1e-6:
+            raise TargetMismatchError(
+                f"augment.bev_scale shrinks to {shrunk:.3f}, the stored cells cover keypoints down "
+                f"to smallest_scale={self.config.smallest_scale:g} only. Shrink less, or extract "
+                "with a smaller method.smallest_scale."
+            )
+
+    def _relations(
+        self, map_CYX: Tensor, teacher_CYX: Tensor, points_NK2: Tensor, origin_NK2: Tensor
+    ) -> Tensor:
+        """Return the sums over N boxes of both terms, (2,): rows averaged, columns summed."""
+        assert self._near is not None
+        assert self._far is not None
+        own_NKC, own_NK = read_points(map_CYX, self._near, points_NK2)
+        his_NKC, his_NK = read_points(teacher_CYX, self._far, origin_NK2)
+        both_NK1 = (own_NK & his_NK)[..., None]
+        own_NKC, his_NKC = own_NKC * both_NK1, his_NKC * both_NK1
+        wide_NKC = self.widen(own_NKC) * both_NK1
+        channel = _gap(wide_NKC.transpose(1, 2), his_NKC.transpose(1, 2))
+        return torch.stack([channel, _gap(own_NKC, his_NKC)])
+
+
+def _gap(own_NRD: Tensor, his_NRD: Tensor) -> Tensor:
+    """Compare the relations of R vectors: sum over boxes of the mean over rows of squared gaps."""
+    return (relations(own_NRD) - relations(his_NRD)).square().sum(-1).mean(-1).sum()
+
+
+def relations(vectors_NRD: Tensor) -> Tensor:
+    """Return the Gram matrices (N, R, R) of R vectors, every row scaled to unit length."""
+    return functional.normalize(vectors_NRD @ vectors_NRD.transpose(1, 2), dim=-1)
+
+
+def box_keypoints(boxes_N9: Tensor, margin: float, steps: int) -> Tensor:
+    """Return a lattice of points over each enlarged box, metres, (N, steps * steps, 2).
+
+    Args:
+        boxes_N9: boxes, `geometry.BOX_FIELDS`.
+        margin: metres added to each of the four sides.
+        steps: points along each side, the corners included; the length runs fastest.
+    """
+    unit = torch.linspace(-0.5, 0.5, steps, device=boxes_N9.device, dtype=boxes_N9.dtype)
+    across_K, along_K = (part.reshape(-1) for part in torch.meshgrid(unit, unit, indexing="ij"))
+    along_NK = along_K * (boxes_N9[:, 3:4] + 2 * margin)
+    across_NK = across_K * (boxes_N9[:, 4:5] + 2 * margin)
+    c, s = boxes_N9[:, 6:7].cos(), boxes_N9[:, 6:7].sin()
+    x_NK = boxes_N9[:, 0:1] + c * along_NK - s * across_NK
+    y_NK = boxes_N9[:, 1:2] + s * along_NK + c * across_NK
+    return torch.stack([x_NK, y_NK], dim=-1)
+
+
+def read_points(map_CYX: Tensor, grid: Grid, points_NK2: Tensor) -> tuple[Tensor, Tensor]:
+    """Interpolate a map bilinearly between its cell centres.
+
+    Args:
+        map_CYX: one sample's map.
+        grid: where its cells lie.
+        points_NK2: metres, the grid's frame.
+
+    Returns:
+        (N, K, C), and bool (N, K): False where the point lies beyond the outer cell centres, whose
+        values mean nothing.
+    """
+    index_NK2 = grid.to_cells(points_NK2) - 0.5
+    last_2 = index_NK2.new_tensor([grid.num_x - 1, grid.num_y - 1])
+    inside_NK = ((index_NK2 >= 0) & (index_NK2 <= last_2)).all(-1)
+    unit_NK2 = 2 * index_NK2 / last_2.clamp(min=1) - 1
+    read_CNK = functional.grid_sample(
+        map_CYX[None], unit_NK2[None].to(map_CYX.dtype), align_corners=True, padding_mode="border"
+    )[0]
+    return read_CNK.permute(1, 2, 0), inside_NK
+
+
+def _covers(stored: Region, needed: Region) -> bool:
+    """Tell whether every cell of a keypoint region is stored."""
+    if stored.name == "union":
+        return any(_covers(part, needed) for part in stored.parts)
+    large = stored.name == "keypoints" and stored.margin >= needed.margin
+    return stored.name == "all" or large

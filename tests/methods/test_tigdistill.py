@@ -1,0 +1,212 @@
+"""TiGDistill-BEV: hand-computed terms, the loop oracle, identities, and what may not matter."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bevcask.cache.quantize import dequantize, encode
+from bevcask.detectors.base import Labels
+from bevcask.errors import TargetMismatchError
+from bevcask.geometry import Grid, bev_matrix
+from bevcask.methods import build_method
+from bevcask.methods.base import Target
+from bevcask.methods.tigdistill import TiGDistill, box_keypoints, read_points, relations
+from bevcask.targets.align import Align
+from bevcask.targets.region import region_mask
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from contracts.method import FLIP, TURN, MethodContract, Step
+from methods.oracle_tigdistill import STEPS, box_terms, keypoint
+
+GRID = Grid.square(8.0, 0.5)
+COARSE = Grid.square(8.0, 1.0)
+SECTION: Mapping[str, Any] = {"type": "tigdistill"}
+
+
+def neck(channels: int, grid: Grid) -> TapInfo:
+    return TapInfo("bev.neck", "dense_bev", (channels, *grid.shape_YX), grid, nonnegative=True)
+
+
+class TestTiGDistill(MethodContract):
+    section = SECTION
+    student: Mapping[str, TapInfo] = {"bev.neck": neck(4, COARSE)}
+    teacher: Mapping[str, TapInfo] = {"bev.neck": neck(6, GRID)}
+    extent = 4.0
+    blind_without_boxes = True
+
+
+def built(student: TapInfo, teacher: TapInfo, region: str = "all") -> TiGDistill:
+    torch.manual_seed(0)
+    method = build_method(SECTION)
+    assert isinstance(method, TiGDistill)
+    margin = 1.6 / 0.95 if region == "keypoints" else 0.0
+    spec = TargetSpec(teacher, "float32", Region(region, margin=margin))  # type: ignore[arg-type]
+    method.build({"bev.neck": student}, {"bev.neck": spec})
+    return method
+
+
+def scene(seed: int = 0, num_boxes: int = 3, matrix: Any = None) -> Step:
+    contract = TestTiGDistill()
+    return contract.step(2, num_boxes, seed, matrix)
+
+
+def as_tuple(grid: Grid) -> tuple[float, float, float, int, int]:
+    return grid.x_min, grid.y_min, grid.cell, grid.num_x, grid.num_y
+
+
+def test_relations_by_hand() -> None:
+    """Vectors (1, 0), (1, 1): Gram rows (1, 1) and (1, 2), scaled to length 1."""
+    found = relations(torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]))
+    expected = torch.tensor([[[1.0, 1.0], [1.0, 2.0]]])
+    torch.testing.assert_close(found, expected / torch.tensor([[2.0], [5.0]]).sqrt())
+
+
+def test_both_terms_by_hand() -> None:
+    """One-channel maps, one twice the other: keypoints relate alike, so do channels of one."""
+    method = built(neck(1, GRID), neck(1, GRID))
+    student = {"bev.neck": torch.rand(1, 1, 32, 32) + 0.1}
+    targets = {"bev.neck": Target(2 * student["bev.neck"])}
+    boxes = [torch.tensor([[0.0, 0.0, 0.0, 3.0, 2.0, 1.5, 0.3, 0.0, 0.0]])]
+    labels = Labels(boxes, [torch.zeros(1, dtype=torch.int64)], boxes)
+    terms = method(student, targets, labels, Align.identity(1), 0.0)
+    assert float(terms["tigdistill/inter_keypoint"].detach()) == pytest.approx(0, abs=1e-9)
+    assert float(terms["tigdistill/inter_channel"].detach()) == pytest.approx(0, abs=1e-9)
+    targets = {"bev.neck": Target(torch.zeros(1, 1, 32, 32))}
+    terms = method(student, targets, labels, Align.identity(1), 0.0)
+    # A silent teacher relates nothing: every student row has length 1, so each row's gap is 1.
+    assert float(terms["tigdistill/inter_keypoint"].detach()) == pytest.approx(100, rel=1e-5)
+    assert float(terms["tigdistill/inter_channel"].detach()) == pytest.approx(10, rel=1e-5)
+
+
+def test_keypoints_are_the_published_lattice() -> None:
+    box = torch.tensor([[1.0, -2.0, 0.0, 4.0, 2.0, 1.5, 0.7, 0.0, 0.0]], dtype=torch.float64)
+    points = box_keypoints(box, 1.6, STEPS)[0]
+    for i, j in ((0, 0), (0, 23), (23, 0), (5, 17), (23, 23)):
+        assert points[i * STEPS + j].tolist() == pytest.approx(keypoint(box[0].numpy(), i, j))
+
+
+@pytest.mark.parametrize("matrix", [bev_matrix(), FLIP, TURN], ids=["clean", "flip", "turn"])
+def test_against_the_oracle(matrix: Any) -> None:
+    method = built(neck(4, COARSE), neck(6, GRID)).double()
+    step = scene(3, 2, matrix)
+    student = {name: value.detach().double() for name, value in step.student.items()}
+    targets = {"bev.neck": Target(step.targets["bev.neck"].values.double())}
+    found = method(student, targets, step.labels, step.align, 0.0)
+    assert isinstance(method.widen, torch.nn.Linear)
+    weight, bias = (p.detach().numpy() for p in (method.widen.weight, method.widen.bias))
+    totals, count = np.zeros(2), 0
+    for b in range(2):
+        for box in step.labels.boxes[b].double().numpy():
+            back = np.linalg.inv(step.align.matrices_B44[b])
+            maps = student["bev.neck"][b].numpy(), targets["bev.neck"].values[b].numpy()
+            terms = box_terms(
+                maps[0], as_tuple(COARSE), maps[1], as_tuple(GRID), box, back, weight, bias
+            )
+            totals, count = totals + terms, count + 1
+    assert count == 4
+    names = ("inter_channel", "inter_keypoint")
+    for name, expected in zip(names, totals / count, strict=True):
+        assert float(found[f"tigdistill/{name}"].detach()) == pytest.approx(expected, rel=2e-5)
+
+
+def test_gradients_by_finite_differences() -> None:
+    method = built(neck(2, COARSE), neck(2, COARSE)).double()
+    method.config = method.config.model_copy(update={"keypoints": 4})
+    boxes = [torch.tensor([[0.3, 0.2, 0.0, 3.0, 2.0, 1.5, 0.4, 0.0, 0.0]])]
+    labels = Labels(boxes, [torch.zeros(1, dtype=torch.int64)], boxes)
+    target = {"bev.neck": Target(torch.rand(1, 2, 16, 16, dtype=torch.float64))}
+
+    def total(map_BCYX: Tensor) -> Tensor:
+        step = method({"bev.neck": map_BCYX}, target, labels, Align.identity(1), 0.0)
+        return torch.stack(list(step.values())).sum()
+
+    start = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(total, (start,), eps=1e-6, atol=1e-5)
+
+
+def test_scale_of_either_map_does_not_matter_to_keypoints() -> None:
+    method, step = built(neck(4, COARSE), neck(6, GRID)), scene()
+    before = step.run(method)["tigdistill/inter_keypoint"]
+    step.targets["bev.neck"].values *= 7.0
+    step.student = {"bev.neck": step.student["bev.neck"] * 3.0}
+    torch.testing.assert_close(step.run(method)["tigdistill/inter_keypoint"], before)
+
+
+@pytest.mark.parametrize("matrix", [bev_matrix(), FLIP, TURN], ids=["clean", "flip", "turn"])
+def test_sparse_cells_give_the_dense_loss_bitwise(matrix: Any) -> None:
+    step = scene(1, 3, matrix)
+    dense_BCYX = torch.rand(2, 6, 32, 32)
+    region = Region("keypoints", margin=1.6 / 0.95)
+    mask = region_mask(region, dense_BCYX, GRID, step.labels.canonical_boxes)
+    assert mask is not None
+    assert 0.05 < float(mask.float().mean()) < 0.95
+    losses = []
+    for kind, target in (
+        ("all", Target(dense_BCYX)),
+        ("keypoints", Target(dense_BCYX * mask[:, None], mask)),
+    ):
+        step.targets = {"bev.neck": target}
+        losses.append(step.run(built(neck(4, COARSE), neck(6, GRID), kind)))
+    for name in losses[0]:
+        assert torch.equal(losses[0][name], losses[1][name])
+
+
+def test_boxes_of_the_batch_weigh_alike_and_chunks_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method, step = built(neck(4, COARSE), neck(6, GRID)), scene(2, 5)
+    whole = step.run(method)
+    monkeypatch.setattr("bevcask.methods.tigdistill._CHUNK", 2)
+    for name, loss in step.run(method).items():
+        torch.testing.assert_close(loss, whole[name])
+    step.labels.boxes[0] = step.labels.boxes[0][:1]
+    step.labels.canonical_boxes[0] = step.labels.canonical_boxes[0][:1]
+    uneven = step.run(method)
+    alone = [step.sample(b).run(method) for b in range(2)]
+    for name, loss in uneven.items():
+        torch.testing.assert_close(loss, (alone[0][name] + 5 * alone[1][name]) / 6)
+
+
+def test_a_linear_field_is_read_exactly() -> None:
+    """f(x, y) = (x, y, 1) at any point between the outer cell centres; outside is told."""
+    centres = torch.tensor(COARSE.centres())
+    field = torch.stack([centres[..., 0], centres[..., 1], torch.ones_like(centres[..., 0])])
+    points = torch.rand(1, 50, 2, dtype=torch.float64) * 15 - 7.5
+    values, inside = read_points(field, COARSE, points)
+    assert inside.all()
+    torch.testing.assert_close(values[0, :, :2], points[0])
+    _, inside = read_points(field, COARSE, torch.tensor([[[7.6, 0.0], [0.0, -7.6]]]))
+    assert not inside.any()
+
+
+def test_uint8_error_is_that_of_the_codec() -> None:
+    method, step = built(neck(4, COARSE), neck(6, GRID), "keypoints"), scene(4, 3)
+    exact = step.run(method)
+    spec = TargetSpec(neck(6, GRID), "uint8", Region("keypoints", margin=1.6 / 0.95))
+    stored = encode(step.targets["bev.neck"].values, spec, boxes=step.labels.canonical_boxes)
+    step.targets = {"bev.neck": Target(dequantize(stored.values, stored.scale), stored.region)}
+    for name, loss in step.run(method).items():
+        torch.testing.assert_close(loss, exact[name], rtol=2e-3, atol=0)
+
+
+def test_too_small_a_scale_is_refused_on_sparse_targets() -> None:
+    method, step = built(neck(4, COARSE), neck(6, GRID), "keypoints"), scene()
+    step.align = Align(torch.as_tensor(bev_matrix(0.0, 0.9)).expand(2, 4, 4))
+    with pytest.raises(TargetMismatchError, match=r"shrinks to 0\.900.*smallest_scale=0\.95"):
+        step.run(method)
+
+
+def test_target_of_a_narrower_region_is_refused() -> None:
+    spec = TargetSpec(neck(6, GRID), "uint8", Region("keypoints", margin=1.0))
+    method = build_method(SECTION)
+    with pytest.raises(TargetMismatchError, match=r"'keypoints \+1 m', the keypoints need"):
+        method.build({"bev.neck": neck(4, COARSE)}, {"bev.neck": spec})
+    wide = Region("keypoints", margin=2.0)
+    union = Region("union", parts=(Region("foreground"), wide))
+    for region in (wide, union, Region()):
+        build_method(SECTION).build(
+            {"bev.neck": neck(4, COARSE)}, {"bev.neck": TargetSpec(neck(6, GRID), "uint8", region)}
+        )
