@@ -10,6 +10,11 @@ THIRD_PARTY = (
     "ignore:``MultiScaleDeformableAttention`` has been moved:ImportWarning",  # mmcv
     "ignore:To copy construct from a tensor:UserWarning:"
     "mmdet3d.models.task_modules.coders.centerpoint_bbox_coders",
+    "ignore:To copy construct from a tensor:UserWarning:mmdet3d.models.detectors.imvoxelnet",
+    "ignore:DeprecationWarning. pos_bboxes is deprecated:UserWarning",  # mmdet's sampler
+    "ignore:dir_offset and dir_limit_offset:UserWarning",  # mmdet3d's anchor head
+    "ignore:torch.meshgrid:UserWarning",  # mmdet3d's priors
+    "ignore:Using a non-tuple sequence for multidimensional:UserWarning",  # spconv
     "ignore:'locale.getdefaultlocale' is deprecated:DeprecationWarning",  # ccimport
 )
 

@@ -16,6 +16,7 @@ from bevcask.detectors.mmdet3d.border import camera_to_lidar, from_mmdet3d, to_m
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig, Recipe
 from bevcask.geometry import CAMERAS, CLASSES, box_corners_bev
 from contracts.detector import boxes_of_all_classes, labels_of
+from contracts.mmdet3d_reference import lidar_info, real, theirs
 
 pytestmark = pytest.mark.mmdet3d
 
@@ -28,49 +29,8 @@ def read(name: str, **more: Any) -> Recipe:
     return recipes.read(Mmdet3dConfig(config=name, **more))
 
 
-def theirs(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Run the test pipeline of a shipped config as mmdet3d's dataset does."""
-    from mmdet3d.registry import TRANSFORMS
-    from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
-    from mmengine.config import Config
-    from mmengine.dataset import Compose
-
-    pipeline = recipes._pipeline(Config.fromfile(recipes.find(name)))
-    common = {"box_type_3d": LiDARInstance3DBoxes, "box_mode_3d": Box3DMode.LIDAR}
-    run = Compose([TRANSFORMS.build(step) for step in pipeline])
-    packed: dict[str, Any] = run(info | common)
-    return packed
-
-
-def lidar_info(frames: Frames, token: str, num_sweeps: int) -> dict[str, Any]:
-    """Describe a frame's scans as mmdet3d's info files do.
-
-    Their loader computes `p @ lidar2sensor[:3, :3] - lidar2sensor[:3, 3]`.
-    """
-    scans = frames.scans(token, num_sweeps)
-    path, time = frames.index["scan_path"], frames.index["scan_time"]
-    sweeps = []
-    for scan in scans[1:]:
-        to_lidar = frames.sweep_to_lidar(token, scan)
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = to_lidar[:3, :3].T, -to_lidar[:3, 3]
-        points = {"lidar_path": str(frames.root / path[scan].decode()), "lidar2sensor": matrix}
-        sweeps.append({"timestamp": time[scan] * 1e-6, "lidar_points": points})
-    info = {
-        "lidar_points": {"lidar_path": str(frames.root / path[scans[0]].decode())},
-        "timestamp": time[scans[0]] * 1e-6,
-    }
-    return info | ({"lidar_sweeps": sweeps} if sweeps else {})
-
-
 def ours(frames: Frames, token: str, recipe: Recipe) -> Batch:
     return collate([SampleReader(frames, recipe.inputs, None, 0).read(token)])
-
-
-def real(root: Path) -> Frames:
-    return Frames.select(
-        DatasetConfig(root=str(root), version="v1.0-mini", split="mini_val", limit=3)
-    )
 
 
 @pytest.mark.nuscenes

@@ -67,7 +67,7 @@ FAMILIES: dict[str, dict[str, Tap]] = {
     "MVXFasterRCNN": {**_PILLARS, "bev.neck": _NECK, **_FPN},
     "VoxelNet": _SECOND,
     "FCOSMono3D": _images(5, "neck"),
-    "ImVoxelNet": {"bev.neck": Tap(at="neck_3d[0]"), **_images(4, "neck")},
+    "ImVoxelNet": {"bev.neck": _bev("neck_3d[0]"), **_images(4, "neck")},
     "PETR": {
         "query.last": Tap(at="pts_bbox_head.transformer[0]", kind="query_set", axes="LBQC"),
         **_images(2, "img_neck"),

@@ -134,9 +134,7 @@ def require() -> None:
 
     logger = MMLogger.get_current_instance()
     logger.setLevel(logging.WARNING)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(__import__("sys").stderr)
+    logger.handlers.clear()  # they write to stdout; without any, warnings go to stderr
     init_default_scope("mmdet3d")
 
 

@@ -1,5 +1,6 @@
 """Reading tensors inside a built model: forward hooks on named modules."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +56,8 @@ class Reader:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             self._seen[path] = output
             for name in heatmaps:
-                self._seen[name] = self._heatmap(name, output)
+                with contextlib.suppress(LookupError, TypeError):  # a head without heatmaps
+                    self._seen[name] = self._heatmap(name, output)
 
         return hook
 
