@@ -8,6 +8,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
+from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
 from bevcask.config import RunConfig, build_config
 from bevcask.data.join import JoinedDataset, TrainBatch
@@ -30,11 +31,13 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Return targets, bytes and teacher passes.
 
     Frames are counted in `dataset.infos` or `dataset.root` where it exists, else taken from the
-    nominal size of the split (28,130 keyframes in nuScenes train); the result says which.
+    nominal size of the split (28,130 keyframes in nuScenes train); the result says which. With
+    `cache` the disk it will lie on is looked at too.
 
     Raises:
         ConfigError: no data and no nominal size for the split.
         PlanError: the teacher does not offer what the method needs.
+        DiskFullError: not even a small part of the bytes fits where `cache` says.
     """
     root = resolve("dataset", config.dataset.root)
     dataset = config.dataset.model_copy(update={"root": root})
@@ -43,6 +46,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
     result = plan(method.needs(), teacher.taps(), frames, config.store, config.augment)
+    if config.cache is not None:
+        check_bound(resolve("cache", config.cache), result.total_bytes)
     probed = probe_codecs(config.model_copy(update={"dataset": dataset}), teacher, method, frames)
     return {
         "frames": frames,

@@ -218,12 +218,13 @@ def steps_of(
     """
     position = {token: index for index, token in enumerate(frames.tokens)}
     missing = writer.missing()
+    kept = set(missing)
     steps = []
     for shard in scene_prefix(writer.cache.layout, missing) if whole_scenes else missing:
         keys: list[Key] = [(position[token], 0) for token in writer.tokens(shard)]
         for first in range(0, len(keys), batch_size):
             last = first + batch_size >= len(keys)
-            steps.append(Step(shard, keys[first : first + batch_size], last, shard in missing))
+            steps.append(Step(shard, keys[first : first + batch_size], last, shard in kept))
     return steps
 
 
@@ -239,6 +240,8 @@ def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | 
         FrameSource(reader), [step.keys for step in steps], config.loader.num_workers
     )
     total = sum(len(step.keys) for step in steps)
+    writing = writer.missing()
+    projected = False
     with (
         WriteQueue(writer, config.store.queue) as queue,
         progress_bar("extract", total) as bar,
@@ -246,8 +249,8 @@ def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | 
         ticking = ticks(zip(steps, loader, strict=True), bar, queue)
         for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
             queue.put(shard, arrays)
-            if isinstance(writer, Writer):
-                _check_projection(writer, queue, steps[0].shard)
+            if not projected and isinstance(writer, Writer):
+                projected = _check_projection(writer, queue, writing)
 
 
 def ticks(
@@ -300,11 +303,23 @@ def _check_bound(writer: Writer) -> None:
     check_bound(writer.cache.url, sum(sizes) * _num_frames(writer, writer.missing(True)))
 
 
-def _check_projection(writer: Writer, queue: WriteQueue, first: int) -> None:
-    """Judge by the first shard, once it is written; what other parts have yet to write counts."""
-    if queue.num_shards == 1:
+def _check_projection(writer: Writer, queue: WriteQueue, shards: Sequence[int]) -> bool:
+    """Judge by the first shards that are written; what other parts have yet to write counts.
+
+    Args:
+        writer: knows what is missing.
+        queue: writes the shards.
+        shards: in the order they are written.
+
+    Returns:
+        False while nothing is written.
+    """
+    written, number = queue.num_bytes, queue.num_shards
+    if number:
         left = _num_frames(writer, writer.missing(everywhere=True))
-        check_projection(writer.cache.url, queue.num_bytes, len(writer.tokens(first)), left)
+        done = _num_frames(writer, shards[:number])
+        check_projection(writer.cache.url, written, done, left)
+    return number > 0
 
 
 def _num_frames(writer: Writer, shards: Sequence[int]) -> int:

@@ -49,7 +49,7 @@ _SECTIONS = {
     "catalog": (),
 }  # fmt: skip
 _KEYS = {
-    "plan": ("seed",),
+    "plan": ("cache", "seed"),
     "teacher-extract": ("cache", "part", "repair", "device", "seed", "dry_run"),
     "student-distill": (
         "cache", "run", "targets", "on_missing", "device", "seed", "resume", "dry_run",

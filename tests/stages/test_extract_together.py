@@ -380,3 +380,31 @@ def test_ambiguous_and_foreign_caches_are_refused(
     assert code == 2
     assert "teacher.weights" in err
     assert str(other) in " ".join(err.split())
+
+
+@pytest.mark.parametrize("verb", ["plan", "teacher-extract"])
+def test_a_disk_that_is_far_too_small_is_refused_at_once(
+    verb: str, words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    code, _, err = call(verb, f"cache={tmp_path / 'x.zarr'}", *words)
+    assert code == 2
+    assert "Even 5% of it is" in " ".join(err.split())
+    assert list(tmp_path.glob("x.zarr/targets/*/values/c.*")) == []
+
+
+def test_a_disk_too_small_for_the_rest_is_refused_after_a_shard(
+    whole: Path, words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "x.zarr"
+    a_shard = sum(p.stat().st_size for p in whole.rglob("c.0*") if "values" in str(p))
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * a_shard))
+        error = extract(call, url, [*words, "part=1/2"], code=2)["error"]
+    assert "5 more frames" in error
+    assert "GB short" in error
+    assert committed(url) >= 1
+    extract(call, url, words)
+    assert different_files(whole, url) == []
