@@ -109,7 +109,7 @@ def _cpu_name() -> str:
 def report(name: str, result: Mapping[str, Any], out: Path | None) -> None:
     """Print seconds and ratios as a table, and write the JSON."""
     for arm, values in result["seconds"].items():
-        print(f"{arm:12} {median(values):10.4f} s   ({min(values):.4f} .. {max(values):.4f})")
+        print(f"{arm:26} {median(values):10.4f} s   ({min(values):.4f} .. {max(values):.4f})")
     for row in result["ratios"]:
         verdict = (
             ""
