@@ -1,6 +1,6 @@
 """Run as a process that tests kill: fill a cache of bulky shards. Starts fast, without torch.
 
-Usage: python -m cache.killed URL
+Usage: python -m cache.killed URL [i/n [NUM_TARGETS]]
 """
 
 import sys
@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from bevcask.cache import Encoded, FrameTable, WriteQueue, Writer, create
+from bevcask.cache.parts import Part
 from bevcask.geometry import Grid
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
@@ -55,22 +56,26 @@ def _arrays(writer: Writer, shard: int) -> dict[str, Encoded[np.ndarray]]:
     }
 
 
-def fill(url: str) -> None:
-    """Create or resume, write what is missing, seal."""
+def fill(url: str, part: str = "1/1", num_targets: str = "4") -> None:
+    """Create, resume or extend, write what is missing of a part, seal if nothing is left."""
     writer = create(
         url,
-        _SPECS,
+        _SPECS[-int(num_targets) :],
         frames(),
         shard_rows=4,
         fingerprint={"teacher": {"weights": "aa"}},
         plan={},
         provenance={"process": "any"},
+        part=Part.parse(part),
     )
+    names = {spec.name for spec in writer.specs}
     with writer, WriteQueue(writer, depth=1) as waiting:
         for shard in writer.missing():
-            waiting.put(shard, _arrays(writer, shard))
-    writer.seal()
+            said = _arrays(writer, shard)
+            waiting.put(shard, {name: said[name] for name in names})
+    if not writer.unfinished():
+        writer.seal()
 
 
 if __name__ == "__main__":
-    fill(sys.argv[1])
+    fill(*sys.argv[1:])

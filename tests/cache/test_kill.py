@@ -20,15 +20,15 @@ from bevcask.errors import BevcaskError
 TESTS = Path(__file__).resolve().parent.parent
 
 
-def start(url: Path) -> subprocess.Popen[bytes]:
+def start(url: Path, *words: str) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cache.killed", str(url)]
+    command = [sys.executable, "-m", "cache.killed", str(url), *words]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
-def finish(url: Path) -> None:
-    process = start(url)
+def finish(url: Path, *words: str) -> None:
+    process = start(url, *words)
     _, message = process.communicate()
     assert process.returncode == 0, message.decode()
 
@@ -94,13 +94,73 @@ def attack(tmp_path: Path, num_hits: int) -> None:
     finish_and_compare(url, calm)
 
 
-def finish_and_compare(url: Path, calm: Path) -> None:
-    finish(url)
+def finish_and_compare(url: Path, calm: Path, *words: str) -> None:
+    finish(url, *words)
     command = ["diff", "-rq", "-x", "provenance", str(calm), str(url)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     assert done.returncode == 0
     assert verify(str(url)).ok
+
+
+def attack_parts(tmp_path: Path, num_kills: int) -> None:
+    """Let two processes fill one cache; kill one, the other or both, and start what was killed."""
+    calm, url = tmp_path / "calm", tmp_path / "parts"
+    finish(calm)
+    seeded = random.Random(num_kills)
+    running = {part: start(url, part) for part in ("1/2", "2/2")}
+    for _ in range(num_kills):
+        done = num_committed(url)
+        deadline = time.monotonic() + 60
+        while all(one.poll() is None for one in running.values()):
+            if num_committed(url) > done or half_written(url):
+                break
+            assert time.monotonic() < deadline
+        time.sleep(seeded.uniform(0, 0.02))
+        for part in seeded.sample(sorted(running), seeded.choice((1, 1, 2))):
+            running[part].send_signal(signal.SIGKILL)
+            running[part].communicate()
+            running[part] = start(url, part)
+    for one in running.values():
+        _, message = one.communicate()
+        assert one.returncode == 0, message.decode()
+    finish_and_compare(url, calm)
+    assert not (url / "leases").exists()
+
+
+def attack_addition(tmp_path: Path, num_kills: int) -> None:
+    """Kill processes that add two bulky targets; the small ones must read all the time."""
+    calm, url = tmp_path / "calm", tmp_path / "added"
+    finish(calm)
+    finish(url, "1/1", "2")
+    seeded = random.Random(num_kills)
+    for _ in range(num_kills):
+        process = start(url, "1/1", "4")
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not (half_written(url) or (url / "addition").exists()):
+            assert time.monotonic() < deadline
+        time.sleep(seeded.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        cache = open_cache(str(url))
+        for token in cache.frames.tokens:
+            cache.read(token, ["head.heatmap", "head.boxes"])
+        assert verify(str(url)).ok
+    finish_and_compare(url, calm, "1/1", "4")
+
+
+def test_killed_parts_then_diff(tmp_path: Path) -> None:
+    attack_parts(tmp_path, 3)
+
+
+def test_killed_additions_then_diff(tmp_path: Path) -> None:
+    attack_addition(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_many_killed_parts_and_additions_then_diff(tmp_path: Path) -> None:
+    attack_parts(tmp_path / "parts", 20)
+    attack_addition(tmp_path / "additions", 20)
 
 
 def test_three_kills_then_diff(tmp_path: Path) -> None:
