@@ -118,8 +118,9 @@ def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixe
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path}: missing image, named by sample_data.json. Expected a {size_HW[1]}x"
-            f"{size_HW[0]} JPEG. Unpack the samples archive of this version into dataset.root."
+            f"{path}: missing image, named by sample_data.json or the info file. Expected a "
+            f"{size_HW[1]}x{size_HW[0]} JPEG. Unpack the samples archive of this version into "
+            "dataset.root."
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot read image: {error.strerror}.") from error
@@ -137,8 +138,9 @@ def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixe
     if (height, width) != tuple(size_HW):
         raise DataError(
             f"{path}: image is {width}x{height}, expected {size_HW[1]}x"
-            f"{size_HW[0]} as in sample_data.json. Intrinsics would be wrong: restore the original "
-            "file, or correct width and height in the table."
+            f"{size_HW[0]} as in sample_data.json (with an info file: as the first frame has). "
+            "Intrinsics would be wrong: restore the original file, or correct width and height in "
+            "the table."
         )
     assert list(image.shape[:2]) == reduced_HW
     return image

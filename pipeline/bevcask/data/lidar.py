@@ -27,9 +27,9 @@ def read_scan(path: Path) -> Points:
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path}: missing LiDAR scan, named by sample_data.json. Unpack the samples and sweeps "
-            "archives of this version into dataset.root, or use a detector with num_sweeps 1 if "
-            "only keyframes are at hand."
+            f"{path}: missing LiDAR scan, named by sample_data.json or the info file. Unpack the "
+            "samples and sweeps archives of this version into dataset.root, or use a detector with "
+            "num_sweeps 1 if only keyframes are at hand."
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot read LiDAR scan: {error.strerror}.") from error
