@@ -8,7 +8,7 @@ With `targets=cache` no teacher is imported. `method=none` with a LiDAR detector
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
-from bevcask.cache.reader import open_cache
+from bevcask.cache.identity import check_identity
+from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.union import Caches, split_urls
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, RunConfig, build_config
+from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.join import JoinedDataset, cached_frames
-from bevcask.data.loader import SampleReader, build_loader
+from bevcask.data.loader import Replay, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, Ints, StepSampler, balanced_counts
 from bevcask.detectors.base import Batch, Detector, Inputs
@@ -34,7 +36,7 @@ from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.provenance import pick_device
 from bevcask.targets.plan import plan
-from bevcask.targets.spec import TargetSpec
+from bevcask.targets.spec import TargetSpec, view_name
 from bevcask.training.callbacks import OfficialScore, StepClock
 from bevcask.training.checkpoint import export, make_note, start
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
@@ -63,6 +65,8 @@ class Teaching:
         skipped: selected frames that have no targets (`on_missing=skip`).
         teacher: who speaks, for people.
         reader: reads what an online teacher sees.
+        viewed: what the method reads in the view that the student is shown, by name.
+        replay: the views; None where the student's images are its own.
     """
 
     frames: Frames
@@ -74,6 +78,8 @@ class Teaching:
     skipped: int = 0
     teacher: str | None = None
     reader: SampleReader | None = None
+    viewed: Sequence[str] = ()
+    replay: Replay | None = None
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -168,11 +174,18 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
         teachers.append(check_teacher(cache, config.teacher))
         check_dataset(cache, config.dataset)
         kept = cached_frames(kept, cache, config.on_missing)
-    taps = {name: spec.tap for name, spec in caches.specs.items()}
-    what = plan(method.needs(), taps, len(frames), config.store, config.augment)
-    meets = {spec.name: spec.alignment for spec in what.specs}
+    taps = {spec.tap.name: spec.tap for spec in caches.specs.values()}
+    views = max((spec.view for spec in caches.specs.values()), default=0)
+    store = config.store.model_copy(update={"views": views})
+    what = plan(method.needs(), taps, len(frames), store, config.augment)
+    meets = {spec.tap.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
-    stored = {name: caches.home(name).specs[name] for name in sorted(needed)}
+    viewed = sorted(name for name in needed if view_name(name, 1) in caches.specs)
+    stored = {
+        name: caches.home(at).specs[at]
+        for name in sorted(needed)
+        for at in [view_name(name, 1) if name in viewed else name]
+    }
     specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
     first = next(iter(caches)).layout
     rows = np.array([first.row_of[token] for token in kept.tokens], np.int64)
@@ -185,7 +198,19 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
         shards=rows // first.shard_rows,
         skipped=len(frames) - len(kept),
         teacher=", ".join(dict.fromkeys(teachers)),
+        viewed=viewed,
+        replay=_replay(config, caches.home(view_name(viewed[0], 1)), views) if viewed else None,
     )
+
+
+def _replay(config: RunConfig, cache: Cache, count: int) -> Replay:
+    """Return the views of a cache for a student with the same image augmentation.
+
+    Raises:
+        CacheIdentityError: the student's ranges are others; leaves below `views.augment`.
+    """
+    check_identity(cache, {"views": {"augment": image_ranges(config.augment)}})
+    return Replay(int(cache.fingerprint["views"]["seed"]), count)
 
 
 def _online(config: RunConfig, method: Method, frames: Frames, device: torch.device) -> Teaching:
@@ -203,17 +228,20 @@ def _online(config: RunConfig, method: Method, frames: Frames, device: torch.dev
     )
     teacher.load(device)
     needed = {need.tap for need in method.needs()}
-    specs = {spec.name: spec for spec in what.specs if spec.name in needed}
+    specs = {s.tap.name: s for s in what.specs if s.tap.name in needed and s.view <= 1}
     identity = teacher.fingerprint()
+    replay = Replay(config.seed, config.store.views) if config.store.views else None
+    augment = None if canonical and replay is None else config.augment
+    if canonical and augment is not None:
+        augment = images_only(augment)
     return Teaching(
         frames=frames,
         specs=specs,
         source=OnlineTargets(teacher, specs, canonical),
         teacher=f"online ({config.online.input}) {identity['type']}, weights "
         f"{str(identity['weights'])[:12]}",
-        reader=SampleReader(
-            frames, teacher.inputs(), None if canonical else config.augment, config.seed
-        ),
+        reader=SampleReader(frames, teacher.inputs(), augment, config.seed, replay),
+        replay=replay,
     )
 
 
@@ -221,10 +249,11 @@ def training_batches(config: RunConfig, teaching: Teaching, epochs: Epochs, inpu
     """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
     dataset = JoinedDataset(
         teaching.frames,
-        SampleReader(teaching.frames, inputs, config.augment, config.seed),
+        SampleReader(teaching.frames, inputs, config.augment, config.seed, teaching.replay),
         cache=teaching.cache,
-        names=tuple(teaching.specs),
+        names=[name for name in teaching.specs if name not in teaching.viewed],
         teacher=teaching.reader,
+        viewed=teaching.viewed,
     )
 
     def make(first: int) -> Any:

@@ -26,8 +26,9 @@ from bevcask.cache.room import check_bound, check_projection
 from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
+from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.images import RESAMPLING
-from bevcask.data.loader import FrameSource, Key, SampleReader, build_loader
+from bevcask.data.loader import Key, SampleReader, ViewSource, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
@@ -37,7 +38,7 @@ from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device, provenance
 from bevcask.targets.kinds import kind_of
-from bevcask.targets.plan import plan
+from bevcask.targets.plan import VIEW_TRANSFORM, plan
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
@@ -77,12 +78,17 @@ def run(config: RunConfig) -> dict[str, Any]:
         return {"cache": url, "dry_run": True, **what.to_dict()}
     specs = [*what.specs, *stored_targets(url)]
     whole_scenes = teacher.temporal == "scene"
+    if whole_scenes and config.store.views:
+        raise ConfigError(
+            f"store.views={config.store.views}: this teacher remembers the frames before, and a "
+            "scene cannot be shown in several views at once. Use store.views=0."
+        )
     writer = create(
         url,
         list(what.specs),
         frame_table(frames),
         shard_rows=config.store.shard_rows,
-        fingerprint=identity(teacher, frames, any(spec.region.reads_boxes for spec in specs)),
+        fingerprint=fingerprint(config, teacher, frames, specs),
         plan=what.to_dict() | {"dataset": config.dataset.model_dump(mode="json")},
         provenance=made_by(teacher, frames),
         part=part,
@@ -149,8 +155,7 @@ def _repair(config: RunConfig, url: str, frames: Frames, teacher: Teacher) -> di
     cache = Cache(url, allow_unsealed=True, lenient=True)
     specs = list(cache.specs.values())
     layout = Layout(frame_table(frames), specs, config.store.shard_rows)
-    annotations = any(spec.region.reads_boxes for spec in specs)
-    require_identity(cache, layout.identity(identity(teacher, frames, annotations)))
+    require_identity(cache, layout.identity(fingerprint(config, teacher, frames, specs)))
     repairer = Repairer(cache, wanted, {"provenance": made_by(teacher, frames), "repair": True})
     if wanted:
         with repairer:
@@ -159,6 +164,16 @@ def _repair(config: RunConfig, url: str, frames: Frames, teacher: Teacher) -> di
         "repaired": len(wanted),
         "changed": repairer.changed,
     }
+
+
+def fingerprint(
+    config: RunConfig, teacher: Teacher, frames: Frames, specs: Sequence[TargetSpec]
+) -> dict[str, Any]:
+    """Return the identity of a cache: that of the teacher here, and of the views it is shown."""
+    tree = identity(teacher, frames, any(spec.region.reads_boxes for spec in specs))
+    if any(spec.view for spec in specs):
+        tree["views"] = {"seed": config.seed, "augment": image_ranges(config.augment)}
+    return tree
 
 
 def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dict[str, Any]:
@@ -196,12 +211,14 @@ class Step:
         shard: where its frames lie.
         keys: what the loader reads.
         completes_shard: it is the shard's last.
+        view: which view of them the teacher sees.
         kept: False where the teacher must only see the frames, to remember them.
     """
 
     shard: int
     keys: list[Key]
     completes_shard: bool
+    view: int = 0
     kept: bool = True
 
 
@@ -219,12 +236,15 @@ def steps_of(
     position = {token: index for index, token in enumerate(frames.tokens)}
     missing = writer.missing()
     kept = set(missing)
+    views = sorted({spec.view for spec in writer.specs})
     steps = []
     for shard in scene_prefix(writer.cache.layout, missing) if whole_scenes else missing:
-        keys: list[Key] = [(position[token], 0) for token in writer.tokens(shard)]
-        for first in range(0, len(keys), batch_size):
-            last = first + batch_size >= len(keys)
-            steps.append(Step(shard, keys[first : first + batch_size], last, shard in kept))
+        for view in views:
+            keys: list[Key] = [(position[token], view) for token in writer.tokens(shard)]
+            for first in range(0, len(keys), batch_size):
+                last = first + batch_size >= len(keys) and view == views[-1]
+                part = keys[first : first + batch_size]
+                steps.append(Step(shard, part, last, view, shard in kept))
     return steps
 
 
@@ -235,9 +255,10 @@ def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | 
         return
     device = pick_device(config.device)
     teacher.load(device)
-    reader = SampleReader(frames, teacher.inputs(), augment=None, seed=config.seed)
+    clean = SampleReader(frames, teacher.inputs(), augment=None, seed=config.seed)
+    views = SampleReader(frames, teacher.inputs(), images_only(config.augment), config.seed)
     loader = build_loader(
-        FrameSource(reader), [step.keys for step in steps], config.loader.num_workers
+        ViewSource(clean, views), [step.keys for step in steps], config.loader.num_workers
     )
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
@@ -269,16 +290,20 @@ def encoded_shards(
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
     """Yield (shard, encoded targets by name) as the teacher completes them."""
-    names = [spec.name for spec in specs]
-    parts: list[dict[str, Encoded[Any]]] = []
+    parts: dict[str, list[Encoded[Any]]] = {spec.name: [] for spec in specs}
     for step, batch in batches:
+        own = [spec for spec in specs if spec.view == step.view]
+        names = [spec.tap.name for spec in own if spec.tap != VIEW_TRANSFORM]
         outputs = teacher(batch.to(device), names)
         if not step.kept:
             continue
-        parts.append(encode_targets(outputs, specs, batch))
+        if batch.image_aug_BV33 is not None:
+            outputs[VIEW_TRANSFORM.name] = batch.image_aug_BV33
+        for name, target in encode_targets(outputs, own, batch).items():
+            parts[name].append(target)
         if step.completes_shard:
-            yield step.shard, {n: concatenate([part[n] for part in parts]) for n in names}
-            parts = []
+            yield step.shard, {name: concatenate(found) for name, found in parts.items()}
+            parts = {name: [] for name in parts}
 
 
 def encode_targets(
@@ -287,9 +312,9 @@ def encode_targets(
     """Apply region and codec of every spec to a teacher's outputs, on their device."""
     return {
         spec.name: encode(
-            outputs[spec.name],
+            outputs[spec.tap.name],
             spec,
-            count=outputs.get(f"{spec.name}.count"),
+            count=outputs.get(f"{spec.tap.name}.count"),
             boxes=None if batch.labels is None else batch.labels.canonical_boxes,
             tokens=batch.tokens,
         )

@@ -105,6 +105,13 @@ class StoreConfig(Config):
         "auto", "uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"
     ] = Field("auto", description="auto: the default of each kind; `plan probe=N` compares")
     bits: Literal[8, 6, 4] = Field(8, description="of the integers that auto picks")
+    views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="replayable image augmentations (augment.*) a frame for targets that change "
+        "with the pixels; 0: the clean frame only",
+    )
     budget: float | None = Field(
         None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
     )

@@ -28,6 +28,7 @@ KINDS = {
     "box_set": "bevcask.targets.kinds:BoxSet",
     "query_set": "bevcask.targets.kinds:QuerySet",
     "image_feature": "bevcask.targets.kinds:ImageFeature",
+    "image_transform": "bevcask.targets.kinds:ImageTransform",
 }
 _TABLES = {
     "detector": DETECTORS,

@@ -73,7 +73,9 @@ def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dic
     method.build(plugin.describe_taps(own), teaching.specs)
     student = plugin(own)
     module = Distillation(student, method, teaching.source, config.trainer, {})
-    batch = next(iter(student_distill.training_batches(config, teaching, plugin.inputs(own))(0)))
+    epochs = student_distill.training_epochs(config, teaching)
+    reading = student_distill.training_batches(config, teaching, epochs, plugin.inputs(own))
+    batch = next(iter(reading(0)))
     every = module.losses(batch, Align(batch.batch.bev_aug_B44))
     terms = {name: term for name, term in every.items() if name.startswith(only)}
     torch.stack(list(terms.values())).sum().backward()

@@ -28,6 +28,7 @@ _DENSE = {
     "dense_bev": ("row", "channel", "y", "x"),
     "heatmap": ("row", "channel", "y", "x"),
     "image_feature": ("row", "camera", "channel", "v", "u"),
+    "image_transform": ("row", "camera", "to", "from"),
 }
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

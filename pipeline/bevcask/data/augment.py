@@ -7,6 +7,7 @@ draws the same BEV matrix as one with images.
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,18 @@ def draw(
     camera_stream = stream(seed, token, view, "image")
     images = [_draw_image(config, camera_stream, size, network_HW) for size in sizes if network_HW]
     return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")))
+
+
+def images_only(config: AugmentConfig) -> AugmentConfig:
+    """Return the augmentation without its BEV part."""
+    return AugmentConfig(**image_ranges(config))
+
+
+def image_ranges(config: AugmentConfig) -> dict[str, Any]:
+    """Return what decides the image part of an augmentation, as plain data."""
+    names = ("resize", "crop", "image_flip", "image_rotation")
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name in names}
 
 
 def stream(*key: object) -> np.random.Generator:

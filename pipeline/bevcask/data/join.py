@@ -11,17 +11,21 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded
+from bevcask.cache.layout import Encoded, concatenate
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.union import Caches, open_caches
 from bevcask.data.loader import Key, Sample, SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
-from bevcask.errors import TokenNotCachedError
+from bevcask.errors import TargetMismatchError, TokenNotCachedError
+from bevcask.geometry import CAMERAS
+from bevcask.targets.plan import VIEW_TRANSFORM
+from bevcask.targets.spec import view_name
 from bevcask.targets.target import Target
 
 _log = logging.getLogger(__name__)
@@ -114,6 +118,7 @@ class JoinedDataset:
         cache: URL of the cache (several: separated by commas), opened in each worker at its first
             read; None without targets.
         names: targets to read.
+        viewed: targets to read in the view the student sees (`SampleReader.replay`).
         teacher: reads what an online teacher sees; None with a cache. Clean for
             `online.input=canonical`; with the student's augmentation and seed for `augmented`.
     """
@@ -125,11 +130,13 @@ class JoinedDataset:
         cache: str | None = None,
         names: Sequence[str] = (),
         teacher: SampleReader | None = None,
+        viewed: Sequence[str] = (),
     ) -> None:
         self.frames = frames
         self.student = student
         self.cache = cache
         self.names = tuple(names)
+        self.viewed = tuple(viewed)
         self.teacher = teacher
         self._open: Caches | None = None
 
@@ -147,21 +154,61 @@ class JoinedDataset:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def _read_targets(self, tokens: Sequence[str]) -> dict[str, Encoded[Any]]:
-        if self.cache is None or not self.names:
+    def _read_targets(self, samples: Sequence[Sample]) -> dict[str, Encoded[Any]]:
+        if self.cache is None or not (self.names or self.viewed):
             return {}
         if self._open is None:
             self._open = open_caches(self.cache)
-        return self._open.read_batch(tokens, self.names)
+        found = {}
+        if self.names:
+            found = self._open.read_batch([sample.token for sample in samples], self.names)
+        return {**found, **self._read_views(self._open, samples)} if self.viewed else found
+
+    def _read_views(self, caches: Caches, samples: Sequence[Sample]) -> dict[str, Encoded[Any]]:
+        """Return targets of the view each sample shows, samples in order."""
+        positions: dict[int, list[int]] = {}
+        for position, sample in enumerate(samples):
+            positions.setdefault(sample.view, []).append(position)
+        parts = []
+        for view, members in positions.items():
+            names = {view_name(name, view): name for name in (*self.viewed, VIEW_TRANSFORM.name)}
+            own = [samples[position] for position in members]
+            read = caches.read_batch([sample.token for sample in own], list(names))
+            parts.append({names[stored]: target for stored, target in read.items()})
+            _require_same_view(own, parts[-1].pop(VIEW_TRANSFORM.name).values)
+        order = np.argsort(np.concatenate(list(positions.values())))
+        return {
+            name: _each(lambda array: array[order], concatenate([part[name] for part in parts]))
+            for name in self.viewed
+        }
 
     def collate(self, samples: Sequence[JoinedSample]) -> TrainBatch:
         """Stack joined samples on the host, and read their targets as one batch."""
-        targets = self._read_targets([sample.student.token for sample in samples])
+        targets = self._read_targets([sample.student for sample in samples])
         teachers = [sample.teacher for sample in samples if sample.teacher is not None]
         return TrainBatch(
             batch=collate([sample.student for sample in samples]),
             targets={name: _pack(target) for name, target in targets.items()},
             teacher_batch=collate(teachers) if teachers else None,
+        )
+
+
+def _require_same_view(samples: Sequence[Sample], stored_BV33: npt.NDArray[Any]) -> None:
+    """Refuse targets of another image augmentation than the student is shown.
+
+    Raises:
+        TargetMismatchError: frame, view and both matrices of the first camera that differs.
+    """
+    for sample, stored_V33 in zip(samples, stored_BV33, strict=True):
+        shown_V33 = sample.image_aug_V33
+        if shown_V33 is None or np.array_equal(shown_V33, stored_V33):
+            continue
+        camera = int(np.argmax(np.abs(shown_V33 - stored_V33).max(axis=(1, 2))))
+        raise TargetMismatchError(
+            f"sample {sample.token}, view {sample.view}, {CAMERAS[camera]}: the cached targets are "
+            f"of images moved by {stored_V33[camera].tolist()}, the student is shown "
+            f"{shown_V33[camera].tolist()}. Train at the teacher's image size, or extract views "
+            "with a teacher of the student's."
         )
 
 
@@ -188,7 +235,7 @@ def _scatter(target: Encoded[Tensor]) -> Encoded[Tensor]:
     return replace(target, values=map_BCYX)
 
 
-def _each(function: Callable[[Any], Tensor], target: Encoded[Any]) -> Encoded[Tensor]:
+def _each(function: Callable[[Any], Any], target: Encoded[Any]) -> Encoded[Any]:
     """Apply a function of an array to each field that a target has."""
     parts = [getattr(target, part.name) for part in fields(Encoded)]
     return Encoded(*(None if part is None else function(part) for part in parts))

@@ -6,7 +6,7 @@ loads with another number of workers, sees the same bytes.
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bevcask.config import AugmentConfig
-from bevcask.data.augment import Draw, draw
+from bevcask.data.augment import Draw, draw, stream
 from bevcask.data.images import load_image, normalise
 from bevcask.data.lidar import depth_map, read_points
 from bevcask.data.nuscenes import Frames
@@ -31,6 +31,21 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Image augmentations of a frame that targets exist for: views 1 to `count`.
+
+    A view's augmentation is that of the stream (`seed`, token, view), whoever draws it.
+    """
+
+    seed: int
+    count: int
+
+    def view(self, seed: int, token: str, epoch: int) -> int:
+        """Return the view a student sees of a frame in an epoch."""
+        return 1 + int(stream(seed, token, epoch, "view").integers(self.count))
+
+
+@dataclass(frozen=True)
 class Sample:
     """One frame as a detector wants it, numpy; fields as in `detectors.base.Batch`, unbatched.
 
@@ -39,6 +54,7 @@ class Sample:
             labels.
         classes_N: their classes.
         canonical_boxes_N9: the same boxes before BEV augmentation.
+        view: which replayed view the images show; 0 where nothing is replayed.
     """
 
     token: str
@@ -52,6 +68,7 @@ class Sample:
     boxes_N9: Floats | None = None
     classes_N: npt.NDArray[np.int64] | None = None
     canonical_boxes_N9: Floats | None = None
+    view: int = 0
 
 
 class SampleReader:
@@ -62,15 +79,22 @@ class SampleReader:
         inputs: what the detector wants.
         augment: ranges of the augmentation; None reads clean samples.
         seed: of the augmentation.
+        replay: images are augmented as one of these views; the BEV stays free.
     """
 
     def __init__(
-        self, frames: Frames, inputs: Inputs, augment: AugmentConfig | None, seed: int
+        self,
+        frames: Frames,
+        inputs: Inputs,
+        augment: AugmentConfig | None,
+        seed: int,
+        replay: Replay | None = None,
     ) -> None:
         self.frames = frames
         self.inputs = inputs
         self.augment = augment
         self.seed = seed
+        self.replay = replay
 
     def read(self, token: str, view: int = 0) -> Sample:
         """Read one frame under its augmentation `view`.
@@ -81,8 +105,16 @@ class SampleReader:
         index, row = self.frames.index, self.frames.row(token)
         sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
         drawn = draw(self.augment, self.seed, token, view, sizes, self.inputs.image_size_HW)
+        replayed = 0
+        if self.replay is not None:
+            replayed = self.replay.view(self.seed, token, view)
+            seen = draw(
+                self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
+            )
+            drawn = replace(drawn, images=seen.images)
         return Sample(
             token=token,
+            view=replayed,
             bev_aug_44=drawn.bev_aug.astype(np.float32),
             points_P5=self._points(token, drawn),
             **self._cameras(token, row, sizes, drawn),
@@ -192,6 +224,19 @@ class FrameSource:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples)
+
+
+class ViewSource(FrameSource):
+    """Clean frames as view 0, and replayable views of them from a second reader."""
+
+    def __init__(self, clean: SampleReader, views: SampleReader) -> None:
+        super().__init__(clean)
+        self.views = views
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, view = key
+        reader = self.views if view else self.reader
+        return reader.read(reader.frames.tokens[index], view)
 
 
 class _Guard(Generic[SampleT, BatchT]):

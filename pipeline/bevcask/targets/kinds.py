@@ -257,6 +257,19 @@ class ImageFeature(Kind):
         return tap.shape[0] * tap.shape[1]
 
 
+class ImageTransform(Kind):
+    """Original pixel -> network pixel of every camera (V, 3, 3): what a view did to the images."""
+
+    axes: tuple[str, ...] = ("V", "3", "3")
+    codecs: tuple[Codec, ...] = ("float32",)
+
+    def codec(self, tap: TapInfo, region: Region) -> Codec:
+        return "float32"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        return "exact"
+
+
 def kind_of(tap: TapInfo) -> Kind:
     """Return the kind of a tap.
 

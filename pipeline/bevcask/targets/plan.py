@@ -1,17 +1,20 @@
 """The plan: needs x taps -> the targets to store, with their bytes, before any GPU is touched."""
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
+from bevcask.geometry import CAMERAS
 from bevcask.registry import suggest
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import LEVELS, Codec, Need, Region, TapInfo, TargetSpec
 
 BOXES = "head.boxes"
+# What each view did to the images; compared when a student replays it.
+VIEW_TRANSFORM = TapInfo("image_transform", "image_transform", (len(CAMERAS), 3, 3))
 # Keyframes of the official nuScenes splits.
 NOMINAL_FRAMES = {"train": 28130, "val": 6019, "test": 6008, "mini_train": 323, "mini_val": 81}
 
@@ -109,21 +112,36 @@ def plan(
     for name, group in wanted.items():
         spec, found = _choose(taps[name], group, store, augment)
         problems += found
-        if spec.tap.kind == "image_feature" and spec.alignment == "approximate" and not approximate:
+        replayed = store.views and spec.tap.depends_on_images
+        if (
+            spec.tap.kind == "image_feature"
+            and spec.alignment == "approximate"
+            and not approximate
+            and not replayed
+        ):
             problems.append(
                 f"{_asked_by(group)}: image feature {name!r} changes with the pixels, and the "
-                "student's images are augmented; switch augment.resize, crop, image_flip and "
-                "image_rotation off"
+                "student's images are augmented; extract replayable views (store.views=K), or "
+                "switch augment.resize, crop, image_flip and image_rotation off"
             )
-        specs.append(spec)
+        specs += _views(spec, store.views)
+    if any(spec.view for spec in specs):
+        specs += [TargetSpec(VIEW_TRANSFORM, "float32", view=v + 1) for v in range(store.views)]
     if BOXES in taps and BOXES not in wanted:
         spec, found = _choose(taps[BOXES], [], store, augment)
         problems += found
         specs.append(spec)
     if problems:
         raise PlanError("\n- ".join(["the teacher does not offer what is needed:", *problems]))
-    roles = {spec.name: tuple(n.role for n in wanted.get(spec.name, ())) for spec in specs}
+    roles = {spec.name: tuple(n.role for n in wanted.get(spec.tap.name, ())) for spec in specs}
     return Plan(tuple(specs), num_frames, roles)
+
+
+def _views(spec: TargetSpec, count: int) -> list[TargetSpec]:
+    """Return a target a view where the pixels decide what the teacher says, else the target."""
+    if not count or not spec.tap.depends_on_images:
+        return [spec]
+    return [replace(spec, alignment="replay", view=number + 1) for number in range(count)]
 
 
 def _asked_by(group: list[Need]) -> str:

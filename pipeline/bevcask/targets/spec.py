@@ -119,16 +119,19 @@ class TargetSpec:
         codec: how values are stored.
         region: which cells are stored.
         alignment: how exactly it can meet an augmented student.
+        view: which replayable image augmentation the teacher saw; 0 is the clean frame.
     """
 
     tap: TapInfo
     codec: Codec
     region: Region = field(default_factory=Region)
     alignment: Alignment = "exact"
+    view: int = 0
 
     @property
     def name(self) -> str:
-        return self.tap.name
+        """The target's name; other views than the clean one have names of their own."""
+        return view_name(self.tap.name, self.view)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -146,4 +149,10 @@ class TargetSpec:
             codec=data["codec"],
             region=Region.from_dict(data["region"]),
             alignment=data["alignment"],
+            view=data["view"],
         )
+
+
+def view_name(tap: str, view: int) -> str:
+    """Return the name under which a view of a tap is stored."""
+    return f"{tap}.view{view}" if view else tap

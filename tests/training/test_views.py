@@ -1,0 +1,171 @@
+"""Replayed views: a camera teacher's targets meet exactly the images they were said about."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bevcask.cache import open_cache
+from bevcask.config import RunConfig, compose
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Inputs
+from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
+from bevcask.methods import build_method
+from bevcask.stages import student_distill, teacher_extract
+from bevcask.targets.align import Align
+from bevcask.targets.plan import plan
+from training.test_cached_equals_online import FLIPS, gap, gradients
+
+SMALL = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_train",
+    "dataset.limit=4",
+    "method=distillbev",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=2",
+    "teacher=bevdepth_tiny",
+    "student=bevdepth_tiny",
+    "trainer=tiny",
+    "store.shard_rows=2",
+    *(
+        f"{role}.detector.{key}"
+        for role in ("teacher", "student")
+        for key in ("image_size_HW=[64,96]", "image_channels=16", "depth_channels=16")
+    ),
+]
+IMAGES = [
+    "augment.resize=[-0.02,0.04]",
+    "augment.crop=true",
+    "augment.image_flip=true",
+    "augment.image_rotation=5",
+]
+VIEWS = "store.views=2"
+
+
+def configure(world: Path, *more: str) -> RunConfig:
+    return compose([*SMALL, f"dataset.root={world}", *more])
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("views") / "cache.zarr")
+    teacher_extract.run(
+        configure(tiny_world, f"cache={url}", "store.codec=float32", VIEWS, *IMAGES)
+    )
+    return url
+
+
+def test_each_view_is_a_target_of_its_own(cache: str, tiny_world: Path) -> None:
+    opened = open_cache(cache)
+    assert {f"bev.neck.view{v}" for v in (1, 2)} <= set(opened.specs)
+    assert "bev.neck" not in opened.specs
+    assert {"image_transform.view1", "image_transform.view2", "head.boxes"} <= set(opened.specs)
+    assert opened.specs["bev.neck.view2"].alignment == "replay"
+    assert opened.fingerprint["views"]["augment"]["image_flip"] is True
+    read = opened.read(opened.frames.tokens[0])
+    first, second = (read[f"bev.neck.view{v}"].values for v in (1, 2))
+    assert np.abs(first - second).max() > 0
+    assert not np.array_equal(
+        read["image_transform.view1"].values, read["image_transform.view2"].values
+    )
+
+
+@pytest.mark.parametrize("augment", [[], FLIPS], ids=["images", "images and flips"])
+def test_cached_equals_online_on_every_view(
+    augment: list[str], cache: str, tiny_world: Path
+) -> None:
+    words = [*IMAGES, *augment, "store.codec=float32"]
+    cached = gradients(configure(tiny_world, f"cache={cache}", *words))
+    online = configure(tiny_world, *words, VIEWS, "targets=online", "online.input=canonical")
+    exact = gradients(online)
+    assert any(name.startswith("distillbev/") for name in cached[0])
+    assert gap(cached[0], exact[0]) < 1e-6
+    assert gap(cached[1], exact[1]) < 1e-6
+
+
+def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Path) -> None:
+    config = configure(tiny_world, f"cache={cache}", *IMAGES, "trainer.max_steps=6")
+    method = build_method(config.method)
+    teaching = student_distill.open_teaching(
+        config, method, Frames.select(config.dataset), torch.device("cpu")
+    )
+    assert teaching.replay is not None
+    epochs = student_distill.training_epochs(config, teaching)
+    inputs = Inputs(image_size_HW=(64, 96))
+    reading = student_distill.training_batches(config, teaching, epochs, inputs)
+    opened = open_cache(cache)
+    seen = set()
+    for batch in reading(0):
+        assert batch.batch.image_aug_BV33 is not None
+        for b, token in enumerate(batch.batch.tokens):
+            stored = opened.read(token)
+            shown = batch.batch.image_aug_BV33[b].numpy()
+            (view,) = [
+                v
+                for v in (1, 2)
+                if np.array_equal(shown, stored[f"image_transform.view{v}"].values)
+            ]
+            seen.add((token, view))
+            expected = stored[f"bev.neck.view{view}"].values
+            assert np.array_equal(batch.targets["bev.neck"].values[b].numpy(), expected)
+    assert len(seen) > 4
+
+
+def test_other_ranges_are_refused_by_leaf(cache: str, tiny_world: Path) -> None:
+    changed = [*IMAGES[:-1], "augment.image_rotation=4"]
+    config = configure(tiny_world, f"cache={cache}", *changed)
+    with pytest.raises(CacheIdentityError, match=r"views\.augment\.image_rotation"):
+        gradients(config)
+
+
+def test_another_image_size_is_refused_with_both_matrices(cache: str, tiny_world: Path) -> None:
+    smaller = "student.detector.image_size_HW=[64,128]"
+    config = configure(tiny_world, f"cache={cache}", *IMAGES, smaller, "teacher.detector={}")
+    with pytest.raises(TargetMismatchError, match=r"view \d, CAM_.*images moved by"):
+        gradients(config)
+
+
+def test_without_views_image_features_are_refused_and_views_are_named() -> None:
+    from bevcask.config import AugmentConfig, StoreConfig
+    from bevcask.targets.spec import Need, TapInfo
+
+    tap = TapInfo("image.fpn0", "image_feature", (6, 4, 8, 8), depends_on_images=True)
+    needs = [Need("image", "image.fpn0", "image_feature")]
+    augment = AugmentConfig(image_flip=True)
+    with pytest.raises(PlanError, match=r"store\.views=K"):
+        plan(needs, {tap.name: tap}, 1, StoreConfig(), augment)
+    chosen = plan(needs, {tap.name: tap}, 1, StoreConfig(views=2), augment)
+    assert [spec.name for spec in chosen.specs] == [
+        "image.fpn0.view1",
+        "image.fpn0.view2",
+        "image_transform.view1",
+        "image_transform.view2",
+    ]
+    assert {spec.alignment for spec in chosen.specs[:2]} == {"replay"}
+
+
+def test_a_teacher_with_a_memory_has_no_views(
+    tiny_world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bevcask.teachers.native.NativeTeacher.temporal", "scene")
+    config = configure(tiny_world, f"cache={tmp_path / 'c.zarr'}", VIEWS, *IMAGES)
+    with pytest.raises(ConfigError, match="remembers the frames before"):
+        teacher_extract.run(config)
+
+
+def test_alignment_stays_that_of_the_bev(cache: str, tiny_world: Path) -> None:
+    """Views replay pixels; the BEV part of the augmentation is drawn anew and aligned."""
+    config = configure(tiny_world, f"cache={cache}", *IMAGES, *FLIPS)
+    method = build_method(config.method)
+    teaching = student_distill.open_teaching(
+        config, method, Frames.select(config.dataset), torch.device("cpu")
+    )
+    epochs = student_distill.training_epochs(config, teaching)
+    inputs = Inputs(image_size_HW=(64, 96))
+    reading = student_distill.training_batches(config, teaching, epochs, inputs)
+    batch = next(iter(reading(0)))
+    assert len(Align(batch.batch.bev_aug_B44)) == 2
+    assert len({tuple(matrix.flatten().tolist()) for matrix in batch.batch.bev_aug_B44}) > 1
