@@ -10,14 +10,18 @@ from bevcask.data.nuscenes import Frames
 from bevcask.detectors.mmdet3d import recipe as recipes
 
 
-def theirs(name: str, info: dict[str, Any]) -> dict[str, Any]:
+def theirs(
+    name: str, info: dict[str, Any], options: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Run the test pipeline of a shipped config as mmdet3d's dataset does."""
     from mmdet3d.registry import TRANSFORMS
     from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
     from mmengine.config import Config
     from mmengine.dataset import Compose
 
-    pipeline = recipes._pipeline(Config.fromfile(recipes.find(name)))
+    cfg = Config.fromfile(recipes.find(name))
+    cfg.merge_from_dict(options or {})
+    pipeline = recipes._pipeline(cfg)
     common = {"box_type_3d": LiDARInstance3DBoxes, "box_mode_3d": Box3DMode.LIDAR}
     run = Compose([TRANSFORMS.build(step) for step in pipeline])
     packed: dict[str, Any] = run(info | common)

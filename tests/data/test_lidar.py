@@ -8,6 +8,7 @@ from nuscenes.utils.data_classes import LidarPointCloud
 
 from bevcask.data.lidar import depth_map, read_points, read_scan
 from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 
 Pair = tuple[Frames, NuScenes]
@@ -121,3 +122,25 @@ def test_depth_map_by_hand() -> None:
     half = np.array([[-0.5, 0, 49], [0, 0.5, 0], [0, 0, 1]])  # halved and flipped
     small = depth_map(points, _looking_along_y(), intrinsics, half, (30, 50))
     assert sorted(map(tuple, np.argwhere(small).tolist())) == [(15, 24), (20, 14)]
+
+
+def test_mmdet3ds_rules_keep_the_keyframe_whole_and_pad_only_where_there_is_nothing(
+    tiny_frames: Frames,
+) -> None:
+    like = Inputs(num_sweeps=3, ego_points="keyframe", pad="empty")
+    first, last = tiny_frames.tokens[0], tiny_frames.tokens[2]
+    assert len(tiny_frames.scans(first, 3)) == 1
+    num_last = len(tiny_frames.scans(last, 9))
+    assert 1 < num_last < 9
+    whole = read_scan(tiny_frames.root / tiny_frames.index["scan_path"][
+        tiny_frames.scans(first, 1)[0]].decode())  # fmt: skip
+    near = (np.abs(whole[:, :2]) < 1).all(axis=1)
+    assert near.any()
+    alone = read_points(tiny_frames, first, 3, like)
+    assert len(alone) == len(whole) + 2 * (~near).sum()
+    np.testing.assert_array_equal(alone[: len(whole), :4], whole)
+    some = read_points(tiny_frames, last, 9, like)
+    full = read_points(tiny_frames, last, num_last)
+    np.testing.assert_array_equal(np.unique(some[:, 4]), np.unique(full[:, 4]))
+    never = Inputs(num_sweeps=3, ego_points="keep", pad="never")
+    np.testing.assert_array_equal(read_points(tiny_frames, first, 3, never)[:, :4], whole)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from bevcask.detectors.weights import load_weights, read_note, save_weights
+from bevcask.detectors.weights import (
+    identify,
+    load_weights,
+    read_note,
+    read_tensors,
+    save_weights,
+)
 from bevcask.errors import CheckpointError
 
 
@@ -37,3 +43,25 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     broken.write_bytes(b"not a checkpoint at all")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load_weights(nn.Linear(1, 1), broken)
+
+
+def test_pickle_is_read_with_consent_only(tmp_path: Path) -> None:
+    source = nn.Linear(3, 2)
+    path = tmp_path / "epoch.pth"
+    torch.save({"meta": {"epoch": 1}, "state_dict": source.state_dict()}, path)
+    with pytest.raises(CheckpointError, match=r"teacher\.trust_checkpoint=true"):
+        load_weights(nn.Linear(3, 2), path)
+    other = nn.Linear(3, 2)
+    load_weights(other, path, trust=True)
+    assert torch.equal(other.weight, source.weight)
+    (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_tensors(tmp_path / "cut.pth", trust=True)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_tensors(tmp_path / "gone.pth", trust=True)
+
+
+def test_identity_is_the_same_inside_a_wrapper() -> None:
+    own = nn.Linear(3, 2).state_dict()
+    assert identify(own) == identify({f"network.{name}": t for name, t in own.items()})
+    assert identify(own) != identify({name: t + 1 for name, t in own.items()})

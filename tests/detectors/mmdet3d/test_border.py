@@ -1,5 +1,6 @@
 """What crosses the border equals what mmdet3d's own pipelines and structures say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevcask.config import DatasetConfig
+from bevcask.config import AugmentConfig, DatasetConfig
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Labels
@@ -88,6 +89,41 @@ def test_pixels_of_real_images_are_those_of_its_pipeline(nuscenes_root: Path) ->
         assert torch.equal(got[view], expected)
         matrix = data["data_samples"][view].cam2img
         np.testing.assert_allclose(matrix[:3, :3], intrinsics, rtol=1e-6)
+
+
+def test_camera_matrices_put_points_on_their_pixels(tiny_world: Path) -> None:
+    """Under augmentation, points land where the loader's depth maps have them."""
+    recipe = read(
+        "imvoxelnet_8xb4_kitti-3d-car",
+        classes=("car",),
+        image_size_HW=(64, 112),
+        extent=(-50.0, -50.0, 50.0, 50.0),
+    )
+    frames = Frames.select(
+        DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all")
+    )
+    augment = AugmentConfig(
+        resize=(0.0, 0.1), crop=True, image_flip=True, image_rotation=5.0, bev_rotation=0.5,
+        bev_flip_x=True,
+    )  # fmt: skip
+    inputs = replace(recipe.inputs, num_sweeps=1, depth=True, ego_points="drop")
+    batch = collate([SampleReader(frames, inputs, augment, 1).read(frames.tokens[1], view=3)])
+    assert batch.points is not None
+    assert batch.depth_BVHW is not None
+    meta = to_mmdet3d(batch, recipe)["data_samples"][0].metainfo
+    points = np.c_[batch.points[0][:, :3].double().numpy(), np.ones(len(batch.points[0]))]
+    for view, camera in enumerate(recipe.cameras):
+        expected = batch.depth_BVHW[0, CAMERAS.index(camera)].numpy()
+        u, v, depth, _ = np.asarray(meta["lidar2img"][view]) @ points.T
+        seen = depth > 0.1
+        column, row = np.rint(u[seen] / depth[seen]), np.rint(v[seen] / depth[seen])
+        inside = (column >= 0) & (column < 112) & (row >= 0) & (row < 64)
+        got = np.full((64, 112), np.inf)
+        cells = row[inside].astype(int), column[inside].astype(int)
+        np.minimum.at(got, cells, depth[seen][inside])
+        got[np.isinf(got)] = 0
+        assert (expected > 0).sum() > 50
+        assert (np.abs(got - expected) > 1e-3).mean() < 0.002  # points that round to a neighbour
 
 
 def test_boxes_go_out_with_their_bottom_and_come_back() -> None:

@@ -88,7 +88,7 @@ class TestMmdet3dDetector(DetectorContract):
         own = cast(Mmdet3dDetector, detector).eval()
         _, tasks = self.raw(labels)
         batch = self.inputs(len(labels.boxes), 0)
-        samples = to_mmdet3d(batch, own._recipe)["data_samples"]
+        samples = to_mmdet3d(batch, own.recipe)["data_samples"]
         head = own.network.pts_bbox_head
         own._reader._seen["head.heatmap"] = own._reader._heatmap("head.heatmap", tasks)
         heatmap = own._reader._seen.pop("head.heatmap")
@@ -98,7 +98,7 @@ class TestMmdet3dDetector(DetectorContract):
         )
         for sample, found in zip(samples, said, strict=True):
             sample.pred_instances_3d = found
-        found = from_mmdet3d(samples, batch, own._recipe)
+        found = from_mmdet3d(samples, batch, own.recipe)
         return Output(
             {"head.heatmap": heatmap}, {str(i): _rows(one) for i, one in enumerate(found)}
         )
@@ -108,7 +108,7 @@ class TestMmdet3dDetector(DetectorContract):
         _, tasks = self.raw(labels)
         batch = self.inputs(len(labels.boxes), 0)
         batch.labels = labels
-        samples = to_mmdet3d(batch, own._recipe)["data_samples"]
+        samples = to_mmdet3d(batch, own.recipe)["data_samples"]
         losses = own.network.pts_bbox_head.loss_by_feat(
             tasks, [sample.gt_instances_3d for sample in samples]
         )
@@ -145,7 +145,7 @@ def test_losses_are_mmdet3ds_own() -> None:
     detector = TestMmdet3dDetector().make().eval()
     batch = TestMmdet3dDetector().batch()
     got = detector.loss(detector(batch), batch)
-    data = detector.network.data_preprocessor(to_mmdet3d(batch, detector._recipe), False)
+    data = detector.network.data_preprocessor(to_mmdet3d(batch, detector.recipe), False)
     expected = detector.network.loss(data["inputs"], data["data_samples"])
     assert len(got) == 12
     for name, value in expected.items():

@@ -58,7 +58,7 @@ def test_branches_compute_the_same_under_our_names(
     with torch.inference_mode():
         got = ours(shared)
         said = [task(shared) for task in source.network.pts_bbox_head.task_heads]
-    groups = source._recipe.task_classes
+    groups = source.recipe.task_classes
     for index, names in enumerate(
         [("car",), ("truck", "construction_vehicle"), ("bus", "trailer")]
     ):

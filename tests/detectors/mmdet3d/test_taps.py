@@ -112,7 +112,7 @@ def test_channels_follow_names_not_positions() -> None:
     head = tasks["options"]["model"]["pts_bbox_head"]
     head["tasks"] = [{"num_class": len(own), "class_names": own} for own in names]
     detector = Mmdet3dDetector(Mmdet3dConfig.model_validate(tasks))
-    order, classes = _in_our_order(detector._recipe)
+    order, classes = _in_our_order(detector.recipe)
     assert classes == CLASSES
     output = [[{"heatmap": torch.full((1, 1, 2, 2), float(CLASSES.index(name)))}]
               for own in names for name in own]  # fmt: skip

@@ -35,10 +35,10 @@ class Mmdet3dDetector(Detector):
 
     def __init__(self, config: Mmdet3dConfig) -> None:
         super().__init__()
-        self._recipe = _recipe(config.model_dump_json())
-        self.network = _build(self._recipe)
+        self.recipe = _recipe(config.model_dump_json())
+        self.network = _build(self.recipe)
         self.network.init_weights()
-        self._reader = Reader(self.network, self._recipe)
+        self._reader = Reader(self.network, self.recipe)
 
     @classmethod
     def inputs(cls, config: AnyConfig) -> Inputs:
@@ -64,24 +64,24 @@ class Mmdet3dDetector(Detector):
         return named
 
     def head_weights(self) -> dict[str, Tensor]:
-        return export_center_head(self.network, self._recipe)
+        return export_center_head(self.network, self.recipe)
 
     def forward(self, batch: Batch) -> Output:
-        data = self.network.data_preprocessor(to_mmdet3d(batch, self._recipe), self.training)
+        data = self.network.data_preprocessor(to_mmdet3d(batch, self.recipe), self.training)
         if self.training:
             assert batch.labels is not None, "mmdet3d computes its losses in the forward pass"
             preds = self._losses(data)
         else:
             said = self.network.predict(data["inputs"], data["data_samples"])
-            found = from_mmdet3d(said, batch, self._recipe)
+            found = from_mmdet3d(said, batch, self.recipe)
             preds = {f"{index}": _rows(own) for index, own in enumerate(found)}
         return Output(self._reader.read(len(batch.tokens)), preds)
 
     def _losses(self, data: dict[str, Any]) -> dict[str, Tensor]:
         """Return mmdet3d's losses by name, lists summed; other figures it reports are left out."""
-        if self._recipe.monocular:
+        if self.recipe.monocular:
             raise ConfigError(
-                f"{self._recipe.model['type']} trains on 2D boxes and projected centres, which "
+                f"{self.recipe.model['type']} trains on 2D boxes and projected centres, which "
                 "bevcask's labels do not have. Train it with mmdet3d; it can be a teacher here."
             )
         losses = self.network.loss(data["inputs"], data["data_samples"])
@@ -95,7 +95,7 @@ class Mmdet3dDetector(Detector):
         """Return what the training forward computed; in evaluation mode, run it for this batch."""
         if self.training:
             return output.preds
-        data = self.network.data_preprocessor(to_mmdet3d(batch, self._recipe), False)
+        data = self.network.data_preprocessor(to_mmdet3d(batch, self.recipe), False)
         return self._losses(data)
 
     def decode(self, output: Output) -> list[Detections]:
@@ -143,7 +143,7 @@ def _describe(config: str) -> Mapping[str, TapInfo]:
     """Find shapes by one forward of an unfilled network on a made-up frame."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         detector = Mmdet3dDetector(Mmdet3dConfig.model_validate_json(config)).eval()
-        recipe = detector._recipe
+        recipe = detector.recipe
         taps = detector(_made_up(recipe)).taps
     boxes = TapInfo(
         "head.boxes",
