@@ -20,27 +20,12 @@ from bevcask.registry import load_class, suggest
 GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
 LITERAL_KEYS = frozenset(
     {
-        "dataset.root",
-        "dataset.infos",
-        "val.root",
-        "val.infos",
-        "teacher.checkpoint",
-        "teacher.detector.config",
-        "student.checkpoint",
-        "student.detector.config",
-        "student.init",
-        "student.head",
-        "cache",
-        "part",
-        "store.reuse",
-        "run",
-        "out",
-        "repair",
-        "sample",
-        "picture",
+        "dataset.root", "dataset.infos", "val.root", "val.infos", "teacher.checkpoint",
+        "teacher.detector.config", "student.checkpoint", "student.detector.config", "student.init",
+        "student.head", "cache", "part", "store.reuse", "run", "out", "repair", "sample", "picture",
         "name",
     }
-)
+)  # fmt: skip
 
 
 class Config(BaseModel):
