@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from bevcask.config import RunConfig, build_config, compose, group_members, load_group
+from bevcask.config import RunConfig, build_config, compose
 from bevcask.errors import ConfigError
+from bevcask.groups import group_members, load_group
 
 
 def test_defaults_are_a_valid_run() -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevcask.config import StoreConfig, load_group
+from bevcask.config import StoreConfig
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import bev_matrix
+from bevcask.groups import load_group
 from bevcask.methods import build_method
 from bevcask.methods.base import Method, Target
 from bevcask.targets.align import Align

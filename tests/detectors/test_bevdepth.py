@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from bevcask.config import AugmentConfig, DatasetConfig, build_config, load_group
+from bevcask.config import AugmentConfig, DatasetConfig, build_config
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs
@@ -16,6 +16,7 @@ from bevcask.detectors.blocks.lift_splat import frustum_rays
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
+from bevcask.groups import load_group
 from contracts.detector import DetectorContract
 
 SMALL = BEVDepthConfig.model_validate(

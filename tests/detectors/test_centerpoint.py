@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-from bevcask.config import build_config, load_group
+from bevcask.config import build_config
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.detectors.centerpoint import CenterPoint, CenterPointConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
+from bevcask.groups import load_group
 from contracts.detector import DetectorContract
 
 SMALL = CenterPointConfig.model_validate(

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevcask.config import DatasetConfig, build_config, load_group
+from bevcask.config import DatasetConfig, build_config
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.evaluation.nuscenes import score
+from bevcask.groups import load_group
 
 STEPS = 240
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import dequantize, encode
-from bevcask.config import StoreConfig, build_config, load_group
+from bevcask.config import StoreConfig, build_config
 from bevcask.detectors.base import Labels
 from bevcask.errors import ConfigError, TargetMismatchError
 from bevcask.geometry import CLASSES, Grid, bev_matrix
+from bevcask.groups import load_group
 from bevcask.methods import build_method
 from bevcask.methods.adapters import Adapter
 from bevcask.methods.base import Method, Target

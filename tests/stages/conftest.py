@@ -28,8 +28,9 @@ def call() -> Call:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of an untrained centerpoint_tiny."""
-    from bevcask.config import TeacherConfig, load_group
+    from bevcask.config import TeacherConfig
     from bevcask.detectors.weights import save_weights
+    from bevcask.groups import load_group
     from bevcask.teachers.native import NativeTeacher
 
     path = tmp_path_factory.mktemp("checkpoints") / "teacher.safetensors"

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevcask.config import DatasetConfig, load_group
+from bevcask.config import DatasetConfig
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.centerpoint import CenterPoint, CenterPointConfig
 from bevcask.detectors.weights import load_weights, save_weights
 from bevcask.evaluation.nuscenes import score
+from bevcask.groups import load_group
 
 Call = Callable[..., tuple[int, str, str]]
 

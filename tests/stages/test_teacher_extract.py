@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import open_cache
 from bevcask.cli import app
-from bevcask.config import DatasetConfig, TeacherConfig, load_group
+from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
+from bevcask.groups import load_group
 from bevcask.teachers import build_teacher
 
 TEACHER = ("teacher=centerpoint_tiny", "seed=3", "loader.num_workers=0", "loader.batch_size=2")

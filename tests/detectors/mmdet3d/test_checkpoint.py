@@ -8,11 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 from bevcask.cli import app
-from bevcask.config import TeacherConfig, load_group
+from bevcask.config import TeacherConfig
 from bevcask.detectors.base import Batch
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.detectors.weights import NETWORK, identify, read_weights
 from bevcask.errors import CheckpointError
+from bevcask.groups import load_group
 from bevcask.teachers.native import NativeTeacher
 
 pytestmark = pytest.mark.mmdet3d

@@ -3,13 +3,14 @@ from typing import cast
 import pytest
 import torch
 
-from bevcask.config import build_config, load_group
+from bevcask.config import build_config
 from bevcask.detectors.base import Batch, Detector, Labels, Output
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.mmdet3d.border import from_mmdet3d, to_mmdet3d
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector, _rows
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
 from bevcask.geometry import Grid
+from bevcask.groups import load_group
 from contracts.detector import DetectorContract
 
 pytestmark = pytest.mark.mmdet3d

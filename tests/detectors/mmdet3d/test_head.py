@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from bevcask.config import load_group
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
 from bevcask.geometry import Grid
+from bevcask.groups import load_group
 
 pytestmark = pytest.mark.mmdet3d
 

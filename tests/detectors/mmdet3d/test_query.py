@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevcask.config import DatasetConfig, StoreConfig, TeacherConfig, load_group
+from bevcask.config import DatasetConfig, StoreConfig, TeacherConfig
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
+from bevcask.groups import load_group
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Need
 from bevcask.teachers.native import NativeTeacher

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from bevcask.config import build_config, load_group
+from bevcask.config import build_config
 from bevcask.detectors.base import Inputs
 from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.detectors.mmdet3d.recipe import VIEWS, Mmdet3dConfig, Recipe
 from bevcask.errors import ConfigError, MissingDependencyError
 from bevcask.geometry import CAMERAS, CLASSES
+from bevcask.groups import load_group
 
 pytestmark = pytest.mark.mmdet3d
 

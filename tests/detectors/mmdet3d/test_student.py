@@ -10,11 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from bevcask.cli import app
-from bevcask.config import build_config, load_group
+from bevcask.config import build_config
 from bevcask.detectors.base import Batch, Labels
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
 from bevcask.errors import ConfigError
+from bevcask.groups import load_group
 
 pytestmark = pytest.mark.mmdet3d
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from bevcask.config import load_group
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.detectors.mmdet3d.families import FAMILIES, Tap, taps_of
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
 from bevcask.detectors.mmdet3d.taps import _arrange, _in_our_order, _pick
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES, Grid
+from bevcask.groups import load_group
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TapInfo
 

@@ -1,0 +1,52 @@
+"""The shipped YAML groups: `load_group("detector", "bevdepth_tiny")`."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bevcask.errors import ConfigError
+from bevcask.registry import suggest
+
+
+def group_members(group: str) -> list[str]:
+    """Return the names of a shipped group."""
+    folder = resources.files("bevcask.configs") / group
+    if not folder.is_dir():
+        return []
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_group(group: str, name: str) -> dict[str, Any]:
+    """Load one YAML of a group; a mapping with `include: GROUP/NAME` starts from that file.
+
+    Raises:
+        ConfigError: no such group member or file, or the file is not a mapping.
+    """
+    from omegaconf import OmegaConf
+
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"{group}={name}: no such file.")
+        text = path.read_text()
+    else:
+        members = group_members(group)
+        if name not in members:
+            raise ConfigError(
+                f"{group}={name}: no such {group}.{suggest(name, members)} "
+                f"Known: {', '.join(members)}; or give a path ending in .yaml."
+            )
+        text = (resources.files("bevcask.configs") / group / f"{name}.yaml").read_text()
+    data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{group}={name}: expected a mapping, got {type(data).__name__}.")
+    return _expand({str(key): value for key, value in data.items()})
+
+
+def _expand(data: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {}
+    if "include" in data:
+        group, _, name = str(data.pop("include")).partition("/")
+        base = load_group(group, name)
+    own = {key: _expand(value) if isinstance(value, dict) else value for key, value in data.items()}
+    return {**base, **own}
