@@ -49,7 +49,8 @@ class Files:
         """Return all bytes of a key, None if there is no such key."""
         try:
             if self.root is not None:
-                return (self.root / key).read_bytes()
+                with open(f"{self.root}/{key}", "rb", buffering=0) as file:
+                    return file.read()
             filesystem = self._remote
             return bytes(filesystem.cat_file(self._path(key)))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

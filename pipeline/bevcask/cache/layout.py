@@ -30,6 +30,7 @@ _DENSE = {
     "image_feature": ("row", "camera", "channel", "v", "u"),
     "image_transform": ("row", "camera", "to", "from"),
 }
+_TOKEN = re.compile("[0-9a-f]{32}")
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 ArrayT = TypeVar("ArrayT")  # numpy.ndarray or torch.Tensor
@@ -110,7 +111,7 @@ class FrameTable:
             problems.append(
                 f"lidar_to_global: expected {(num, 4, 4)}, got {self.lidar_to_global.shape}"
             )
-        bad = [token for token in self.tokens if not re.fullmatch("[0-9a-f]{32}", token)]
+        bad = [token for token in self.tokens if not _TOKEN.fullmatch(token)]
         if bad:
             problems.append(f"{len(bad)} tokens are not 32 hex digits, first {bad[0]!r}")
         if len(set(self.tokens)) != num:

@@ -8,8 +8,7 @@ and the tests compare every byte written here with what zarr writes.
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -26,8 +25,7 @@ _BLANK = "0" * 64
 _ZSTD = Zstd(level=1)
 
 
-@dataclass(frozen=True)
-class Committed:
+class Committed(NamedTuple):
     """What the commit says about one shard object: its SHA-256 and length; length 0 = no object."""
 
     sha256: bytes

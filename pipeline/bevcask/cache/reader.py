@@ -337,8 +337,9 @@ class Cache:
 
         valid = column("valid", "bool")
         names = self.attributes["scenes"]
+        digits = column("sample_token", "uint8", 16)[valid].tobytes().hex()
         return FrameTable(
-            tokens=[bytes(row).hex() for row in column("sample_token", "uint8", 16)[valid]],
+            tokens=[digits[start : start + 32] for start in range(0, len(digits), 32)],
             scenes=[names[number] for number in column("scene", "int32")[valid]],
             timestamps=column("timestamp", "float64")[valid],
             lidar_to_global=column("lidar_to_global", "float64", 4, 4)[valid],
