@@ -1,6 +1,6 @@
 """Is this the cache the run means? Differences are named leaf by leaf, with what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bevcask.cache.layout import Layout
@@ -77,6 +77,28 @@ def require_shared_identity(
     ]
     _raise_on(cache, leaves)
     return new
+
+
+def require_same_source(cache: Cache, identity: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that some targets of a cache come from the same source, whatever its frames are.
+
+    Selection and dataset are left to the caller.
+
+    Args:
+        cache: an open cache.
+        identity: whole identity tree of another.
+        names: the targets that must be there and be stored alike.
+
+    Raises:
+        CacheIdentityError: leaves differ; each is named with both values.
+    """
+    mine, theirs = (
+        {leaf: value for leaf, value in tree.items() if leaf not in ("selection", "dataset")}
+        for tree in (identity, cache.identity)
+    )
+    for tree in (mine, theirs):
+        tree["targets"] = {name: spec for name, spec in tree["targets"].items() if name in names}
+    _raise_on(cache, _sorted(differences(mine, theirs)))
 
 
 def _compare(cache: Cache, expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

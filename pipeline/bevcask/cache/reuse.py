@@ -3,7 +3,7 @@
 import logging
 
 from bevcask.cache.files import Files
-from bevcask.cache.identity import check_identity
+from bevcask.cache.identity import require_same_source
 from bevcask.cache.layout import arrays_of
 from bevcask.cache.objects import Committed
 from bevcask.cache.reader import Cache
@@ -29,11 +29,7 @@ def reuse(writer: Writer, old: Cache, whole_scenes: bool = False) -> int:
     Raises:
         CacheIdentityError: it is of another teacher, lacks targets, or lays them out otherwise.
     """
-    identity = writer.cache.identity
-    shared = ("schema_version", "teacher", "classes", "preprocessing", "shard_rows")
-    expected = {leaf: identity[leaf] for leaf in shared if leaf in identity}
-    expected["targets"] = {spec.name: identity["targets"][spec.name] for spec in writer.specs}
-    check_identity(old, expected)
+    require_same_source(old, writer.cache.identity, [spec.name for spec in writer.specs])
     root = Files(old.url).root
     found = {
         _frames(old, shard, whole_scenes): shard for shard in sorted(old.committed, reverse=True)
