@@ -166,6 +166,11 @@ def open_teaching(
 def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
     """Open the caches and check that each is of this teacher, dataset and class order."""
     assert config.cache is not None
+    if config.on_missing == "generate":
+        raise ConfigError(
+            "on_missing=generate is not there: a student's process holds no teacher. Run `bevcask "
+            "teacher-extract` over the missing frames, or take on_missing=raise or skip."
+        )
     caches = Caches([open_cache(resolve("cache", url)) for url in split_urls(config.cache)])
     teachers = []
     kept = frames

@@ -1,49 +1,163 @@
-"""verify: is every stored byte still the byte that was committed?"""
+"""verify: is a cache still what was committed, does it make sense, does its teacher agree?
+
+digests of all files -> values, frames (check=meaning) -> the teacher again (resample=N)
+-> the teacher, augmented (equivariance=N)
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 
+from bevcask.cache.identity import check_identity
+from bevcask.cache.reader import Cache, open_cache
+from bevcask.cache.values import check_values
 from bevcask.cache.verifier import Problem, verify
 from bevcask.catalog import resolve
-from bevcask.config import RunConfig
-from bevcask.errors import ConfigError
+from bevcask.config import DatasetConfig, RunConfig, validate
+from bevcask.data.loader import SampleReader
+from bevcask.data.nuscenes import Frames
+from bevcask.errors import CacheCorruptError, CacheIdentityError, ConfigError
+from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
+from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
 from bevcask.progress import progress_bar
+from bevcask.provenance import pick_device
+from bevcask.teachers import build_teacher
+from bevcask.teachers.base import Teacher
+from bevcask.training.identity import check_dataset
 
 _SHOWN = 40
+_WHERE = ("shard", "target", "token", "key", "what")
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """Re-hash every file of a cache.
+    """Check a cache as deeply as asked.
 
     Returns:
-        `ok`, files and bytes checked, and `problems`: `key`, `what`, `shard`, `target`, `token` of
-        each damaged, missing or foreign thing. Written to `repair` too, where that is asked for.
+        `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
+        `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
+        per target, `equivariance` per augmentation and target, `repair`.
 
     Raises:
-        ConfigError: no cache URL.
+        ConfigError: no cache URL, or no teacher where one is needed.
         CacheIncompleteError: there is no cache at the URL.
+        CacheIdentityError: the teacher named is not the one that made the cache.
     """
     if config.cache is None:
         raise ConfigError("verify needs a cache URL: bevcask verify URL.")
     url = resolve("cache", config.cache)
     with progress_bar("verify", 0, unit="bytes") as bar:
         report = verify(url, progress=bar.move_to)
-    result = {
+    problems, suspicions, result = list(report.problems), list[Problem](), dict[str, Any]()
+    if config.check == "meaning" or config.resample or config.equivariance:
+        try:
+            cache = open_cache(url, allow_unsealed=True)
+        except CacheCorruptError as error:
+            problems.append(
+                Problem("zarr.json", f"cannot be opened, so no more was checked: {error}")
+            )
+        else:
+            if config.check == "meaning":
+                suspicions = _meaning(config, cache, problems, result)
+            if config.resample or config.equivariance:
+                _ask_teacher(config, cache, suspicions, problems, result)
+    if config.repair is not None:
+        result["repair"] = write_repair_list(problems, report.targets, Path(config.repair))
+    return {
         "cache": url,
-        "ok": report.ok,
+        "ok": not problems,
         "files": report.num_files,
         "bytes": report.num_bytes,
-        "problems": [asdict(problem) for problem in report.problems],
+        "problems": [asdict(problem) for problem in problems],
+        "suspicions": [asdict(suspicion) for suspicion in suspicions],
+        **result,
     }
-    if config.repair is not None:
-        result["repair"] = write_repair_list(report.problems, report.targets, Path(config.repair))
-    return result
+
+
+def _meaning(
+    config: RunConfig, cache: Cache, problems: list[Problem], result: dict[str, Any]
+) -> list[Problem]:
+    """Check values, and frames where a dataset is named; return what is only suspicious."""
+    with progress_bar("values", 0) as bar:
+        values = check_values(cache, progress=bar.move_to)
+    problems += values.problems
+    result["statistics"] = values.statistics
+    if "dataset" in config.model_fields_set:
+        dataset = dataset_of(config, cache)
+        problems += frame_problems(cache, _all_frames(dataset))
+        try:
+            check_dataset(cache, dataset)
+        except CacheIdentityError as error:
+            problems.append(Problem("fingerprint/dataset", str(error)))
+    return values.suspicions
+
+
+def _ask_teacher(
+    config: RunConfig,
+    cache: Cache,
+    suspicions: Sequence[Problem],
+    problems: list[Problem],
+    result: dict[str, Any],
+) -> None:
+    """Run the teacher again: on suspicious shards first, then on others."""
+    teacher, reader, device = open_teacher(config, cache)
+    if config.resample:
+        first = list(_suspects(cache, suspicions))
+        tokens = spread_tokens(cache, config.resample, config.seed, first)
+        with progress_bar("resample", len(tokens)) as bar:
+            result["resample"], found = resample(cache, teacher, reader, tokens, device, bar)
+        problems += found
+    if config.equivariance and not problems:
+        tokens = spread_tokens(cache, config.equivariance, config.seed)
+        with progress_bar("equivariance", len(tokens) * len(AUGMENTATIONS)) as bar:
+            result["equivariance"] = equivariance_gap(cache, teacher, reader, tokens, device, bar)
+
+
+def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
+    """Yield the first frame of every suspicious shard."""
+    for suspicion in suspicions:
+        if suspicion.shard is not None:
+            yield cache.frames.tokens[cache.layout.frames_of(suspicion.shard)[0]]
+
+
+def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, SampleReader, torch.device]:
+    """Load the teacher that made a cache, and what reads its frames.
+
+    Raises:
+        ConfigError: no teacher is named, or it looks at whole scenes.
+        CacheIdentityError: it is another teacher.
+    """
+    if not config.teacher.detector:
+        raise ConfigError(
+            "resample= and equivariance= run the teacher again: name it, and the dataset, as for "
+            "teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
+        )
+    teacher = build_teacher(config.teacher, config.seed)
+    check_identity(cache, {"teacher": teacher.fingerprint()})
+    if teacher.temporal != "none":
+        raise ConfigError(
+            "a teacher that looks at whole scenes cannot be asked about single frames."
+        )
+    device = pick_device(config.device)
+    teacher.load(device)
+    frames = _all_frames(dataset_of(config, cache))
+    return teacher, SampleReader(frames, teacher.inputs(), None, config.seed), device
+
+
+def dataset_of(config: RunConfig, cache: Cache) -> DatasetConfig:
+    """Return the dataset named; keys not given are those of the extraction."""
+    given = config.dataset.model_dump(exclude_unset=True)
+    return validate(DatasetConfig, {**cache.plan.get("dataset", {}), **given}, "dataset")
+
+
+def _all_frames(dataset: DatasetConfig) -> Frames:
+    whole = {"split": "all", "scenes": None, "limit": None}
+    return Frames.select(dataset.model_copy(update=whole))
 
 
 def write_repair_list(
@@ -78,19 +192,47 @@ def write_repair_list(
 
 
 def render(result: dict[str, Any]) -> Group:
-    """Show what was checked and a table of what is wrong."""
-    head = (
+    """Show what was checked and a table for each depth."""
+    parts: list[Any] = [
         f"[bold]{'ok' if result['ok'] else 'DAMAGED'}[/]  {result['cache']}: "
         f"{result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
-        f"{len(result['problems'])} problems"
-    )
-    if not result["problems"]:
-        return Group(head)
-    table = Table()
-    for column in ("shard", "target", "token", "where", "problem"):
+        f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions"
+    ]
+    for name in ("problems", "suspicions"):
+        if result[name]:
+            rows = [[found[key] for key in _WHERE] for found in result[name]]
+            parts.append(_table(name, _WHERE, rows))
+    for name in ("statistics", "resample"):
+        if found := result.get(name):
+            columns = list(next(iter(found.values())))
+            rows = [[target, *(entry[key] for key in columns)] for target, entry in found.items()]
+            parts.append(_table(name, ["target", *columns], rows))
+    if gaps := result.get("equivariance"):
+        rows = [
+            [augmentation, target, *gap.values()]
+            for augmentation, by_target in gaps.items()
+            for target, gap in by_target.items()
+        ]
+        title = "aligned target against the augmented teacher (a study, not a check)"
+        columns = ["augmentation", "target", "relative L2", "on objects", "cosine"]
+        parts.append(_table(title, columns, rows))
+    return Group(*parts)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    more = len(rows) - _SHOWN
+    caption = f"and {more} more: see --json" if more > 0 else None
+    table = Table(title=title, caption=caption)
+    for column in columns:
         table.add_column(column, overflow="fold")
-    for problem in result["problems"][:_SHOWN]:
-        words = (problem[key] for key in ("shard", "target", "token", "key", "what"))
-        table.add_row(*("-" if word is None else str(word) for word in words))
-    more = len(result["problems"]) - _SHOWN
-    return Group(head, table, *([f"and {more} more: see --json"] if more > 0 else []))
+    for row in rows[:_SHOWN]:
+        table.add_row(*map(_words, row))
+    return table
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:8])) + (", ..." if len(value) > 8 else "") or "-"
+    return "-" if value is None else str(value)

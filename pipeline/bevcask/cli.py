@@ -44,7 +44,7 @@ _SECTIONS = {
     ),
     "evaluate": ("dataset", "student", "loader"),
     "inspect": ("dataset",),
-    "verify": (),
+    "verify": ("dataset", "teacher"),
     "export": ("student", "teacher"),
     "catalog": (),
 }  # fmt: skip
@@ -56,7 +56,9 @@ _KEYS = {
     ),
     "evaluate": ("cache", "run", "device"),
     "inspect": ("cache", "sample", "picture"),
-    "verify": ("cache", "repair"),
+    "verify": (
+        "cache", "check", "resample", "equivariance", "repair", "device", "seed",
+    ),
     "export": ("run", "out"),
     "catalog": ("name",),
 }  # fmt: skip
@@ -240,7 +242,12 @@ _verb(
 _verb(
     "inspect", "inspect_cache", "Show what a cache holds, who made it, and a picture of a sample."
 )
-_verb("verify", "verify", "Check every stored byte of a cache against its digests.")
+_verb(
+    "verify",
+    "verify",
+    "Check a cache: every stored byte against its digest; with check=meaning what the bytes say, "
+    "with resample=N against the teacher. Exit code 1 where something is damaged.",
+)
 _verb(
     "student-distill",
     "student_distill",

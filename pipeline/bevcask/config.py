@@ -111,8 +111,7 @@ class LoaderConfig(Config):
     num_workers: int = Field(2, ge=0, description="loader processes; 0 loads in this process")
     sampler: Literal["uniform", "cbgs"] = Field(
         "uniform",
-        description="training: each frame once an epoch, or frames of rare classes more often "
-        "(class-balanced grouping and sampling; 4.4 times as many draws an epoch on nuScenes)",
+        description="training: each frame once an epoch, or class-balanced (CBGS, 4.4 x as many)",
     )
     shuffle: Literal["full", "window"] = Field(
         "full",
@@ -195,7 +194,7 @@ class RunConfig(Config):
     run: str = Field("runs/latest", description="folder for checkpoints, logs, results")
     targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
     online: OnlineConfig = OnlineConfig()
-    on_missing: Literal["raise", "skip"] = Field(
+    on_missing: Literal["raise", "skip", "generate"] = Field(
         "raise",
         description="selected frames without a cached row: raise names how many, skip trains on "
         "the others and records how many were left out",
@@ -210,22 +209,17 @@ class RunConfig(Config):
     sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
     picture: str | None = Field(None, description="inspect: write the picture to this PNG")
     out: str | None = Field(None, description="export: write the weights to this file")
+    check: Literal["bytes", "meaning"] = Field(
+        "bytes", description="verify: the digest of every file; meaning: values and frames too"
+    )
+    resample: int = Field(0, ge=0, description="verify: ask the teacher again about N frames")
+    equivariance: int = Field(0, ge=0, description="verify: the gap on N augmented frames")
     repair: str | None = Field(
         None,
         description="verify: write what another extraction can mend to this file, a JSON object a "
         "line; teacher-extract: the list to work off",
     )
     name: str | None = Field(None, description="catalog: show this entry")
-
-    @field_validator("on_missing", mode="before")
-    @classmethod
-    def _no_generation(cls, value: Any) -> Any:
-        if value == "generate":
-            raise ValueError(
-                "generate is not there: a student's process holds no teacher. Run `bevcask "
-                "teacher-extract` over these frames, or take raise or skip"
-            )
-        return value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

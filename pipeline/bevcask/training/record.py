@@ -15,7 +15,20 @@ from bevcask.fingerprint import canonical, differences
 
 # What may differ between the sittings of one run: where and how fast, never what.
 _STATE = frozenset(
-    {"run", "device", "resume", "dry_run", "sample", "picture", "out", "name", "repair"}
+    {
+        "run",
+        "device",
+        "resume",
+        "dry_run",
+        "sample",
+        "picture",
+        "out",
+        "name",
+        "repair",
+        "check",
+        "resample",
+        "equivariance",
+    }
 )
 _SHOWN = 5
 

@@ -1,0 +1,241 @@
+"""Does a cache still say what its dataset and its teacher say? Each disagreement is named."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bevcask.cache.layout import group_of, is_scaled, scale_axes
+from bevcask.cache.quantize import dequantize
+from bevcask.cache.reader import Cache
+from bevcask.cache.verifier import Problem
+from bevcask.data.augment import stream
+from bevcask.data.loader import SampleReader, collate
+from bevcask.data.nuscenes import Frames
+from bevcask.detectors.base import Batch
+from bevcask.errors import CacheCorruptError
+from bevcask.progress import Ticker
+from bevcask.targets.region import region_mask
+from bevcask.targets.spec import TargetSpec
+from bevcask.teachers.base import Teacher
+
+ARITHMETIC = 2.0**-14
+"""Of a channel's peak: what another batch size or convolution algorithm may change. An eighth of
+half a step of uint8; all that a float32 target is allowed."""
+_TIME = 1e-6  # seconds
+_POSE = 1e-6  # metres, and entries of the rotation
+_FLIPPED = 1e-3  # of the stored cells: thresholds that arithmetic may decide otherwise
+_BEYOND = 1e6  # errors are cut here, so that they stay numbers
+_YAW, _CLASS = 6, 10  # columns of a box set
+
+
+def frame_problems(cache: Cache, frames: Frames) -> list[Problem]:
+    """Compare the frames a cache lists with the dataset.
+
+    Args:
+        cache: an open cache.
+        frames: every frame of the dataset.
+
+    Returns:
+        A problem for each token the dataset does not have, each other time, each other pose.
+    """
+    table, problems = cache.frames, []
+    position = {token: number for number, token in enumerate(frames.tokens)}
+    times, poses = frames.timestamps, frames.lidar_to_global
+    for number, token in enumerate(table.tokens):
+        shard = cache.layout.row_of[token] // cache.layout.shard_rows
+        if token not in position:
+            what = "the dataset has no such sample"
+            problems.append(Problem("frames/sample_token", what, shard, None, token))
+            continue
+        there = position[token]
+        late = float(abs(table.timestamps[number] - times[there]))
+        if not late <= _TIME:
+            what = f"{late:.6f} s off the dataset's"
+            problems.append(Problem("frames/timestamp", what, shard, None, token))
+        off = float(np.abs(table.lidar_to_global[number] - poses[there]).max())
+        if not off <= _POSE:
+            what = f"up to {off:.3g} off the dataset's"
+            problems.append(Problem("frames/lidar_to_global", what, shard, None, token))
+    return problems
+
+
+def spread_tokens(cache: Cache, number: int, seed: int, first: Collection[str] = ()) -> list[str]:
+    """Return frames to look at: those named first, then random ones of as many shards as possible.
+
+    Args:
+        cache: where they must be committed.
+        number: how many; fewer come back where the cache has fewer.
+        seed: of the choice.
+        first: tokens that are suspected of something.
+    """
+    chosen = list(dict.fromkeys(first))[:number]
+    random = stream(seed, "resample")
+    shards = random.permutation(sorted(cache.committed)).tolist()
+    left = {
+        shard: random.permutation(list(cache.layout.frames_of(shard))).tolist() for shard in shards
+    }
+    while len(chosen) < number and any(left.values()):
+        for shard in shards:
+            if left[shard] and len(chosen) < number:
+                token = cache.frames.tokens[left[shard].pop()]
+                if token not in chosen:
+                    chosen.append(token)
+    return chosen
+
+
+@dataclass
+class Agreement:
+    """How well a target agrees with its teacher.
+
+    Attributes:
+        frames: compared.
+        error: largest error, in units of what the codec may change (`bound`); above 1 is damage.
+        absolute: the same error, in units of the target.
+        token: where it is.
+        cells_differ: largest share of stored cells that only one side stores.
+    """
+
+    frames: int = 0
+    error: float = 0.0
+    absolute: float = 0.0
+    token: str | None = None
+    cells_differ: float = 0.0
+
+
+def resample(
+    cache: Cache, teacher: Teacher, reader: SampleReader, tokens: Sequence[str],
+    device: torch.device, bar: Ticker,
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:  # fmt: skip
+    """Ask the teacher again about some clean frames and compare with what is stored.
+
+    Targets of replayed image augmentations (`spec.view`) are left out.
+
+    Args:
+        cache: an open cache.
+        teacher: the one that made it, loaded on `device`.
+        reader: gives clean frames, as the teacher wants them.
+        tokens: which frames.
+        device: where the teacher runs.
+        bar: moved by one a frame.
+
+    Returns:
+        Target name -> `Agreement` as plain data; and a problem for each frame and target beyond
+        the bound.
+    """
+    specs = {name: spec for name, spec in cache.specs.items() if spec.view == 0}
+    found: dict[str, Agreement] = defaultdict(Agreement)
+    problems: list[Problem] = []
+    for token in tokens:
+        batch = collate([reader.read(token)])
+        said = {name: v.cpu() for name, v in teacher(batch.to(device), list(specs)).items()}
+        for name, spec in specs.items():
+            try:
+                problem = _compare(cache, spec, token, batch, said, found[name])
+            except CacheCorruptError as error:
+                problem = str(error)
+            if problem is not None:
+                shard = cache.layout.row_of[token] // cache.layout.shard_rows
+                key = f"{group_of(spec)}/values"
+                problems.append(Problem(key, problem, shard, name, token))
+        bar.advance()
+    return {name: asdict(agreement) for name, agreement in found.items()}, problems
+
+
+def _compare(
+    cache: Cache,
+    spec: TargetSpec,
+    token: str,
+    batch: Batch,
+    said: Mapping[str, Tensor],
+    agreement: Agreement,
+) -> str | None:
+    """Compare one target of one frame; return what is wrong, None if nothing."""
+    stored = cache.read(token, [spec.name])[spec.name]
+    scale = None if stored.scale is None else torch.from_numpy(stored.scale)
+    values = dequantize(torch.from_numpy(stored.values), scale)
+    exact = said[spec.name].float()
+    boxes = None if batch.labels is None else batch.labels.canonical_boxes
+    mask = region_mask(spec.region, exact, spec.tap.grid, boxes)
+    exact, differ = exact[0], 0.0
+    if mask is not None and stored.region is not None:
+        kept = torch.from_numpy(stored.region)
+        differ = float((mask[0] != kept).sum() / max(1, int(kept.sum())))
+        values, exact = values * (mask[0] & kept), exact * (mask[0] & kept)
+    bound = error_bound(exact, scale, spec)
+    if stored.count is not None:
+        values = values[: int(stored.count)]
+        exact = exact[: int(said[f"{spec.name}.count"][0])]
+    if spec.tap.kind == "box_set":
+        error, absolute = _furthest_box(values, exact, bound[0])
+    else:
+        error, absolute = _largest(values, exact, bound)
+    agreement.frames += 1
+    agreement.cells_differ = max(agreement.cells_differ, differ)
+    if agreement.token is None or error > agreement.error:
+        agreement.error, agreement.absolute, agreement.token = error, absolute, token
+    if error > 1:
+        return f"the teacher says otherwise: off by {error:.3g} times what {spec.codec} may change"
+    if differ > _FLIPPED:
+        return f"the teacher stores other cells: {differ:.2%} of those stored differ"
+    return None
+
+
+def error_bound(exact: Tensor, scale: Tensor | None, spec: TargetSpec) -> Tensor:
+    """Return how far a stored value may be from what the teacher says when asked again.
+
+    What the codec may change (`cache.quantize`) and what arithmetic may: `ARITHMETIC` of the
+    channel's peak.
+
+    Args:
+        exact: (*tap.shape) float32, zero outside the region.
+        scale: float32, one a [camera,] channel; None for float codecs.
+        spec: how the target is stored.
+
+    Returns:
+        float32, broadcasts with `exact`.
+    """
+    kept = scale_axes(spec) or (exact.ndim - 1,)
+    reduced = tuple(axis for axis in range(exact.ndim) if axis not in kept)
+    peak = exact.abs().amax(dim=reduced, keepdim=True)
+    arithmetic = ARITHMETIC * peak + 2.0**-100
+    if is_scaled(spec):
+        assert scale is not None
+        return scale.reshape(peak.shape) / 2 + arithmetic
+    if spec.codec == "float16":
+        return (exact.abs() * 2.0**-11).clamp(min=2.0**-25) + arithmetic
+    return arithmetic
+
+
+def _largest(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[float, float]:
+    """Return the largest error in units of the bound, and as it is."""
+    if values.shape != exact.shape:
+        return _BEYOND, _BEYOND
+    if not exact.numel():
+        return 0.0, 0.0
+    off = (values - exact).abs()
+    units = torch.nan_to_num(off / bound[: len(off)] if bound.shape[0] > 1 else off / bound)
+    place = int(units.argmax())
+    return min(float(units.flatten()[place]), _BEYOND), float(off.flatten()[place])
+
+
+def _furthest_box(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[float, float]:
+    """Return how far the loneliest box of either side is from its nearest on the other.
+
+    Order is no matter: equal scores may be sorted either way.
+    """
+    if not len(values) or not len(exact):
+        return (0.0, 0.0) if len(values) == len(exact) else (_BEYOND, _BEYOND)
+    off = (values[:, None] - exact[None]).abs()
+    off[..., _YAW] = torch.minimum(off[..., _YAW], 2 * math.pi - off[..., _YAW]).abs()
+    units, column = torch.nan_to_num(off / bound, nan=_BEYOND).max(dim=-1)
+    nearest = torch.cat([units.min(dim=1).values, units.min(dim=0).values])
+    error = float(nearest.max())
+    place = int((units == nearest.max()).flatten().nonzero()[0])
+    absolute = float(off.flatten(0, 1)[place, int(column.flatten()[place])])
+    return min(error, _BEYOND), absolute

@@ -1,0 +1,147 @@
+"""How far is an aligned target from what the teacher would have said of the augmented frame?
+
+A cached target is aligned, not asked anew: T(A x) is not A T(x), because grids, anchors and habit
+are not symmetric. This is the gap a student trained on a cache lives with; a study, not a check.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bevcask.cache.quantize import dequantize
+from bevcask.cache.reader import Cache
+from bevcask.data.loader import SampleReader, collate
+from bevcask.detectors.base import Batch
+from bevcask.geometry import Matrix, bev_matrix, transform_points
+from bevcask.progress import Ticker
+from bevcask.targets.align import Align
+from bevcask.targets.region import box_mask
+from bevcask.targets.spec import TargetSpec
+from bevcask.teachers.base import Teacher
+
+AUGMENTATIONS: Mapping[str, Matrix] = {
+    "none": bev_matrix(),
+    "flip x": bev_matrix(flip_x=True),
+    "flip y": bev_matrix(flip_y=True),
+    "flip x and y": bev_matrix(flip_x=True, flip_y=True),
+    "rotate 5": bev_matrix(rotation=math.radians(5)),
+    "rotate 10": bev_matrix(rotation=math.radians(10)),
+    "rotate 22.5": bev_matrix(rotation=math.radians(22.5)),
+    "scale 0.95": bev_matrix(scale=0.95),
+    "scale 1.05": bev_matrix(scale=1.05),
+}
+_MAPS = ("dense_bev", "heatmap")
+
+
+@dataclass
+class _Gap:
+    """Sums over frames, on valid cells and on those of them that belong to an object."""
+
+    off: float = 0.0
+    said: float = 0.0
+    off_objects: float = 0.0
+    said_objects: float = 0.0
+    cosine: float = 0.0
+    cells: int = 0
+
+    def to_dict(self) -> dict[str, float | None]:
+        return {
+            "l2": math.sqrt(self.off / self.said) if self.said else None,
+            "l2_objects": math.sqrt(self.off_objects / self.said_objects)
+            if self.said_objects
+            else None,
+            "cosine": self.cosine / self.cells if self.cells else None,
+        }
+
+
+def equivariance_gap(
+    cache: Cache, teacher: Teacher, reader: SampleReader, tokens: Sequence[str],
+    device: torch.device, bar: Ticker,
+) -> dict[str, dict[str, dict[str, float | None]]]:  # fmt: skip
+    """Show the teacher augmented frames and compare with the aligned stored target.
+
+    Dense maps are compared at the canonical cells: what the teacher says of the augmented frame,
+    sampled where each cell went, against what is stored there. Heatmaps are compared in the
+    augmented frame: what is stored, its peaks drawn where they went. Both are what methods see.
+    `none` shows the codec alone.
+
+    Args:
+        cache: an open cache.
+        teacher: the one that made it, loaded on `device`.
+        reader: gives clean frames, as the teacher wants them.
+        tokens: which frames.
+        device: where the teacher runs.
+        bar: moved by one a frame and augmentation.
+
+    Returns:
+        Augmentation -> tap -> `l2`: |aligned - said| / |said| over valid stored cells of all
+        frames; `l2_objects`: the same on cells of ground-truth boxes; `cosine`: mean over valid
+        cells where either side is not zero. None where there was nothing to compare.
+    """
+    maps = {
+        name: spec
+        for name, spec in cache.specs.items()
+        if spec.tap.kind in _MAPS and spec.view == 0
+    }
+    gaps = {augmentation: {name: _Gap() for name in maps} for augmentation in AUGMENTATIONS}
+    for token in tokens:
+        clean = collate([reader.read(token)])
+        for augmentation, matrix in AUGMENTATIONS.items():
+            batch = augmented(clean, matrix)
+            said = teacher(batch.to(device), list(maps))
+            for name, spec in maps.items():
+                _add(gaps[augmentation][name], cache, spec, batch, said[name].float().cpu())
+            bar.advance()
+    return {
+        augmentation: {name: gap.to_dict() for name, gap in by_tap.items()}
+        for augmentation, by_tap in gaps.items()
+    }
+
+
+def augmented(batch: Batch, matrix: Matrix) -> Batch:
+    """Return a clean batch under a BEV augmentation: points moved, cameras' BEV matrix set."""
+    matrix_B44 = torch.from_numpy(matrix).float().expand(len(batch.tokens), 4, 4)
+    points = None
+    if batch.points is not None:
+        points = [transform_points(own, matrix) for own in batch.points]
+    return replace(batch, bev_aug_B44=matrix_B44, points=points)
+
+
+def _add(gap: _Gap, cache: Cache, spec: TargetSpec, batch: Batch, said_1CYX: Tensor) -> None:
+    """Add one frame of one tap to its gap."""
+    grid = spec.tap.grid
+    assert grid is not None
+    stored = cache.read(batch.tokens[0], [spec.name])[spec.name]
+    scale = None if stored.scale is None else torch.from_numpy(stored.scale)
+    aligned_1CYX = dequantize(torch.from_numpy(stored.values), scale)[None]
+    kept_1YX = torch.ones((1, *grid.shape_YX), dtype=torch.bool)
+    if stored.region is not None:
+        kept_1YX = torch.from_numpy(stored.region)[None]
+    align = Align(batch.bev_aug_B44)
+    boxes = None if batch.labels is None else batch.labels.canonical_boxes
+    if spec.tap.kind == "heatmap":
+        aligned_1CYX = align.heatmap(aligned_1CYX, grid, grid)
+        boxes = None if boxes is None else align.boxes(boxes)
+        valid_1YX = torch.ones_like(kept_1YX)
+        if stored.region is not None:
+            valid_1YX = (aligned_1CYX > 0).any(1)
+    else:
+        said_1CYX, valid_1YX = align.cells(said_1CYX, grid, grid)
+        valid_1YX = valid_1YX & kept_1YX
+    objects_1YX = torch.zeros_like(valid_1YX)
+    if boxes is not None:
+        objects_1YX = box_mask(boxes, grid, margin=0.0, touched=False)
+    off_1YX = (aligned_1CYX - said_1CYX).square().sum(1)
+    said_1YX = said_1CYX.square().sum(1)
+    gap.off += float(off_1YX[valid_1YX].sum())
+    gap.said += float(said_1YX[valid_1YX].sum())
+    gap.off_objects += float(off_1YX[valid_1YX & objects_1YX].sum())
+    gap.said_objects += float(said_1YX[valid_1YX & objects_1YX].sum())
+    length_1YX = (said_1YX * aligned_1CYX.square().sum(1)).sqrt()
+    spoken_1YX = valid_1YX & ((said_1YX > 0) | aligned_1CYX.any(1))
+    product_1YX = (aligned_1CYX * said_1CYX).sum(1) / length_1YX.clamp(min=1e-30)
+    gap.cosine += float(product_1YX[spoken_1YX].sum())
+    gap.cells += int(spoken_1YX.sum())
