@@ -120,6 +120,7 @@ def test_what_is_there_must_agree(half: Path, change: dict[str, object], leaf: s
 def test_new_targets_may_rest_on_more_of_the_dataset(half: Path) -> None:
     more = changed()
     more["dataset"]["annotations"] = "ff" * 32
+    more["views"] = {"seed": 3}
     build(half, specs=SPECS, fingerprint=more)
     assert open_cache(str(half)).fingerprint == more
     assert verify(str(half)).ok

@@ -48,8 +48,8 @@ def require_shared_identity(
 ) -> list[TargetSpec]:
     """Check that a run agrees with a sealed cache in everything both speak of.
 
-    New targets may rest on more of the dataset than the old ones did (say its annotations): leaves
-    below `dataset` that the cache does not have are no difference then.
+    New targets may rest on more than the old ones did: leaves below `dataset` (its annotations) and
+    whole sections (replayed views) that the cache does not have are no difference then.
 
     Args:
         cache: a sealed cache.
@@ -73,7 +73,7 @@ def require_shared_identity(
     leaves = [
         (leaf, expected, got)
         for leaf, expected, got in _sorted(differences(mine, theirs))
-        if not (new and got == ABSENT and leaf.startswith("dataset."))
+        if not (new and got == ABSENT and (leaf.startswith("dataset.") or "." not in leaf))
     ]
     _raise_on(cache, leaves)
     return new
