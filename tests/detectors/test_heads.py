@@ -161,6 +161,16 @@ def test_decode_suppresses_within_a_group_only() -> None:
     assert names == ["motorcycle", "pedestrian", "traffic_cone"]
 
 
+def test_rotated_suppression_looks_at_footprints() -> None:
+    """Two 1 x 1 m boxes 0.8 m apart share 0.2 of 1.8 square metres: IoU 0.11."""
+    preds = blank()
+    put(preds, "motorcycle", 40, 40, 0.9)
+    put(preds, "bicycle", 40, 41, 0.8)
+    for overlap, kept in ((0.10, 1), (0.12, 2)):
+        (found,) = head(nms="rotated", nms_overlap=overlap).decode(preds)
+        assert len(found.boxes_N9) == kept
+
+
 def test_decode_returns_at_most_83_boxes_a_group_and_500_in_all() -> None:
     preds = blank()
     preds["heatmap"][:] = 5.0

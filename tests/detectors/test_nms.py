@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from bevcask.detectors.blocks.nms import circle_nms
+from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 
 
 def greedy(xy: torch.Tensor, radius: float) -> list[bool]:
@@ -35,3 +37,56 @@ def test_radius_is_in_metres_and_inclusive() -> None:
 def test_no_box_and_one_box() -> None:
     assert circle_nms(torch.zeros((0, 2)), 1.0).tolist() == []
     assert circle_nms(torch.zeros((1, 2)), 1.0).tolist() == [True]
+
+
+def box(x: float, y: float, length: float, width: float, yaw: float = 0.0) -> torch.Tensor:
+    return torch.tensor([x, y, 0.0, length, width, 1.0, yaw, 0.0, 0.0])
+
+
+def grid_iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    """IoU by counting points of a fine grid; imports nothing that the code uses."""
+    steps = torch.linspace(-8, 8, 801)
+    x, y = torch.meshgrid(steps, steps, indexing="ij")
+
+    def inside(own: torch.Tensor) -> torch.Tensor:
+        c, s = math.cos(own[6]), math.sin(own[6])
+        along = (x - own[0]) * c + (y - own[1]) * s
+        across = (y - own[1]) * c - (x - own[0]) * s
+        return (along.abs() <= own[3] / 2) & (across.abs() <= own[4] / 2)
+
+    one, other = inside(a), inside(b)
+    return float((one & other).sum() / (one | other).sum().clamp(min=1))
+
+
+def test_rotated_overlap_by_hand() -> None:
+    """Two 4 x 2 m boxes one metre apart along x share 6 of 10 square metres: IoU 0.6."""
+    pair = torch.stack([box(0, 0, 4, 2), box(1, 0, 4, 2)])
+    assert rotated_nms(pair, 0.59).tolist() == [True, False]
+    assert rotated_nms(pair, 0.61).tolist() == [True, True]
+    crossed = torch.stack([box(0, 0, 4, 2), box(0, 0, 4, 2, math.pi / 2)])  # 4 of 12
+    assert rotated_nms(crossed, 0.32).tolist() == [True, False]
+    assert rotated_nms(crossed, 0.34).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rotated_equals_the_greedy_loop_over_counted_overlaps(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.zeros(25, 9)
+    boxes[:, :2] = torch.rand((25, 2), generator=generator) * 10 - 5
+    boxes[:, 3:5] = 1 + 3 * torch.rand((25, 2), generator=generator)
+    boxes[:, 6] = torch.rand(25, generator=generator) * 6.28
+    overlaps = [[grid_iou(a, b) for b in boxes] for a in boxes]
+    threshold = 0.2
+    assert all(abs(v - threshold) > 2e-3 for row in overlaps for v in row)
+    kept: list[int] = []
+    for i in range(25):
+        if all(overlaps[j][i] <= threshold for j in kept):
+            kept.append(i)
+    assert rotated_nms(boxes, threshold).nonzero().flatten().tolist() == kept
+    assert 1 < len(kept) < 25
+
+
+def test_rotated_no_box_and_far_boxes() -> None:
+    assert rotated_nms(torch.zeros((0, 9)), 0.2).tolist() == []
+    far = torch.stack([box(0, 0, 4, 2), box(50, 0, 4, 2)])
+    assert rotated_nms(far, 0.0).tolist() == [True, True]

@@ -6,13 +6,14 @@ Box code, 10 numbers a cell: offset of the centre in the cell (x, y, cells), hei
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bevcask.config import Config
 from bevcask.detectors.base import Detections, Labels
-from bevcask.detectors.blocks.nms import circle_nms
+from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import CLASSES, Grid
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
@@ -52,6 +53,8 @@ class CenterHeadConfig(Config):
         0.92,  # motorcycle, bicycle
         0.42,  # pedestrian, traffic_cone
     )
+    nms: Literal["circle", "rotated"] = "circle"
+    nms_overlap: float = 0.2  # of `rotated`: IoU of footprints; CenterPoint without circle NMS
     boxes_per_task: int = 83
 
 
@@ -282,7 +285,10 @@ class CenterHead(nn.Module):
             boxes_BN9, scores_BN, classes_BN, valid_BN, strict=True
         ):
             candidates_N9 = boxes_N9[valid_N]
-            keep_N = circle_nms(candidates_N9[:, :2], config.nms_radius[task])
+            if config.nms == "circle":
+                keep_N = circle_nms(candidates_N9[:, :2], config.nms_radius[task])
+            else:
+                keep_N = rotated_nms(candidates_N9, config.nms_overlap)
             keep_N = keep_N.nonzero()[: config.boxes_per_task, 0]
             found.append(
                 Detections(

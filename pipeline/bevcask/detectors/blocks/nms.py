@@ -1,15 +1,20 @@
-"""Circle non-maximum suppression: a better box silences those whose centre is near."""
+"""Non-maximum suppression: a better box silences those it overlaps, or whose centre is near.
 
+Both are greedy and blind to class. "Kept = no kept, better box silences it" has one fixed point,
+the greedy answer; it is reached from all-kept in as many rounds as the longest chain of
+suppressions and needs no loop over boxes.
+"""
+
+import numpy as np
+import shapely
 import torch
 from torch import Tensor
 
+from bevcask.geometry import box_corners_bev
+
 
 def circle_nms(xy_N2: Tensor, radius: float) -> Tensor:
-    """Greedy suppression by centre distance, blind to class.
-
-    A box falls if a kept, better one lies at most `radius` away. The answer is the fixed point of
-    "kept = no kept better box is near", reached from all-kept in as many rounds as the longest
-    chain of suppressions; it is the greedy answer and needs no loop over boxes.
+    """Silence boxes whose centre lies at most `radius` from that of a kept, better one.
 
     Args:
         xy_N2: float (N, 2) centres, metres, best first.
@@ -19,10 +24,38 @@ def circle_nms(xy_N2: Tensor, radius: float) -> Tensor:
         bool (N,), True for boxes that stay.
     """
     delta_NN2 = xy_N2[:, None] - xy_N2[None]
-    near_NN = (delta_NN2.square().sum(-1) <= radius**2).triu(diagonal=1)
-    keep_N = torch.ones(len(xy_N2), dtype=torch.bool, device=xy_N2.device)
+    return _greedy(delta_NN2.square().sum(-1) <= radius**2)
+
+
+def rotated_nms(boxes_N9: Tensor, overlap: float) -> Tensor:
+    """Silence boxes whose footprint has an IoU above `overlap` with that of a kept, better one.
+
+    Footprints are polygons of GEOS on the host, exact at any heading.
+
+    Args:
+        boxes_N9: float (N, 9) boxes, `geometry.BOX_FIELDS`, best first.
+        overlap: intersection over union in bird's-eye view; 0.2 in mmdet3d's CenterPoint.
+
+    Returns:
+        bool (N,), True for boxes that stay, on the device of the boxes.
+    """
+    polygons = shapely.polygons(box_corners_bev(boxes_N9.detach().cpu().double().numpy()))
+    area_N = shapely.area(polygons)
+    first_K, second_K = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    shared_K = shapely.area(shapely.intersection(polygons[first_K], polygons[second_K]))
+    covers_NN = np.zeros((len(polygons), len(polygons)), bool)
+    covers_NN[first_K, second_K] = shared_K > overlap * (
+        area_N[first_K] + area_N[second_K] - shared_K
+    )
+    return _greedy(torch.from_numpy(covers_NN)).to(boxes_N9.device)
+
+
+def _greedy(silences_NN: Tensor) -> Tensor:
+    """Return which boxes stay, bool (N,), where row i says whom box i would silence; best first."""
+    silences_NN = silences_NN.triu(diagonal=1)
+    keep_N = torch.ones(len(silences_NN), dtype=torch.bool, device=silences_NN.device)
     while True:
-        new_N = ~(near_NN & keep_N[:, None]).any(dim=0)
+        new_N = ~(silences_NN & keep_N[:, None]).any(dim=0)
         if torch.equal(new_N, keep_N):
             return keep_N
         keep_N = new_N
