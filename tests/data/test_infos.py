@@ -339,6 +339,7 @@ def test_a_wrong_entry_is_named(
 
 def test_another_version_is_refused(tiny_world: Path, old: Info, tmp_path: Path) -> None:
     path = write(tmp_path / "infos.pkl", old)
+    open_infos(path, tiny_world)  # the index of the right version does not serve the other
     with pytest.raises(ConfigError, match=r"made from v1\.0-synthetic: pass dataset\.version="):
         open_infos(path, tiny_world, "v1.0-trainval")
 
