@@ -107,6 +107,10 @@ def test_parts_add_too(sealed: str, half: Path) -> None:
             "targets.bev.neck.codec: expected float16 (this run), got uint8",
         ),
         ({"shard_rows": 4}, "shard_rows: expected 4"),
+        (
+            {"specs": OLD, "fingerprint": {**FINGERPRINT, "views": 2}},
+            "views: expected 2 (this run), got (absent)",
+        ),
     ],
 )
 def test_what_is_there_must_agree(half: Path, change: dict[str, object], leaf: str) -> None:
