@@ -129,9 +129,14 @@ class Repairer:
 
     def __enter__(self) -> "Repairer":
         self._lease.claim()
-        self._remove_leftovers()
-        shards = self.missing()
-        self._run.begin(range(min(shards), max(shards) + 1), [spec.name for spec in self.specs])
+        try:
+            self._remove_leftovers()
+            shards = self.missing()
+            targets = [spec.name for spec in self.specs]
+            self._run.begin(range(min(shards), max(shards) + 1), targets)
+        except BaseException:
+            self._lease.release()
+            raise
         return self
 
     def __exit__(
