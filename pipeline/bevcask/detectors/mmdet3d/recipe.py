@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -136,6 +137,8 @@ def require() -> None:
     logger.setLevel(logging.WARNING)
     logger.handlers.clear()  # they write to stdout; without any, warnings go to stderr
     init_default_scope("mmdet3d")
+    # What their modules warn of in calls we make is nothing a user of bevcask could act on.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mm(det3d|det|cv|engine)\.")
 
 
 def versions() -> dict[str, str]:
