@@ -138,7 +138,9 @@ def require() -> None:
     logger.handlers.clear()  # they write to stdout; without any, warnings go to stderr
     init_default_scope("mmdet3d")
     # What their modules warn of in calls we make is nothing a user of bevcask could act on.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"mm(det3d|det|cv|engine)\.")
+    theirs = r"(mm(det3d|det|cv|engine)|spconv)\."
+    warnings.filterwarnings("ignore", category=UserWarning, module=theirs)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # asked by spconv
 
 
 def versions() -> dict[str, str]:
