@@ -29,7 +29,7 @@ from measure import ground, interleave, make_world, now, ratio, report
 from bevcask.cache import open_cache
 from bevcask.config import RunConfig, build_config, compose
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import Key, SampleReader, build_loader
+from bevcask.data.loader import Key, Sample, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.methods import build_method
@@ -115,8 +115,8 @@ class ResidentDataset(JoinedDataset):
         self._place = {token: place for place, token in enumerate(tokens)}
         self._resident = cache.read_batch(tokens, self.names)
 
-    def _read_targets(self, tokens: Sequence[str]) -> dict[str, Any]:
-        places = [self._place[token] for token in tokens]
+    def _read_targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        places = [self._place[sample.token] for sample in samples]
         return {name: target.sample(places) for name, target in self._resident.items()}
 
 

@@ -170,6 +170,20 @@ class TestImageFeature(KindContract):
         assert "depends_on_images" in self.kind.describe_problems(blind)[0]
 
 
+class TestImageTransform(KindContract):
+    tap = TapInfo("image_transform", "image_transform", (6, 3, 3))
+
+    def good(self) -> torch.Tensor:
+        return torch.eye(3).repeat(2, 6, 1, 1)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.randn(2, 6, 3, 2)}
+
+    def test_it_is_kept_to_the_bit(self) -> None:
+        assert self.kind.codecs == ("float32",)
+        assert self.kind.alignment(self.tap, TURNS) == "exact"
+
+
 def test_every_kind_has_a_contract_test() -> None:
     tested = {
         value.tap.kind
