@@ -15,6 +15,7 @@ from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.border import MAX_BOXES, from_mmdet3d, to_mmdet3d
 from bevcask.detectors.mmdet3d.head import export_center_head
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig, Recipe
+from bevcask.detectors.mmdet3d.sparse import make_exact
 from bevcask.detectors.mmdet3d.taps import Reader
 from bevcask.detectors.weights import NETWORK
 from bevcask.errors import ConfigError
@@ -38,6 +39,7 @@ class Mmdet3dDetector(Detector):
         self.recipe = _recipe(config.model_dump_json())
         self.network = _build(self.recipe)
         self.network.init_weights()
+        make_exact(self.network)
         self._reader = Reader(self.network, self.recipe)
 
     @classmethod
