@@ -41,6 +41,6 @@ def test_threads_are_given_back_after_an_error() -> None:
     make_exact(network)
     before = torch.get_num_threads()
     wrong = SparseConvTensor(torch.randn(3, 5), torch.zeros(3, 4).int(), [8, 8, 8], 1)
-    with pytest.raises(Exception, match=""):
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
         network(wrong)
     assert torch.get_num_threads() == before
