@@ -27,7 +27,7 @@ demo: $(READY)  ## the whole job on a synthetic world, into runs/demo
 	$(BIN)/python -m bevcask.stages.demo runs/demo
 
 test: $(READY)  ## default tests: under five minutes on two cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
 	$(BIN)/python -m pytest -m slow
