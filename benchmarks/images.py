@@ -3,8 +3,8 @@
     python benchmarks/images.py [--root NUSCENES] [--rounds N]
 
 Three arms over the same files and the same augmentations, each in one thread, as in a loader
-worker. Files lie in the page cache, so the clock is the processor time of the process: what other
-programs on the machine do moves it least.
+worker. Files lie in the page cache, so the clock is the processor time of the thread: what other
+programs on the machine, and idle threads of OpenMP, do moves it least.
 
     pillow    the whole image decoded, resized (bicubic, Pillow's default), cropped, turned: the
               BEVDet family
@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from time import process_time
+from time import thread_time
 from typing import Any
 
 import cv2
@@ -146,12 +146,12 @@ def measure(paths: list[Path], rounds: int, data: str) -> dict[str, Any]:
         drawn = transforms(AUGMENT if kind == "augmented" else None, paths)
 
         def seconds() -> float:
-            start = process_time()
+            start = thread_time()
             for path, transform in zip(paths, drawn, strict=True):
                 image = load(path, transform)
                 if end == "input":
                     to_input(image, out_CHW)
-            return (process_time() - start) / len(paths)
+            return (thread_time() - start) / len(paths)
 
         return seconds
 
