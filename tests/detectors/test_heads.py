@@ -4,15 +4,11 @@ import pytest
 import torch
 
 from bevcask.detectors.blocks.heads import (
-    TASKS,
     CenterHead,
     CenterHeadConfig,
-    decode_boxes,
-    encode_boxes,
     heatmap_loss,
 )
 from bevcask.geometry import CLASSES, Grid, bev_matrix, transform_boxes
-from bevcask.targets.heatmap import centre_cells
 from contracts.detector import boxes_of_all_classes, labels_of, no_boxes
 
 GRID = Grid.square(51.2, 0.8)
@@ -34,25 +30,6 @@ def blank(num_samples: int = 1) -> dict[str, torch.Tensor]:
 
 def put(preds: dict[str, torch.Tensor], name: str, row: int, column: int, score: float) -> None:
     preds["heatmap"][0, CLASSES.index(name), row, column] = math.log(score / (1 - score))
-
-
-def test_task_groups_list_the_classes_in_order() -> None:
-    assert tuple(name for names in TASKS for name in names) == CLASSES
-
-
-def test_codes_round_trip() -> None:
-    boxes, _ = boxes_of_all_classes()
-    cells, _ = centre_cells(boxes, GRID)
-    code = encode_boxes(boxes, cells, GRID)
-    assert bool(((code[:, :2] >= 0) & (code[:, :2] < 1)).all())
-    torch.testing.assert_close(decode_boxes(code, cells, GRID), boxes, atol=1e-4, rtol=1e-5)
-
-
-def test_code_of_a_known_box() -> None:
-    box = torch.tensor([[0.6, -0.2, -1.0, math.e, 1.0, math.e**2, math.pi / 6, 3.0, -4.0]])
-    code = encode_boxes(box, torch.tensor([[63, 64]]), GRID)
-    expected = [0.75, 0.75, -1.0, 1.0, 0.0, 2.0, 0.5, math.sqrt(3) / 2, 3.0, -4.0]
-    assert code[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_heatmap_loss_of_known_numbers() -> None:

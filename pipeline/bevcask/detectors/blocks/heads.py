@@ -1,7 +1,6 @@
 """CenterHead: six groups of classes, one heatmap a class, one box code a group.
 
-Box code, 10 numbers a cell: offset of the centre in the cell (x, y, cells), height of the centre
-(metres), log of (l, w, h), sin and cos of yaw, velocity (vx, vy, m/s).
+The code is that of `targets.box_code`.
 """
 
 from collections.abc import Mapping
@@ -16,22 +15,19 @@ from bevcask.detectors.base import Detections, Labels
 from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import CLASSES, Grid
+from bevcask.targets.box_code import (
+    CODE_SIZE,
+    TASK_OF_CLASS,
+    TASKS,
+    decode_boxes,
+    encode_boxes,
+)
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.spec import TapInfo
 
-TASKS = (
-    ("car",),
-    ("truck", "construction_vehicle"),
-    ("bus", "trailer"),
-    ("barrier",),
-    ("motorcycle", "bicycle"),
-    ("pedestrian", "traffic_cone"),
-)
-CODE_SIZE = 10
 MAX_BOXES = 500
 _PRIOR_BIAS = -2.19  # sigmoid(-2.19) = 0.1; CenterNet
 _CLAMP = 1e-4
-_TASK_OF_CLASS = tuple(t for t, names in enumerate(TASKS) for _ in names)
 
 
 class CenterHeadConfig(Config):
@@ -77,39 +73,6 @@ class HeadTargets:
     code_NE: Tensor
 
 
-def encode_boxes(boxes_N9: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
-    """Return the box codes (N, 10) of boxes (metres, the grid's frame) as seen from these cells."""
-    offset_N2 = grid.to_cells(boxes_N9[:, :2]) - cells_N2.flip(1)
-    yaw_N = boxes_N9[:, 6]
-    return torch.cat(
-        [
-            offset_N2,
-            boxes_N9[:, 2:3],
-            boxes_N9[:, 3:6].log(),
-            torch.stack([yaw_N.sin(), yaw_N.cos()], dim=1),
-            boxes_N9[:, 7:9],
-        ],
-        dim=1,
-    )
-
-
-def decode_boxes(code_NE: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
-    """Return the boxes (..., 9) of codes (..., 10) read at cells (..., 2) (row, column)."""
-    column_row = cells_N2.flip(-1) + code_NE[..., :2]
-    origin = column_row.new_tensor([grid.x_min, grid.y_min])
-    yaw = torch.atan2(code_NE[..., 6], code_NE[..., 7])
-    return torch.cat(
-        [
-            column_row * grid.cell + origin,
-            code_NE[..., 2:3],
-            code_NE[..., 3:6].exp(),
-            yaw[..., None],
-            code_NE[..., 8:10],
-        ],
-        dim=-1,
-    )
-
-
 def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
     """Return the penalty-reduced focal loss, each task group over max(its centres, 1), summed."""
     p = logits_BKYX.sigmoid().clamp(_CLAMP, 1 - _CLAMP)
@@ -117,7 +80,7 @@ def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
     positive = (1 - p) ** 2 * p.log()
     negative = (1 - target_BKYX) ** 4 * p**2 * (1 - p).log()
     loss_K = -torch.where(centre, positive, negative).sum(dim=(0, 2, 3))
-    task_K = torch.tensor(_TASK_OF_CLASS, device=loss_K.device)
+    task_K = torch.tensor(TASK_OF_CLASS, device=loss_K.device)
     zero_T = loss_K.new_zeros(len(TASKS))
     loss_T = zero_T.index_add(0, task_K, loss_K)
     centres_T = zero_T.index_add(0, task_K, centre.sum(dim=(0, 2, 3)).to(loss_K.dtype))
@@ -220,7 +183,7 @@ class CenterHead(nn.Module):
         classes_N = torch.cat(labels.classes)
         counts_B = torch.tensor([len(own) for own in labels.boxes], device=boxes_N9.device)
         sample_N = torch.repeat_interleave(counts_B)
-        task_N = torch.tensor(_TASK_OF_CLASS, device=boxes_N9.device)[classes_N]
+        task_N = torch.tensor(TASK_OF_CLASS, device=boxes_N9.device)[classes_N]
         cells_N2, inside_N = centre_cells(boxes_N9, self.grid)
         return HeadTargets(
             heatmap_BKYX=draw_heatmaps(labels.boxes, labels.classes, self.grid, len(CLASSES)),

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bevcask.detectors.blocks.heads import TASKS
 from bevcask.detectors.blocks.second import NORM_EPS
 from bevcask.detectors.mmdet3d.recipe import Recipe
+from bevcask.targets.box_code import TASKS
 
 _log = logging.getLogger(__name__)
 _BRANCHES = frozenset({"reg", "height", "dim", "rot", "vel", "heatmap"})
