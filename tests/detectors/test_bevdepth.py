@@ -99,6 +99,7 @@ def test_paper_config_has_the_published_shapes() -> None:
         "bev.block2": (512, 16, 16),
         "bev.neck": (256, 128, 128),
         "head.heatmap": (10, 128, 128),
+        "head.codes": (60, 128, 128),
         "head.boxes": (500, 11),
     }
     assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)

@@ -64,6 +64,7 @@ def test_paper_config_has_the_published_shapes() -> None:
         "bev.block2": (256, 64, 64),
         "bev.neck": (384, 128, 128),
         "head.heatmap": (10, 128, 128),
+        "head.codes": (60, 128, 128),
         "head.boxes": (500, 11),
     }
     assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)

@@ -214,6 +214,40 @@ def test_probabilities_leave_the_logits_alone() -> None:
     assert torch.equal(preds["heatmap"], before)
 
 
+def test_codes_are_task_major_and_carry_gradient() -> None:
+    preds = head()(torch.randn(2, 12, 128, 128))
+    codes = CenterHead.taps(preds)["head.codes"]
+    assert codes.shape == (2, 60, 128, 128)
+    for task in range(6):
+        assert torch.equal(codes[:, 10 * task : 10 * task + 10], preds["code"][:, task])
+    assert codes.data_ptr() == preds["code"].data_ptr()  # costs nothing
+    (gradient,) = torch.autograd.grad(codes[0, 37, 5, 6], preds["code"])
+    assert gradient.nonzero().tolist() == [[0, 3, 7, 5, 6]]
+
+
+def test_codes_at_a_centre_decode_to_the_box() -> None:
+    boxes, classes = boxes_of_all_classes()
+    net = head()
+    targets = net.targets(labels_of((boxes, classes)))
+    preds = blank()
+    rows, columns = targets.cells_N2.unbind(1)
+    preds["code"][0, targets.task_N, :, rows, columns] = targets.code_NE
+    codes = CenterHead.taps(preds)["head.codes"].view(6, 10, 128, 128)
+    read = codes[targets.task_N, :, rows, columns]
+    torch.testing.assert_close(
+        decode_boxes(read, targets.cells_N2, GRID), boxes, atol=1e-4, rtol=1e-5
+    )
+
+
+def test_codes_are_float32_under_autocast() -> None:
+    net = head()
+    with torch.autocast("cpu", torch.bfloat16):
+        preds = net(torch.randn(1, 12, 128, 128))
+        taps = net.taps(preds)
+    assert preds["code"].dtype == torch.bfloat16
+    assert {own.dtype for own in taps.values()} == {torch.float32}
+
+
 def test_no_boxes_no_box_loss() -> None:
     losses = head().loss(blank(), labels_of(no_boxes()))
     assert float(losses["box"]) == 0

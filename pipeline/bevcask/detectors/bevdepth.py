@@ -95,7 +95,7 @@ class BEVDepth(Detector):
     the depths its loss teaches).
 
     Taps: `image.fpn0`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`, `bev.neck`,
-    `head.heatmap`, `head.boxes`.
+    `head.heatmap`, `head.codes`, `head.boxes`.
 
     Attributes:
         backbone: the image backbone that ImageNet weights fill (`resnet.load_imagenet`).
@@ -179,7 +179,7 @@ class BEVDepth(Detector):
         preds = self.head(neck)
         taps = {"image.fpn0": image_BVCHW, "bev.lift": lift}
         taps |= {f"bev.block{stage}": block for stage, block in enumerate(blocks)}
-        taps |= {"bev.neck": neck, "head.heatmap": self.head.probabilities(preds)}
+        taps |= {"bev.neck": neck, **self.head.taps(preds)}
         return Output(taps, {**preds, "depth": logits_BVDHW})
 
     def _image_features(self, images_BVCHW: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class CenterPoint(Detector):
     """Dynamic pillars, SECOND, neck, CenterHead.
 
     Taps: `bev.block0`, `bev.block1`, `bev.block2` (stages of SECOND), `bev.neck`, `head.heatmap`,
-    `head.boxes`.
+    `head.codes`, `head.boxes`.
     """
 
     Config = CenterPointConfig
@@ -100,7 +100,7 @@ class CenterPoint(Detector):
         neck = self.neck(blocks)
         preds = self.head(neck)
         taps = {f"bev.block{level}": block for level, block in enumerate(blocks)}
-        taps |= {"bev.neck": neck, "head.heatmap": self.head.probabilities(preds)}
+        taps |= {"bev.neck": neck, **self.head.taps(preds)}
         return Output(taps, preds)
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:

@@ -153,6 +153,13 @@ class CenterHead(nn.Module):
                 classes=CLASSES,
                 depends_on_images=depends_on_images,
             ),
+            "head.codes": TapInfo(
+                "head.codes",
+                "box_code",
+                (len(TASKS) * CODE_SIZE, *grid.shape_YX),
+                grid=grid,
+                depends_on_images=depends_on_images,
+            ),
             "head.boxes": TapInfo(
                 "head.boxes",
                 "box_set",
@@ -171,6 +178,19 @@ class CenterHead(nn.Module):
             heatmaps.append(next(outputs))
             codes.append(torch.cat([next(outputs) for _ in range(5)], dim=1))
         return {"heatmap": torch.cat(heatmaps, dim=1), "code": torch.stack(codes, dim=1)}
+
+    @classmethod
+    def taps(cls, preds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the head's dense taps from its raw predictions.
+
+        `head.heatmap`: probabilities, float32 (B, 10, Y, X). `head.codes`: box codes, float32
+        (B, 60, Y, X), channel 10 * task + number of the code; a view of `preds` unless these are
+        of half precision.
+        """
+        return {
+            "head.heatmap": cls.probabilities(preds),
+            "head.codes": preds["code"].flatten(1, 2).float(),
+        }
 
     @staticmethod
     def probabilities(preds: Mapping[str, Tensor]) -> Tensor:
