@@ -9,6 +9,7 @@ from bevcask.detectors.blocks.heads import (
     heatmap_loss,
 )
 from bevcask.geometry import CLASSES, Grid, bev_matrix, transform_boxes
+from bevcask.targets.box_code import decode_boxes
 from contracts.detector import boxes_of_all_classes, labels_of, no_boxes
 
 GRID = Grid.square(51.2, 0.8)
