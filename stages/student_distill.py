@@ -125,7 +125,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         config.trainer, device, folder, scorer is not None, [clock, *([scorer] if scorer else [])]
     )
     steps = Steps(
-        training_batches(config, teaching, epochs, detector.inputs(own)), config.trainer.max_steps
+        training_batches(config, teaching, epochs, detector.inputs(own)), num_batches(config)
     )
     fit(trainer, module, steps, validation, folder.last)
     return finish(folder, clock, about)
@@ -266,11 +266,16 @@ def training_batches(config: RunConfig, teaching: Teaching, epochs: Epochs, inpu
             epochs,
             config.loader.batch_size,
             start_step=first,
-            max_steps=config.trainer.max_steps,
+            max_steps=num_batches(config),
         )
         return _own_generator(build_loader(dataset, sampler, config.loader.num_workers))
 
     return make
+
+
+def num_batches(config: RunConfig) -> int:
+    """Return the batches of the whole run: `trainer.accumulate` of them make a step."""
+    return config.trainer.max_steps * config.trainer.accumulate
 
 
 def training_epochs(config: RunConfig, teaching: Teaching) -> Epochs:

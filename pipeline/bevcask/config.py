@@ -10,7 +10,7 @@ models live beside torch code; the stage that builds a plug-in validates its sec
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.groups import group_members, load_group
@@ -156,8 +156,28 @@ class TrainerConfig(Config):
     max_steps: int = Field(1000, ge=1)
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    backbone_lr: float = Field(
+        1.0, gt=0, description="of the student's `backbone`, as a share of lr"
+    )
     warmup_steps: int = Field(100, ge=0)
-    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    schedule: Literal["constant", "cosine", "step", "one_cycle"] = "cosine"
+    milestones: tuple[int, ...] = Field(
+        (), description="step: the steps from which lr is a tenth of what it was"
+    )
+    cycle_ends: tuple[float, float] = Field(
+        (0.04, 4e-6),
+        description="one_cycle: lr at the first and the last step, as shares of lr; mmdet3d's "
+        "cyclic schedule is 0.1,1e-5 with lr ten times its own",
+    )
+    accumulate: int = Field(
+        1, ge=1, description="batches whose gradients make one step; losses normalise over one"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average that is validated and exported; 0: none",
+    )
     clip: float = Field(5.0, gt=0, description="gradient norm")
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     validate_every: int = Field(
@@ -165,6 +185,17 @@ class TrainerConfig(Config):
     )
     checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
     log_every: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> "TrainerConfig":
+        wanted = self.schedule == "step"
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if wanted != bool(self.milestones) or not rising:
+            raise ValueError(
+                f"schedule {self.schedule} with milestones {list(self.milestones)}: `step` needs "
+                "rising milestones, the other schedules take none"
+            )
+        return self
 
 
 class OnlineConfig(Config):

@@ -15,26 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bevcask.cache.reader import open_cache
-from bevcask.training.module import Distillation
+from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
 
 SMALL = (
-    "student=centerpoint_tiny",
-    "student.detector.pillar=0.8",
-    "student.detector.num_sweeps=1",
-    "student.detector.pillar_channels=8",
-    "student.detector.channels=[8,8,8]",
-    "student.detector.convs=[1,1,1]",
-    "student.detector.strides=[1,2,2]",
-    "student.detector.neck_channels=[8,8,8]",
-    "student.detector.head.channels=8",
-    "trainer=tiny",
+    *STUDENT,
     "trainer.warmup_steps=1",
     "trainer.log_every=1",
-    "loader.num_workers=0",
-    "loader.batch_size=2",
-    "device=cpu",
     "augment.bev_flip_x=true",
 )
 
@@ -154,69 +142,6 @@ def test_another_configuration_in_the_same_folder_is_refused(
     assert "trainer.lr: was 0.002, now 0.5" in err
     assert "resume=false" in err
     assert (run / "metrics.json").is_file()
-
-
-@pytest.mark.parametrize("stop_before", [1, 3])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    stop_before: int,
-    finished: tuple[Path, list[str], dict[str, Any]],
-    call: Call,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole, command, result = finished
-    command = [word if not word.startswith("run=") else f"run={tmp_path}" for word in command]
-    step = Distillation.training_step
-
-    def interrupted(self: Distillation, batch: Any, index: int) -> torch.Tensor:
-        if self.global_step == stop_before:
-            raise KeyboardInterrupt
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Distillation, "training_step", interrupted)
-        code, _, err = call(*command)
-    assert code == 130
-    assert "goes on from here" in err
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file() == (stop_before >= 2)
-    code, out, err = call(*command)
-    assert code == 0, err
-    assert_same_training(tmp_path, whole)
-    again = json.loads(out)
-    assert {**again, **timeless(tmp_path)} == {**result, **timeless(tmp_path)}
-
-
-def timeless(run: Path) -> dict[str, Any]:
-    return {"seconds_per_step": 0, "loader_share": 0, "weights": str(run)}
-
-
-def assert_same_training(one: Path, other: Path) -> None:
-    """Weights, optimizer, schedule, random state and validation are equal bit for bit."""
-    ours, theirs = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)
-    )
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "random", "global_step"):
-        assert_same(ours[part], theirs[part], part)
-    for step in ("step_000002", "step_000004", "step_000005"):
-        ours, theirs = (
-            (run / "validation" / step / "results_nusc.json").read_bytes() for run in (one, other)
-        )
-        assert ours == theirs, step
-
-
-def assert_same(one: Any, other: Any, where: str) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}.{number}")
-    else:
-        assert one == other, where
 
 
 def test_cached_targets_import_no_teacher(

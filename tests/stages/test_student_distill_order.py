@@ -10,26 +10,15 @@ import pytest
 import torch
 
 from bevcask.training.module import Distillation
+from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
 
 SMALL = (
-    "student=centerpoint_tiny",
-    "student.detector.pillar=0.8",
-    "student.detector.num_sweeps=1",
-    "student.detector.pillar_channels=8",
-    "student.detector.channels=[8,8,8]",
-    "student.detector.convs=[1,1,1]",
-    "student.detector.strides=[1,2,2]",
-    "student.detector.neck_channels=[8,8,8]",
-    "student.detector.head.channels=8",
+    *STUDENT,
     "method=distillbev",
-    "trainer=tiny",
     "trainer.max_steps=4",
     "trainer.checkpoint_every=1",
-    "loader.num_workers=0",
-    "loader.batch_size=2",
-    "device=cpu",
 )
 
 

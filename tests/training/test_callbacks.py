@@ -1,12 +1,15 @@
 """What watches a training counts what it should and writes where it should."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule
+from torch import nn
 
-from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, StepClock
+from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, MovingAverage, StepClock
 
 
 class Logged:
@@ -17,6 +20,14 @@ class Logged:
 
     def log_dict(self, values: dict[str, float]) -> None:
         self.values.append(values)
+
+
+class SimpleModule(LightningModule):
+    """A network that Lightning takes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
 
 class Now:
@@ -39,19 +50,22 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Now:
     return fake
 
 
-def step(clock: StepClock, now: Now, module: Any, wait: float, work: float) -> None:
+def batch(
+    clock: StepClock, now: Now, module: Any, wait: float, work: float, global_step: int
+) -> None:
+    trainer: Any = SimpleNamespace(global_step=global_step)
     now.pass_by(wait)
-    clock.on_train_batch_start(None, module, None, 0)  # type: ignore[arg-type]
+    clock.on_train_batch_start(trainer, module, None, 0)
     now.pass_by(work)
-    clock.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+    clock.on_train_batch_end(trainer, module, None, None, 0)
 
 
 def test_clock_takes_the_median_and_the_loader_share(now: Now) -> None:
     clock, module = StepClock(), Logged()
     assert clock.seconds_per_step is None
     assert clock.loader_share is None
-    for wait, work in ((0.0, 9.0), (0.01, 0.03), (0.03, 0.03), (0.05, 0.15)):
-        step(clock, now, module, wait, work)
+    for number, (wait, work) in enumerate([(0.0, 9.0), (0.01, 0.03), (0.03, 0.03), (0.05, 0.15)]):
+        batch(clock, now, module, wait, work, number + 1)
     assert len(clock.seconds) == 3  # the first has no beginning
     assert clock.seconds_per_step == pytest.approx(0.06)
     assert clock.loader_share == pytest.approx(0.25)
@@ -62,14 +76,27 @@ def test_clock_takes_the_median_and_the_loader_share(now: Now) -> None:
 
 def test_clock_leaves_validation_and_saving_out(now: Now) -> None:
     clock, module = StepClock(), Logged()
-    step(clock, now, module, 0.0, 0.0)
+    batch(clock, now, module, 0.0, 0.0, 1)
     clock.on_validation_start(None, module)  # type: ignore[arg-type]
     now.pass_by(0.05)
-    step(clock, now, module, 0.0, 0.0)
+    batch(clock, now, module, 0.0, 0.0, 2)
     clock.on_save_checkpoint(None, module, {})  # type: ignore[arg-type]
     now.pass_by(0.05)
-    step(clock, now, module, 0.0, 0.0)
+    batch(clock, now, module, 0.0, 0.0, 3)
     assert clock.seconds == []
+
+
+def test_clock_counts_all_batches_of_a_step(now: Now) -> None:
+    clock, module = StepClock(), Logged()
+    for wait, work, global_step in (
+        (0.0, 1.0, 0),
+        (0.0, 1.0, 1),
+        (0.1, 0.2, 1),
+        (0.2, 0.5, 2),
+    ):
+        batch(clock, now, module, wait, work, global_step)
+    assert clock.seconds == pytest.approx([1.0])
+    assert clock.loader_share == pytest.approx(0.3)
 
 
 def test_run_stops_at_its_last_step() -> None:
@@ -93,6 +120,36 @@ def test_last_checkpoint_waits_for_the_validation_of_its_step() -> None:
     trainer.global_step = 4
     last.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert saved[-1] == 4
+
+
+def test_last_checkpoint_is_written_once_a_step() -> None:
+    saved: list[int] = []
+    trainer: Any = SimpleNamespace(max_steps=12, global_step=0)
+    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
+    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=0)
+    for global_step in (0, 1, 1, 2, 2, 3, 3, 4, 4):
+        trainer.global_step = global_step
+        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert saved == [2, 4]
+
+
+def test_average_forgets_its_first_weights_soon() -> None:
+    module = nn.BatchNorm1d(1)
+    average = MovingAverage(decay=0.5)
+    average.setup(None, SimpleModule(module), "fit")  # type: ignore[arg-type]
+    expected = 0.0
+    for count, value in enumerate((3.0, 7.0, -2.0)):
+        module.weight.data.fill_(value)
+        module.running_mean.fill_(10 * value)  # type: ignore[union-attr]
+        trainer: Any = SimpleNamespace(global_step=count + 1)
+        average.on_train_batch_end(trainer, SimpleModule(module), None, None, 0)  # type: ignore[arg-type]
+        kept = 0.5 * (1 - math.exp(-count / 2000))
+        expected = kept * expected + (1 - kept) * value
+    assert average._average_model is not None
+    averaged = average._average_model.module.network
+    assert averaged.weight.item() == pytest.approx(expected)
+    assert averaged.running_mean.item() == pytest.approx(10 * expected)
+    assert expected != pytest.approx(-2.0, rel=1e-5)
 
 
 def test_bar_is_on_stderr_with_the_loss(capsys: pytest.CaptureFixture[str]) -> None:

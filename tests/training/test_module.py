@@ -15,8 +15,9 @@ from bevcask.training.module import Distillation, lr_factor, parameter_groups
 from bevcask.training.targets import CachedTargets, OnlineTargets, meet
 
 
-def config(schedule: str, warmup: int = 4) -> TrainerConfig:
-    return TrainerConfig(max_steps=20, warmup_steps=warmup, schedule=schedule)
+def config(schedule: str, warmup: int = 4, **more: object) -> TrainerConfig:
+    given: dict[str, object] = {"max_steps": 20, "warmup_steps": warmup, "schedule": schedule}
+    return TrainerConfig.model_validate(given | more)
 
 
 def test_constant_rate_rises_over_the_warm_up_then_stays() -> None:
@@ -40,6 +41,27 @@ def test_one_cycle_rises_and_falls() -> None:
     assert lr_factor(20, cycle) == pytest.approx(1e-4 / 25)
 
 
+def test_one_cycle_between_the_ends_of_mmdet3d() -> None:
+    """Its cyclic schedule: lr 1e-4, up to ten times that at 40 %, down to 1e-4 of it."""
+    cycle = config("one_cycle", warmup=8, lr=1e-3, cycle_ends=(0.1, 1e-5))
+    rates = [cycle.lr * lr_factor(step, cycle) for step in (0, 4, 8, 20)]
+    assert rates == pytest.approx([1e-4, (1e-4 + 1e-3) / 2, 1e-3, 1e-8])
+
+
+def test_steps_fall_to_a_tenth_at_each_milestone() -> None:
+    steps = config("step", milestones=(8, 12))
+    factors = [lr_factor(step, steps) for step in (3, 4, 7, 8, 11, 12, 19)]
+    assert factors == pytest.approx([0.8, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "milestones"), [("step", ()), ("cosine", (3,)), ("step", (4, 4)), ("step", (5, 4))]
+)
+def test_milestones_belong_to_steps(schedule: str, milestones: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="milestones"):
+        config(schedule, milestones=milestones)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
 def test_every_schedule_works_without_warm_up_and_with_nothing_else(schedule: str) -> None:
     for warmup in (0, 20, 50):
@@ -51,11 +73,22 @@ def test_every_schedule_works_without_warm_up_and_with_nothing_else(schedule: st
 def test_norms_and_biases_do_not_decay() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     network[2].weight.requires_grad_(False)
-    decay, plain = parameter_groups(network, 0.05)
+    decay, plain = parameter_groups(network, config("cosine", weight_decay=0.05))
     assert decay["weight_decay"] == 0.05
     assert plain["weight_decay"] == 0.0
     assert [tuple(p.shape) for p in decay["params"]] == [(4, 3, 3, 3)]
     assert sorted(tuple(p.shape) for p in plain["params"]) == [(2,), (4,), (4,), (4,)]
+
+
+def test_backbone_learns_at_its_own_rate() -> None:
+    network = nn.Module()
+    network.student = nn.Module()
+    network.student.backbone = nn.Linear(2, 3)
+    network.student.head = nn.Linear(3, 4)
+    groups = parameter_groups(network, config("cosine", lr=1e-2, backbone_lr=0.1))
+    rates = {tuple(p.shape): group["lr"] for group in groups for p in group["params"]}
+    slow, fast = pytest.approx(1e-3), pytest.approx(1e-2)
+    assert rates == {(3, 2): slow, (3,): slow, (4, 3): fast, (4,): fast}
 
 
 def module() -> Distillation:

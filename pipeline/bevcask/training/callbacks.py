@@ -1,6 +1,7 @@
-"""What watches a training: the bar, the clock, the official score."""
+"""What watches a training: the bar, the clock, the average of weights, the official score."""
 
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -8,11 +9,14 @@ from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from torch import Tensor
 
 from bevcask.evaluation.nuscenes import Evaluation
 from bevcask.progress import Ticker, progress_bar
 from bevcask.training.module import Distillation
+
+_EMA_RAMP = 2000.0
 
 
 class Bar(Callback):
@@ -22,8 +26,10 @@ class Bar(Callback):
         self._every = every
         self._stack = ExitStack()
         self._bar: Ticker | None = None
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
         self._open("train", trainer.max_steps, trainer.global_step)
 
     def on_train_batch_end(
@@ -32,7 +38,8 @@ class Bar(Callback):
         note = None
         if batch_idx % self._every == 0:
             note = f"loss {float(outputs['loss']):.3f}"
-        self._advance(note)
+        self._advance(trainer.global_step - self._step, note)
+        self._step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("validate", int(sum(trainer.num_val_batches)), 0)
@@ -46,7 +53,7 @@ class Bar(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._advance(None)
+        self._advance(1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -65,9 +72,9 @@ class Bar(Callback):
         self._close()
         self._bar = self._stack.enter_context(progress_bar(title, total, done))
 
-    def _advance(self, note: str | None) -> None:
+    def _advance(self, steps: int, note: str | None = None) -> None:
         if self._bar is not None:
-            self._bar.advance(1, note)
+            self._bar.advance(steps, note)
 
     def _close(self) -> None:
         self._bar = None
@@ -100,17 +107,38 @@ class LastCheckpoint(Checkpoint):
         self._path = path
         self._every = every
         self._validate_every = validate_every
+        self._saved = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         validated = self._validate_every > 0 and step % self._validate_every == 0
-        if step % self._every == 0 and step < trainer.max_steps and not validated:
+        due = step > self._saved and step % self._every == 0  # once, however many batches a step
+        if due and step < trainer.max_steps and not validated:
+            self._saved = step
             trainer.save_checkpoint(self._path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self._path)
+
+
+class MovingAverage(WeightAveraging):
+    """The exponential moving average of weights and statistics: what is validated and exported.
+
+    The decay rises as decay * (1 - exp(-n / 2000)), as in the release of BEVDepth (from YOLOX), so
+    that the first weights are forgotten soon.
+
+    Args:
+        decay: in the long run.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            kept = decay * (1 - math.exp(-int(count) / _EMA_RAMP))
+            return kept * averaged + (1 - kept) * current
+
+        super().__init__(avg_fn=average)
 
 
 class StepClock(Callback):
@@ -124,7 +152,9 @@ class StepClock(Callback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.waits: list[float] = []
-        self._ended: float | None = None
+        self._step = 0
+        self._began: float | None = None  # the step under way
+        self._ended: float | None = None  # the last batch
         self._wait = 0.0
 
     @property
@@ -143,27 +173,29 @@ class StepClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._ended is not None:
-            self._wait = perf_counter() - self._ended
+            self._wait += perf_counter() - self._ended
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = perf_counter()
-        if self._ended is not None:
-            step = now - self._ended
+        now = self._ended = perf_counter()
+        if trainer.global_step == self._step:
+            return  # more batches make this step
+        if self._began is not None:
+            step = now - self._began
             self.seconds.append(step)
             self.waits.append(self._wait)
             share = self._wait / step
             pl_module.log_dict({"time/seconds_per_step": step, "time/loader_share": share})
-        self._ended = perf_counter()
+        self._step, self._began, self._wait = trainer.global_step, now, 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._ended = None
+        self._began = self._ended = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._ended = None
+        self._began = self._ended = None
 
 
 class OfficialScore(Callback):

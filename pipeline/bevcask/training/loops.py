@@ -1,4 +1,4 @@
-"""Loaders as the trainer sees them: one pass whose steps are counted from the run's first step."""
+"""Loaders as the trainer sees them: one pass whose batches are counted from the run's first."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -7,20 +7,20 @@ BatchT = TypeVar("BatchT")
 
 
 class Steps(Generic[BatchT]):
-    """The batches of a whole run, resumable at any step.
+    """The batches of a whole run, resumable at any of them.
 
     Args:
-        make: returns the loader that starts at a step.
-        max_steps: steps of the whole run, also when it is resumed.
+        make: returns the loader that starts at a batch.
+        length: batches of the whole run, also when it is resumed.
     """
 
-    def __init__(self, make: Callable[[int], Iterable[BatchT]], max_steps: int) -> None:
+    def __init__(self, make: Callable[[int], Iterable[BatchT]], length: int) -> None:
         self._make = make
-        self._max_steps = max_steps
+        self._length = length
         self._done = 0
 
     def __len__(self) -> int:
-        return self._max_steps
+        return self._length
 
     def __iter__(self) -> Iterator[BatchT]:
         for batch in self._make(self._done):

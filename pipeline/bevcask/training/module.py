@@ -1,7 +1,7 @@
 """The training step: student, detection loss, distillation loss. Knows no files and no teacher."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from bevcask.targets.align import Align
 from bevcask.training.targets import TargetSource, meet
 
 Step = tuple[TrainBatch, Align]
-_START = 25.0  # one_cycle: lr / 25 at the first step, lr / 25e4 at the last (Smith, fastai, torch)
 
 
 class Distillation(LightningModule):
@@ -69,7 +68,7 @@ class Distillation(LightningModule):
             self._require_finite(terms)
         size = len(joined.batch.tokens)
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log_dict({**logged, "train/loss": self._loss, "train/lr": rate}, batch_size=size)
         return loss
 
@@ -109,7 +108,7 @@ class Distillation(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule advanced every step."""
-        optimizer = AdamW(parameter_groups(self, self._config.weight_decay), lr=self._config.lr)
+        optimizer = AdamW(parameter_groups(self, self._config))
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._config))
         return {
             "optimizer": optimizer,
@@ -150,36 +149,38 @@ class Distillation(LightningModule):
         self._random = None
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: weights that decay; biases and norm parameters that do not."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in _trainable(module):
-        (decay if parameter.ndim > 1 else plain).append(parameter)
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def parameter_groups(module: nn.Module, config: TrainerConfig) -> list[dict[str, Any]]:
+    """Return up to four groups: the image backbone and the rest, weights that decay and others.
 
-
-def _trainable(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+    Biases and norm parameters do not decay. The backbone is whatever `student.backbone` names.
+    """
+    backbone = getattr(getattr(module, "student", None), "backbone", None)
+    slow = set(backbone.parameters()) if isinstance(backbone, nn.Module) else set()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            lr = config.lr * (config.backbone_lr if parameter in slow else 1.0)
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()]
 
 
 def lr_factor(step: int, config: TrainerConfig) -> float:
     """Return the learning rate of a step as a share of `config.lr`.
 
-    `constant` and `cosine` rise linearly over the warm-up; `cosine` then falls to 0. `one_cycle`
-    rises along a cosine from 1/25 over the warm-up and falls to 1/25e4.
+    `constant`, `cosine` and `step` rise linearly over the warm-up; `cosine` then falls to 0, `step`
+    to a tenth at each milestone. `one_cycle` (Smith 2018) rises along a cosine over the warm-up and
+    falls along one to the end, between the shares of `cycle_ends`.
     """
     warmup = config.warmup_steps
     rest = (step - warmup) / max(1, config.max_steps - warmup)
     if config.schedule == "one_cycle":
-        if step < warmup:
-            return _cosine(1 / _START, 1.0, step / warmup)
-        return _cosine(1.0, 1e-4 / _START, rest)
+        first, last = config.cycle_ends
+        return _cosine(first, 1.0, step / warmup) if step < warmup else _cosine(1.0, last, rest)
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if config.schedule == "step":
+        return float(0.1 ** sum(step >= milestone for milestone in config.milestones))
     return 1.0 if config.schedule == "constant" else _cosine(1.0, 0.0, rest)
 
 

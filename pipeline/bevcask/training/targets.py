@@ -6,7 +6,7 @@ never imports a teacher; the one that runs online is handed in.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -74,6 +74,10 @@ class OnlineTargets:
             }
             targets = dequantised(encoded)
         return {name: _outside_inference(target) for name, target in targets.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnlineTargets":
+        """Return itself: the moving average copies the module, and needs no second teacher."""
+        return self
 
     def _boxes(self, labels: Labels | None) -> list[torch.Tensor] | None:
         """Return ground truth in the frame the teacher sees."""

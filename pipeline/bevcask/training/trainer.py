@@ -15,7 +15,7 @@ from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
 from bevcask.detectors.base import Batch
 from bevcask.errors import ConfigError
-from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep
+from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, MovingAverage
 from bevcask.training.loops import Pass, Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
@@ -54,7 +54,8 @@ def build_trainer(
         precision=_PRECISION[config.precision],
         max_steps=config.max_steps,
         gradient_clip_val=config.clip,
-        val_check_interval=config.validate_every or config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=(config.validate_every or config.max_steps) * config.accumulate,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if validate else 0,
         num_sanity_val_steps=0,
@@ -62,6 +63,7 @@ def build_trainer(
         logger=_loggers(folder),
         callbacks=[
             *callbacks,
+            *([MovingAverage(config.ema)] if config.ema else []),
             LastStep(),
             Bar(config.log_every),
             *_savers(config, folder, validate),
