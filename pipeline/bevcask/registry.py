@@ -25,6 +25,7 @@ METHODS = {
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",
     "heatmap": "bevcask.targets.kinds:Heatmap",
+    "box_code": "bevcask.targets.kinds:BoxCode",
     "box_set": "bevcask.targets.kinds:BoxSet",
     "query_set": "bevcask.targets.kinds:QuerySet",
     "image_feature": "bevcask.targets.kinds:ImageFeature",

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bevcask.config import AugmentConfig
-from bevcask.errors import UnknownNameError
+from bevcask.config import AugmentConfig, StoreConfig
+from bevcask.errors import PlanError, UnknownNameError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.registry import KINDS
 from bevcask.targets.kinds import kind_of
-from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 from contracts.kind import FLIPS, NOTHING, PIXELS, TURNS, KindContract
 
 GRID = Grid.square(4.0, 1.0)
@@ -94,6 +95,39 @@ class TestHeatmap(KindContract):
         assert ((byte.amax(1) > 0.1) != decided).sum() > 10
         stored = torch.where(decided[:, None], byte, 0.0)
         assert (stored - values * decided[:, None]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+class TestBoxCode(KindContract):
+    tap = TapInfo("head.codes", "box_code", (60, 8, 8), GRID)
+
+    def good(self) -> torch.Tensor:
+        return torch.randn(2, 60, 8, 8)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.randn(2, 10, 8, 8)}
+
+    def test_codes_move_in_closed_form(self) -> None:
+        ahead = replace(self.tap, grid=Grid(0.0, -4.0, 1.0, 8, 8))  # no flip permutes its cells
+        for tap in (self.tap, ahead):
+            assert self.kind.alignment(tap, FLIPS) == "exact"
+            assert self.kind.alignment(tap, TURNS) == "exact"
+
+    def test_one_code_a_task_group(self) -> None:
+        short = replace(self.tap, shape=(10, 8, 8))
+        assert "take 60 channels, got 10" in self.kind.describe_problems(short)[0]
+
+    def test_float32_whatever_the_store_says(self) -> None:
+        need = Need("codes", "head.codes", "box_code", Region("centres"))
+        taps = {"head.codes": self.tap}
+        for codec in ("auto", "uint8", "int4", "float16"):
+            [spec] = plan([need], taps, 1, StoreConfig(codec=codec), None).specs
+            assert spec.codec == "float32"
+
+    def test_stored_on_centres_or_everywhere(self) -> None:
+        assert self.kind.regions(self.tap) == ("all", "centres")
+        need = Need("codes", "head.codes", "box_code", Region("foreground"))
+        with pytest.raises(PlanError, match="box_code cannot be stored on region 'foreground'"):
+            plan([need], {"head.codes": self.tap}, 1, StoreConfig(), None)
 
 
 class TestBoxSet(KindContract):

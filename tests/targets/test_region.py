@@ -9,8 +9,9 @@ import torch
 from bevcask.cache.quantize import encode
 from bevcask.errors import DataError
 from bevcask.geometry import Grid, bev_matrix, transform_boxes
+from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.plan import plan
-from bevcask.targets.region import box_mask, region_mask
+from bevcask.targets.region import box_mask, centre_mask, gaussian_mask, region_mask
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 
 GRID = Grid.square(8.0, 1.0)
@@ -119,6 +120,64 @@ def test_few_cells_are_stored_that_no_keypoint_reads() -> None:
         inside_K = ((read_K2 >= 0) & (read_K2 < 128)).all(-1)
         needed += len(np.unique(read_K2[inside_K], axis=0))
     assert needed <= int(_masks(boxes, turns).sum()) <= 1.02 * needed
+
+
+def test_centres_are_one_cell_a_box() -> None:
+    """One centre off the grid, two in one cell, one on a cell's lower edge, an empty sample."""
+    boxes = torch.cat([box(*at, 9, 3) for at in ((-3.2, 2.9), (8.1, 0), (-3.9, 2.1), (1.0, 0.0))])
+    mask = centre_mask([boxes, torch.zeros(0, 9)], GRID)
+    assert cells(mask[0]) == {(10, 4), (8, 9)}
+    assert not mask[1].any()
+
+
+def test_gaussians_are_the_cells_of_the_drawn_map() -> None:
+    """Whatever the classes; a car touches 5 x 5 cells, a centre off the grid none."""
+    boxes, _ = _draws(40)
+    split = [boxes[:25].float(), torch.zeros(0, 9), boxes[25:].float()]
+    classes = [torch.arange(len(own)) % 10 for own in split]
+    drawn = draw_heatmaps(split, classes, PAPER, 10)
+    assert torch.equal(gaussian_mask(split, PAPER), drawn.amax(1) > 0)
+    assert (centre_mask(split, PAPER) <= gaussian_mask(split, PAPER)).all()
+    assert torch.equal(centre_mask(split, PAPER), (drawn == 1).any(1))
+    car = gaussian_mask([box(0.5, 0.5, 4.5, 1.9)], GRID)
+    assert cells(car[0]) == rectangle(range(6, 11), range(6, 11))
+    assert not gaussian_mask([box(8.5, 0.0, 4.5, 1.9)], GRID).any()
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["x", "y"])
+def test_centres_and_gaussians_follow_flips(axis: int) -> None:
+    boxes = _draws(200)[0].float()
+    flipped = transform_boxes(boxes, bev_matrix(flip_x=axis == 0, flip_y=axis == 1))
+    for mask in (centre_mask, gaussian_mask):
+        assert torch.equal(mask([flipped], PAPER), mask([boxes], PAPER).flip(2 - axis))
+
+
+@pytest.mark.parametrize("name", ["centres", "gaussians"])
+def test_new_regions_mask_join_and_survive_json(name: str) -> None:
+    region = Region(name)  # type: ignore[arg-type]
+    boxes = [box(1.0, 1.0, 2.0, 2.0), torch.zeros(0, 9)]
+    mask = region_mask(region, torch.zeros(2, 1, 16, 16), GRID, boxes)
+    assert mask is not None
+    [row, column] = centre_cells(boxes[0], GRID)[0][0].tolist()
+    assert mask[0, row, column]
+    assert mask.sum() == {"centres": 1, "gaussians": 25}[name]
+    assert region.reads_boxes
+    assert str(region) == name
+    joined = _choose(region, Region("keypoints", margin=1.6))
+    assert str(joined.region) == f"{name} + keypoints +1.6 m"
+    assert joined.region.reads_boxes
+    assert TargetSpec.from_dict(joined.to_dict()) == joined
+    with pytest.raises(DataError, match=f"region '{name}'.*no annotations"):
+        region_mask(region, torch.zeros(1, 1, 16, 16), GRID, None)
+
+
+def test_box_codes_are_stored_at_centres_to_the_bit() -> None:
+    tap = TapInfo("head.codes", "box_code", (60, 16, 16), GRID)
+    said = torch.randn(2, 60, 16, 16)
+    boxes = [box(1.0, 1.0, 2.0, 2.0), torch.zeros(0, 9)]
+    stored = encode(said, TargetSpec(tap, "float32", Region("centres")), boxes=boxes)
+    assert torch.equal(stored.values[0, :, 9, 9], said[0, :, 9, 9])
+    assert int((stored.values != 0).sum()) == 60
 
 
 def test_confident_reads_values_and_union_joins() -> None:

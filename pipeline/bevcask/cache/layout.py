@@ -27,6 +27,7 @@ _SETS = {
 _DENSE = {
     "dense_bev": ("row", "channel", "y", "x"),
     "heatmap": ("row", "channel", "y", "x"),
+    "box_code": ("row", "channel", "y", "x"),
     "image_feature": ("row", "camera", "channel", "v", "u"),
     "image_transform": ("row", "camera", "to", "from"),
 }
@@ -196,7 +197,7 @@ def check_spec(spec: TargetSpec) -> None:
         problems.append(f"codec: boxes are stored as float32, got {spec.codec}")
     if spec.codec.startswith("u") and not tap.nonnegative:
         problems.append(f"codec: {spec.codec} holds no negative values; use int8 for a signed tap")
-    if spec.region.name != "all" and tap.kind not in ("dense_bev", "heatmap"):
+    if spec.region.name != "all" and tap.kind not in ("dense_bev", "heatmap", "box_code"):
         problems.append(f"region: {spec.region.name!r} needs a BEV map, got a {tap.kind}")
     if problems:
         raise TargetMismatchError(f"target {tap.name!r} cannot be stored: {'; '.join(problems)}.")

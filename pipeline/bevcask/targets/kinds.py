@@ -13,6 +13,7 @@ from torch import Tensor
 from bevcask.config import AugmentConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
+from bevcask.targets.box_code import CODE_SIZE, TASKS
 from bevcask.targets.spec import (
     LEVELS,
     Alignment,
@@ -175,6 +176,33 @@ class Heatmap(DenseBEV):
         round it to zero.
         """
         return "float16" if region.name == "all" else "uint8"
+
+
+class BoxCode(DenseBEV):
+    """What a CenterHead says of the box in a cell: a code a task group (60, Y, X), task by task.
+
+    Read at single cells, moved there in closed form (`Align.codes`), never interpolated.
+    """
+
+    codecs: tuple[Codec, ...] = ("float32",)  # a few cells a frame: nothing to save
+
+    def describe_problems(self, tap: TapInfo) -> list[str]:
+        found = super().describe_problems(tap)
+        if tap.shape[0] != len(TASKS) * CODE_SIZE:
+            found.append(
+                f"{tap.name}: {len(TASKS)} task groups of {CODE_SIZE} numbers take "
+                f"{len(TASKS) * CODE_SIZE} channels, got {tap.shape[0]}"
+            )
+        return found
+
+    def codec(self, tap: TapInfo, region: Region) -> Codec:
+        return "float32"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        return "exact"
+
+    def regions(self, tap: TapInfo) -> tuple[str, ...]:
+        return ("all", "centres")
 
 
 class BoxSet(Kind):

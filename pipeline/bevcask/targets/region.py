@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bevcask.errors import DataError
 from bevcask.geometry import Grid
-from bevcask.targets.heatmap import centre_cells
+from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.spec import Region
 
 
@@ -20,8 +20,7 @@ def region_mask(
         region: which cells.
         values_BCYX: the teacher's map, float32; `confident` reads it.
         grid: where its cells lie.
-        boxes: per sample (N, 9) ground truth in the frame of the map; read by `foreground` and
-            `keypoints`.
+        boxes: per sample (N, 9) ground truth in the frame of the map; None where there is none.
 
     Raises:
         DataError: the region follows boxes, and there are none to follow.
@@ -39,9 +38,29 @@ def region_mask(
             " Extract a split that has them, or a method that reads whole maps."
         )
     assert grid is not None
-    return box_mask(boxes, grid, region.margin, touched=region.name == "keypoints").to(
-        values_BCYX.device
-    )
+    if region.name == "centres":
+        mask_BYX = centre_mask(boxes, grid)
+    elif region.name == "gaussians":
+        mask_BYX = gaussian_mask(boxes, grid)
+    else:
+        mask_BYX = box_mask(boxes, grid, region.margin, touched=region.name == "keypoints")
+    return mask_BYX.to(values_BCYX.device)
+
+
+def centre_mask(boxes: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Return the cells of every sample's box centres, bool (B, Y, X)."""
+    boxes_M9 = torch.cat(list(boxes)).float()
+    cells_M2, inside_M = centre_cells(boxes_M9, grid)
+    row_M, column_M = cells_M2[inside_M].unbind(1)
+    mask_BYX = torch.zeros((len(boxes), *grid.shape_YX), dtype=torch.bool, device=boxes_M9.device)
+    mask_BYX[sample_of_box(boxes, boxes_M9.device)[inside_M], row_M, column_M] = True
+    return mask_BYX
+
+
+def gaussian_mask(boxes: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Return where the ground-truth heatmap of any class is above zero, bool (B, Y, X)."""
+    one_class = [own.new_zeros(len(own), dtype=torch.int64) for own in boxes]
+    return draw_heatmaps(list(boxes), one_class, grid, num_classes=1)[:, 0] > 0
 
 
 def box_mask(boxes: Sequence[Tensor], grid: Grid, margin: float, touched: bool) -> Tensor:

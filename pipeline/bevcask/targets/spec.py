@@ -31,8 +31,8 @@ class TapInfo:
     Attributes:
         name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
         kind: a key of `registry.KINDS`.
-        shape: of one sample: dense_bev and heatmap (C, Y, X); box_set (N_max, 11); query_set
-            (Q, C); image_feature (V, C, H, W).
+        shape: of one sample: dense_bev, heatmap and box_code (C, Y, X); box_set (N_max, 11);
+            query_set (Q, C); image_feature (V, C, H, W).
         grid: the BEV grid of dense kinds, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap) or per label (box_set), else empty.
@@ -49,7 +49,7 @@ class TapInfo:
     depends_on_images: bool = False
 
 
-RegionName = Literal["all", "confident", "foreground", "keypoints", "union"]
+RegionName = Literal["all", "confident", "foreground", "keypoints", "centres", "gaussians", "union"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Region:
         name: `all`; `confident`: the maximum over channels is above `threshold`, decided in
             float32 at extraction; `foreground`: the cell's centre lies in a box grown by `margin`,
             or is the cell of a box's centre; `keypoints`: bilinear interpolation at some point of a
-            grown box reads the cell; `union`: in any of `parts`.
+            grown box reads the cell; `centres`: the cell of a box's centre; `gaussians`: the
+            ground-truth heatmap (`targets.heatmap`) is above zero; `union`: in any of `parts`.
         threshold: used by `confident` only.
-        margin: metres added to each side of a box.
+        margin: metres added to each side of a box; used by `foreground` and `keypoints`.
         parts: the regions of a union.
     """
 
@@ -74,8 +75,9 @@ class Region:
     @property
     def reads_boxes(self) -> bool:
         """True if ground truth decides which cells are stored."""
-        boxes = self.name in ("foreground", "keypoints")
-        return boxes or any(part.reads_boxes for part in self.parts)
+        if self.name == "union":
+            return any(part.reads_boxes for part in self.parts)
+        return self.name not in ("all", "confident")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Region":
@@ -88,7 +90,8 @@ class Region:
             return " + ".join(map(str, self.parts))
         if self.name == "confident":
             return f"{self.name} > {self.threshold:g}"
-        return f"{self.name} {self.margin:+g} m" if self.reads_boxes else self.name
+        grown = self.name in ("foreground", "keypoints")
+        return f"{self.name} {self.margin:+g} m" if grown else self.name
 
 
 @dataclass(frozen=True)
