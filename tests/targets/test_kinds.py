@@ -204,6 +204,34 @@ class TestImageFeature(KindContract):
         assert "depends_on_images" in self.kind.describe_problems(blind)[0]
 
 
+class TestPointSet(KindContract):
+    tap = TapInfo("lidar.pixels", "point_set", (40, 5))
+
+    def good(self) -> torch.Tensor:
+        values = torch.rand(2, 40, 5) * torch.tensor([6.0, 1600.0, 900.0, 60.0, 80.0]) - 0.4
+        values[..., [0, 4]] = values[..., [0, 4]].clamp(min=0).floor()
+        values[..., 3] = values[..., 3].clamp(min=0)
+        values[:, 30:] = 0
+        return values
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        camera, depth, box = self.good(), self.good(), self.good()
+        camera[0, 0, 0], depth[0, 1, 3], box[1, 2, 4] = 6, -1, 0.5
+        return {
+            "cameras must be whole numbers below 6": camera,
+            "depths must not be negative": depth,
+            "boxes must be whole numbers": box,
+        }
+
+    def test_nothing_moves_it(self) -> None:
+        for augment in (PIXELS, FLIPS, TURNS):
+            assert self.kind.alignment(self.tap, augment) == "exact"
+
+    def test_a_point_has_five_fields(self) -> None:
+        wide = replace(self.tap, shape=(40, 6))
+        assert "a point has 5 columns" in self.kind.describe_problems(wide)[0]
+
+
 class TestImageTransform(KindContract):
     tap = TapInfo("image_transform", "image_transform", (6, 3, 3))
 
@@ -230,3 +258,11 @@ def test_every_kind_has_a_contract_test() -> None:
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'heatmap'"):
         kind_of(TapInfo("x", "heatmaps", (1,)))
+
+
+def test_bins_survive_json_and_leave_other_taps_as_they_were() -> None:
+    tap = TapInfo("image.depth", "image_feature", (6, 2, 3, 5), bins=(1.5, 2.5))
+    spec = TargetSpec(tap, "float16")
+    assert spec.to_dict()["tap"]["bins"] == (1.5, 2.5)
+    assert TargetSpec.from_dict(spec.to_dict()) == spec
+    assert "bins" not in TargetSpec(TestImageFeature.tap, "float16").to_dict()["tap"]

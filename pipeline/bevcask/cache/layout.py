@@ -23,6 +23,7 @@ NUM_COMMIT_BYTES = 40  # sha256, then the length as little-endian uint64
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
+    "point_set": ("points", ("row", "point", "channel")),
 }
 _DENSE = {
     "dense_bev": ("row", "channel", "y", "x"),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
-from bevcask.cache.layout import Encoded, dims_of
+from bevcask.cache.layout import Encoded, dims_of, is_set
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
@@ -31,7 +31,7 @@ def lazy_dataset(cache: "Cache", name: str) -> xarray.Dataset:
     if spec.region.name != "all":
         cells = _lazy(cache, name, "region", spec.tap.shape[-2:], np.dtype(bool))
         variables["region"] = (("frame", *dims[-2:]), cells)
-    if "box" in dims or "query" in dims:
+    if is_set(spec):
         variables["count"] = (("frame",), _lazy(cache, name, "count", (), np.dtype("int64")))
     frames = cache.frames
     coordinates: dict[str, Any] = {

@@ -32,12 +32,14 @@ class TapInfo:
         name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
         kind: a key of `registry.KINDS`.
         shape: of one sample: dense_bev, heatmap and box_code (C, Y, X); box_set (N_max, 11);
-            query_set (Q, C); image_feature (V, C, H, W).
+            query_set (Q, C); image_feature (V, C, H, W); point_set (P, 5).
         grid: the BEV grid of dense kinds, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap) or per label (box_set), else empty.
         depends_on_images: the value changes when pixels change, so BEV alignment alone cannot
             replay it.
+        bins: metres that each channel stands for (`image.depth`: the depth its features are lifted
+            to), else empty.
     """
 
     name: str
@@ -47,6 +49,7 @@ class TapInfo:
     nonnegative: bool = False
     classes: tuple[str, ...] = ()
     depends_on_images: bool = False
+    bins: tuple[float, ...] = ()
 
 
 RegionName = Literal["all", "confident", "foreground", "keypoints", "centres", "gaussians", "union"]
@@ -137,8 +140,11 @@ class TargetSpec:
         return view_name(self.tap.name, self.view)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return asdict(self)
+        """Return plain JSON data; a tap without bins says nothing of them."""
+        data = asdict(self)
+        if not self.tap.bins:
+            del data["tap"]["bins"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TargetSpec":
@@ -146,6 +152,7 @@ class TargetSpec:
         tap = dict(data["tap"])
         tap["shape"] = tuple(tap["shape"])
         tap["classes"] = tuple(tap["classes"])
+        tap["bins"] = tuple(tap.get("bins", ()))
         tap["grid"] = Grid(**tap["grid"]) if tap["grid"] else None
         return cls(
             tap=TapInfo(**tap),
