@@ -93,6 +93,7 @@ def test_paper_config_has_the_published_shapes() -> None:
     taps = BEVDepth.describe_taps(config)
     assert {name: tap.shape for name, tap in taps.items()} == {
         "image.fpn0": (6, 512, 16, 44),
+        "image.depth": (6, 59, 16, 44),
         "bev.lift": (64, 128, 128),
         "bev.block0": (128, 64, 64),
         "bev.block1": (256, 32, 32),
@@ -105,7 +106,9 @@ def test_paper_config_has_the_published_shapes() -> None:
     assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)
     assert taps["bev.block1"].grid == Grid.square(51.2, 3.2)
     assert all(tap.depends_on_images for tap in taps.values())
+    assert taps["image.depth"].bins == config.bin_centres
     assert [name for name, tap in taps.items() if tap.nonnegative] == [
+        "image.depth",
         "bev.block0",
         "bev.block1",
         "bev.block2",
@@ -115,6 +118,15 @@ def test_paper_config_has_the_published_shapes() -> None:
     assert BEVDepth.inputs(config) == Inputs(image_size_HW=(256, 704), depth=True)
     assert (config.stride, config.bin_size) == (16, 1.0)
     assert (config.bin_centres[0], config.bin_centres[-1]) == (1.5, 59.5)
+
+
+def test_the_depth_tap_is_what_features_are_lifted_with() -> None:
+    contract = TestBEVDepth()
+    output = contract.make()(contract.inputs(2, 0))
+    depth_BVDHW = output.taps["image.depth"]
+    torch.testing.assert_close(depth_BVDHW.sum(2), torch.ones(2, VIEWS, 4, 8))
+    torch.testing.assert_close(depth_BVDHW, output.preds["depth"].softmax(2))
+    assert depth_BVDHW.requires_grad
 
 
 def test_shipped_defaults_are_the_paper_config() -> None:

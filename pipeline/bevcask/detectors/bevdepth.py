@@ -94,7 +94,9 @@ class BEVDepth(Detector):
     Features are lifted to bin *centres* (the BEVDet port lifts to lower edges, half a bin short of
     the depths its loss teaches).
 
-    Taps: `image.fpn0`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`, `bev.neck`,
+    `image.depth` holds the probabilities that features are lifted with, bins as the second axis.
+
+    Taps: `image.fpn0`, `image.depth`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`, `bev.neck`,
     `head.heatmap`, `head.codes`, `head.boxes`.
 
     Attributes:
@@ -140,7 +142,15 @@ class BEVDepth(Detector):
                 "image_feature",
                 (len(CAMERAS), own.image_channels, height, width),
                 depends_on_images=True,
-            )
+            ),
+            "image.depth": TapInfo(
+                "image.depth",
+                "image_feature",
+                (len(CAMERAS), own.depth_bins, height, width),
+                nonnegative=True,
+                depends_on_images=True,
+                bins=own.bin_centres,
+            ),
         }
         maps = [("bev.lift", own.context_channels, own.grid)]
         maps += [
@@ -173,11 +183,12 @@ class BEVDepth(Detector):
             config.grid,
             config.z_range,
         )
-        lift = splat(logits_BVDHW.float().softmax(dim=2), context_BVCHW, cells, config.grid)
+        depth_BVDHW = logits_BVDHW.float().softmax(dim=2)
+        lift = splat(depth_BVDHW, context_BVCHW, cells, config.grid)
         blocks = self.bev_backbone(lift)
         neck = self.neck(blocks)
         preds = self.head(neck)
-        taps = {"image.fpn0": image_BVCHW, "bev.lift": lift}
+        taps = {"image.fpn0": image_BVCHW, "image.depth": depth_BVDHW, "bev.lift": lift}
         taps |= {f"bev.block{stage}": block for stage, block in enumerate(blocks)}
         taps |= {"bev.neck": neck, **self.head.taps(preds)}
         return Output(taps, {**preds, "depth": logits_BVDHW})
