@@ -96,8 +96,8 @@ class BEVDepth(Detector):
 
     `image.depth` holds the probabilities that features are lifted with, bins as the second axis.
 
-    Taps: `image.fpn0`, `image.depth`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`, `bev.neck`,
-    `head.heatmap`, `head.codes`, `head.boxes`.
+    Taps: `image.fpn0`, `image.depth`, `bev.lift`, `bev.block0`, `bev.block1`, `bev.block2`,
+    `bev.neck`, `head.heatmap`, `head.codes`, `head.boxes`.
 
     Attributes:
         backbone: the image backbone that ImageNet weights fill (`resnet.load_imagenet`).
