@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bevcask.detectors.blocks import lift_splat
 from bevcask.detectors.blocks.lift_splat import Cameras, frustum_cells, frustum_rays, splat
 from bevcask.geometry import Grid, bev_matrix
+from detectors.blocks.memory import LargestTensor
 
 GRID = Grid.square(51.2, 0.8)
 SIZE_HW = (10, 18)
@@ -219,21 +219,6 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
     expected = splat(depth.bfloat16().float(), context.bfloat16().float(), cells, grid)
     assert lifted.dtype == torch.float32
     assert torch.equal(lifted, expected)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the numbers of the largest floating tensor any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // 4)
-        return result
 
 
 def test_no_frustum_copy_of_the_context_is_held() -> None:

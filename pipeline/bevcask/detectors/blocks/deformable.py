@@ -1,0 +1,161 @@
+"""Deformable attention (Zhu et al. 2021): every query reads a few learned places of a map.
+
+In plain torch, by `grid_sample`. What is read, B * C * Q * P numbers for Q queries and P points a
+head, is never held: points are taken a few at a time, and read again for the backward pass.
+
+A location is (x, y) in units of the map: 0 and 1 are its outer borders, so that the centre of cell
+i of n lies at (i + 0.5) / n (`align_corners=False`). What lies outside is 0.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Largest temporary of `sum_of_samples`, in numbers, unless one point of all queries is larger.
+CHUNK_NUMBERS = 1 << 22
+
+
+def sum_of_samples(
+    maps_BCYX: Sequence[Tensor], locations_BQALP2: Tensor, weights_BQALP: Tensor
+) -> Tensor:
+    """Sum weighted bilinear samples over levels and points, head by head.
+
+    Beyond inputs, outputs and their gradients it holds three temporaries of
+    max(B*C*Q, `CHUNK_NUMBERS`) numbers, in the backward pass also one gradient of a map.
+
+    Args:
+        maps_BCYX: one map a level (L of them), of any size; C divides by the heads A, and each head
+            has channels of its own.
+        locations_BQALP2: where each query reads, (x, y), 0 to 1 over the map.
+        weights_BQALP: weight of each sample.
+
+    Returns:
+        (B, Q, C), float32 (float64 for float64 maps), whatever the precision of the inputs.
+    """
+    num_samples, num_queries, num_heads, _, num_points = weights_BQALP.shape
+    num_channels = maps_BCYX[0].shape[1]
+    wide = torch.promote_types(maps_BCYX[0].dtype, torch.float32)
+    places = locations_BQALP2.to(wide).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # L, BA, Q, P, 2
+    shares = weights_BQALP.to(wide).permute(3, 0, 2, 1, 4).flatten(1, 2)
+    width = num_channels // num_heads
+    total = maps_BCYX[0].new_zeros((num_samples * num_heads, width, num_queries), dtype=wide)
+    step = max(1, CHUNK_NUMBERS // max(1, total.numel()))
+    for map_BCYX, place, share in zip(maps_BCYX, places, shares, strict=True):
+        heads = map_BCYX.to(wide).reshape(-1, width, *map_BCYX.shape[-2:])
+        for first in range(0, num_points, step):
+            points = slice(first, first + step)
+            total += checkpoint(
+                _read,
+                heads,
+                place[:, :, points],
+                share[:, :, points],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+    return total.view(num_samples, num_channels, num_queries).transpose(1, 2)
+
+
+def _read(map_NCYX: Tensor, place_NQP2: Tensor, share_NQP: Tensor) -> Tensor:
+    samples_NCQP = nn.functional.grid_sample(
+        map_NCYX, 2 * place_NQP2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return (samples_NCQP * share_NQP[:, None]).sum(dim=-1)
+
+
+class DeformableAttention(nn.Module):
+    """Read a few places around each query's reference point, with learned offsets and weights.
+
+    At the start every query weighs all its points alike; head a looks in direction 2 pi a / A,
+    point p at p + 1 cells (as in the release of Deformable DETR).
+
+    Args:
+        channels: of queries, maps and output; divides by `heads`.
+        heads: attention heads.
+        points: points a head reads on each level.
+        levels: maps to read from.
+    """
+
+    def __init__(self, channels: int, heads: int, points: int, levels: int = 1) -> None:
+        super().__init__()
+        self.shape_ALP = (heads, levels, points)
+        self.offsets = nn.Linear(channels, 2 * math.prod(self.shape_ALP))
+        self.weights = nn.Linear(channels, math.prod(self.shape_ALP))
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.output = nn.Linear(channels, channels)
+        self._start()
+
+    def _start(self) -> None:
+        heads, levels, points = self.shape_ALP
+        angle_A = 2 * math.pi * torch.arange(heads) / heads
+        ray_A2 = torch.stack([angle_A.cos(), angle_A.sin()], dim=1)
+        ray_A2 /= ray_A2.abs().amax(dim=1, keepdim=True)
+        reach_P = torch.arange(1.0, points + 1)
+        ring = ray_A2[:, None, None] * reach_P[:, None]
+        nn.init.zeros_(self.offsets.weight)
+        self.offsets.bias.data = ring.expand(heads, levels, points, 2).flatten()
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, query_BQC: Tensor, reference_BQ2: Tensor, maps_BCYX: Sequence[Tensor]
+    ) -> Tensor:
+        """Return what each query reads, (B, Q, C).
+
+        Args:
+            query_BQC: decides offsets and weights.
+            reference_BQ2: (x, y) of each query, 0 to 1 over the maps.
+            maps_BCYX: one map a level.
+        """
+        wide = torch.promote_types(query_BQC.dtype, torch.float32)
+        shape = (*query_BQC.shape[:2], *self.shape_ALP)
+        offsets_BQALP2 = self.offsets(query_BQC).to(wide).view(*shape, 2)
+        sizes_L2 = offsets_BQALP2.new_tensor([[own.shape[-1], own.shape[-2]] for own in maps_BCYX])
+        locations_BQALP2 = (
+            reference_BQ2[:, :, None, None, None] + offsets_BQALP2 / sizes_L2[:, None]
+        )
+        scores = self.weights(query_BQC).to(wide).view(*shape[:3], -1)
+        weights_BQALP = scores.softmax(dim=-1).view(shape)
+        values = [self.value(own) for own in maps_BCYX]
+        read_BQC: Tensor = self.output(sum_of_samples(values, locations_BQALP2, weights_BQALP))
+        return read_BQC
+
+
+class MapSelfAttention(nn.Module):
+    """A map plus what its cells read of it by deformable attention; no norm, no feed-forward.
+
+    Learned positions, one vector a row and one a column, are added to the queries alone; reference
+    points are the cell centres (SimDistill, geometry compensation).
+
+    Args:
+        channels: of the map.
+        heads: attention heads.
+        points: points a head.
+        size_YX: rows and columns of the map.
+    """
+
+    centres_Q2: Tensor
+
+    def __init__(self, channels: int, heads: int, points: int, size_YX: tuple[int, int]) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(channels, heads, points)
+        self.rows_CY1 = nn.Parameter(torch.rand(channels, size_YX[0], 1))
+        self.columns_C1X = nn.Parameter(torch.rand(channels, 1, size_YX[1]))
+        row_Y, column_X = ((torch.arange(size) + 0.5) / size for size in size_YX)
+        centres_YX2 = torch.stack(torch.meshgrid(column_X, row_Y, indexing="xy"), dim=-1)
+        self.register_buffer("centres_Q2", centres_YX2.flatten(0, 1), persistent=False)
+
+    def forward(self, map_BCYX: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        query_BCYX = map_BCYX + self.rows_CY1 + self.columns_C1X
+        read_BQC = self.attention(
+            query_BCYX.flatten(2).transpose(1, 2), self.centres_Q2[None], [map_BCYX]
+        )
+        attended: Tensor = map_BCYX + read_BQC.transpose(1, 2).reshape(map_BCYX.shape)
+        return attended
