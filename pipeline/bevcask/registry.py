@@ -21,6 +21,7 @@ METHODS = {
     "none": "bevcask.methods.none:NoDistillation",
     "distillbev": "bevcask.methods.distillbev:DistillBEV",
     "tigdistill": "bevcask.methods.tigdistill:TiGDistill",
+    "simdistill": "bevcask.methods.simdistill:SimDistill",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

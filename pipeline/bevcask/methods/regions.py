@@ -32,10 +32,10 @@ class Regions:
     box_scale_BYX: Tensor
 
 
-def boxes_in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
-    """Return the canonical boxes (N, 9) that both sides can see.
+def in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
+    """Return which boxes of each sample both sides can see, bool (N,).
 
-    Kept is a box with positive footprint whose centre lies on the target's grid, and on the
+    It is a box with positive footprint whose centre lies on the target's grid, and on the
     student's grid after augmentation. Online training filters boxes after augmentation; this is the
     same filter seen from the canonical frame, joined with the teacher's own range.
 
@@ -44,13 +44,20 @@ def boxes_in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
         student: the student's grid, augmented frame.
         target: the target's grid, canonical frame.
     """
-    kept = []
+    masks = []
     for boxes_N9, canonical_N9 in zip(labels.boxes, labels.canonical_boxes, strict=True):
         _, seen_N = centre_cells(boxes_N9, student)
         _, known_N = centre_cells(canonical_N9, target)
         solid_N = (canonical_N9[:, 3:5] > 0).all(1)
-        kept.append(canonical_N9[seen_N & known_N & solid_N].float())
-    return kept
+        masks.append(seen_N & known_N & solid_N)
+    return masks
+
+
+def boxes_in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
+    """Return the canonical boxes (N, 9) float32 that both sides can see; see `in_reach`."""
+    masks = in_reach(labels, student, target)
+    pairs = zip(labels.canonical_boxes, masks, strict=True)
+    return [canonical_N9[mask_N].float() for canonical_N9, mask_N in pairs]
 
 
 def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:

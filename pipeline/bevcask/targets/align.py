@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, transform_boxes, transform_points
+from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.spec import Alignment
 
@@ -139,6 +140,26 @@ class Align:
         for own, matrix in zip(boxes, self.matrices_B44, strict=True):
             moved.append(torch.cat([transform_boxes(own[:, :9], matrix), own[:, 9:]], dim=1))
         return moved
+
+    def codes(
+        self,
+        code_NE: Tensor,
+        sample_N: Tensor,
+        canonical_N2: Tensor,
+        augmented_N2: Tensor,
+        grid: Grid,
+    ) -> Tensor:
+        """Move canonical box codes to the cells their objects have in the student's frame.
+
+        Args:
+            code_NE: (N, 10) codes read at canonical cells, `targets.box_code`.
+            sample_N: int64, the sample of each.
+            canonical_N2: int64 cell (row, column) each was read at.
+            augmented_N2: int64 cell (row, column) of the object in the student's frame.
+            grid: of both frames.
+        """
+        matrices_B44 = torch.as_tensor(self.matrices_B44).to(code_NE.device, non_blocking=True)
+        return move_codes(code_NE, canonical_N2, augmented_N2, matrices_B44[sample_N], grid)
 
     def heatmap(self, values_BKYX: Tensor, source: Grid, target: Grid) -> Tensor:
         """Bring a canonical heatmap to the student's grid; here the target moves, not the student.

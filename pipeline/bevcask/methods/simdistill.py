@@ -1,0 +1,285 @@
+"""SimDistill (Zhao et al., AAAI 2024): a camera student imitates a fusion teacher branch by branch.
+
+Four terms: camera map, LiDAR map around objects, fused map, predictions. Formulas, sources and what
+differs from the released code are in methods/README.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bevcask import config as configuration
+from bevcask.detectors.base import Labels
+from bevcask.errors import TargetMismatchError
+from bevcask.geometry import CLASSES, Grid
+from bevcask.methods.base import Method, Target, full_precision
+from bevcask.methods.regions import in_reach
+from bevcask.registry import suggest
+from bevcask.targets.align import Align, same_cells
+from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
+from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.region import sample_of_box
+from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+
+_CLAMP = 1e-4  # released code: probabilities of both sides stay this far from 0 and 1
+_BETA = 1 / 9  # released code: where smooth L1 turns linear
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student tap, the target it meets, and which cells of the target the term reads."""
+
+    role: str
+    student: str
+    teacher: str
+    kind: str = "dense_bev"
+    region: Region = field(default_factory=Region)
+
+
+class SimDistill(Method):
+    """Intra-modal, cross-modal, fused and prediction terms."""
+
+    class Config(configuration.Config):
+        """Settings; weights are those of the released code."""
+
+        camera: str = Field("bev.camera", description="tap of both: camera map in BEV")
+        simulated: str = Field("bev.simulated", description="student tap: simulated LiDAR map")
+        lidar: str = Field("bev.lidar", description="teacher tap: LiDAR map")
+        fused: str = Field("bev.fused", description="tap of both: fused map")
+        heatmap: str = Field("head.heatmap", description="tap of both: class probabilities")
+        codes: str = Field("head.codes", description="tap of both: box codes")
+        intra_modal: float = Field(1.0, ge=0)  # released code
+        cross_modal: float = Field(100.0, ge=0)  # released code
+        fusion: float = Field(1.0, ge=0)  # released code
+        quality: float = Field(0.25, ge=0)  # released code; quality focal loss of the heatmaps
+        box: float = Field(0.25, ge=0)  # released code
+        velocity: float = Field(
+            0.2, ge=0, description="weight of the two velocities in a box code"
+        )  # released code
+        threshold: float = Field(
+            0.1, ge=0, lt=1, description="teacher probabilities above it count as objects"
+        )  # released code
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self._grids: dict[str, Grid] = {}
+        self.widen: nn.Module = nn.Identity()
+
+    @property
+    def _pairs(self) -> list[Pair]:
+        config = self.config
+        return [
+            Pair("intra_modal", config.camera, config.camera),
+            Pair("cross_modal", config.simulated, config.lidar, region=Region("gaussians")),
+            Pair("fusion", config.fused, config.fused),
+            Pair("quality", config.heatmap, config.heatmap, "heatmap"),
+            Pair("box", config.codes, config.codes, "box_code", Region("centres")),
+        ]
+
+    def needs(self) -> list[Need]:
+        """Return five needs.
+
+        The mean of the cross-modal term also runs over all cells, but outside the Gaussians each
+        adds an exact zero, whatever the teacher said: its count is known without its values.
+        """
+        return [
+            Need(
+                pair.role,
+                pair.teacher,
+                pair.kind,
+                pair.region,
+                "all" if pair.region.name == "all" else "region",
+            )
+            for pair in self._pairs
+        ]
+
+    def student_taps(self) -> list[str]:
+        return [pair.student for pair in self._pairs]
+
+    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
+        problems = [found for pair in self._pairs for found in _mismatches(pair, student, specs)]
+        if problems:
+            raise TargetMismatchError(
+                "\n- ".join(["simdistill cannot join this student and these targets:", *problems])
+            )
+        for pair in self._pairs:
+            grid = specs[pair.teacher].tap.grid
+            assert grid is not None
+            self._grids[pair.role] = grid
+        channels = student[self.config.simulated].shape[0]
+        wanted = specs[self.config.lidar].tap.shape[0]
+        self.widen = nn.Sequential(  # released code: one branch of BEVFusion's ConvFuser
+            nn.Conv2d(channels, wanted, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wanted),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(
+        self,
+        student: Mapping[str, Tensor],
+        targets: Mapping[str, Target],
+        labels: Labels,
+        align: Align,
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """Return `simdistill/TERM`: intra_modal, cross_modal, fusion, quality, box.
+
+        The adapter runs under the caller's autocast, the losses in float32.
+        """
+        near = {pair.role: student[pair.student] for pair in self._pairs}
+        far = {pair.role: targets[pair.teacher].values for pair in self._pairs}
+        near["cross_modal"] = self.widen(near["cross_modal"])
+        with torch.autocast(near["cross_modal"].device.type, enabled=False):
+            near = {role: full_precision(value) for role, value in near.items()}
+
+            def gap(role: str, weight_BYX: Tensor | float = 1.0) -> Tensor:
+                grid = self._grids[role]
+                read_BCYX, valid_BYX = align.cells(near[role], grid, grid)
+                return mean_square(read_BCYX - far[role], valid_BYX, weight_BYX)
+
+            terms = {
+                "intra_modal": gap("intra_modal"),
+                "cross_modal": gap("cross_modal", self._objects(labels)),
+                "fusion": gap("fusion"),
+                "quality": self._quality(near["quality"], far["quality"], align),
+                "box": self._box(near["box"], far["box"], labels, align),
+            }
+        return {f"simdistill/{t}": getattr(self.config, t) * loss for t, loss in terms.items()}
+
+    def _objects(self, labels: Labels) -> Tensor:
+        """Return the ground-truth heatmaps summed over classes, canonical frame, (B, Y, X)."""
+        grid = self._grids["cross_modal"]
+        masks = in_reach(labels, grid, grid)
+        boxes = [own[mask] for own, mask in zip(labels.canonical_boxes, masks, strict=True)]
+        classes = [own[mask] for own, mask in zip(labels.classes, masks, strict=True)]
+        return draw_heatmaps(boxes, classes, grid, len(CLASSES)).sum(1)
+
+    def _quality(self, near_BKYX: Tensor, far_BKYX: Tensor, align: Align) -> Tensor:
+        """Compare in the student's frame, on the cells the teacher's map covers."""
+        grid = self._grids["quality"]
+        moved_BKYX = align.heatmap(far_BKYX, grid, grid)
+        _, known_BYX = align.inverse().cells(far_BKYX[:, :1], grid, grid)
+        return quality_focal(near_BKYX, moved_BKYX, known_BYX, self.config.threshold)
+
+    def _box(self, near_BCYX: Tensor, far_BCYX: Tensor, labels: Labels, align: Align) -> Tensor:
+        """Compare codes at box centres: each task group's mean over its objects, summed."""
+        grid = self._grids["box"]
+        keep_N = torch.cat(in_reach(labels, grid, grid))
+        sample_N = sample_of_box(labels.boxes, keep_N.device)[keep_N]
+        class_N = torch.cat(labels.classes)[keep_N]
+        task_N = torch.tensor(TASK_OF_CLASS, device=keep_N.device)[class_N]
+        there_N2, _ = centre_cells(torch.cat(labels.canonical_boxes)[keep_N], grid)
+        here_N2, _ = centre_cells(torch.cat(labels.boxes)[keep_N], grid)
+        said_NE = read_codes(far_BCYX, sample_N, task_N, there_N2)
+        target_NE = align.codes(said_NE, sample_N, there_N2, here_N2, grid)
+        own_NE = read_codes(near_BCYX, sample_N, task_N, here_N2)
+        weight_E = own_NE.new_tensor([1.0] * (CODE_SIZE - 2) + [self.config.velocity] * 2)
+        error_NE = functional.smooth_l1_loss(own_NE, target_NE, reduction="none", beta=_BETA)
+        count_T = torch.bincount(task_N, minlength=len(TASKS))
+        return ((error_NE * weight_E).sum(1) / count_T[task_N]).sum()
+
+
+def mean_square(gap_BCYX: Tensor, valid_BYX: Tensor, weight_BYX: Tensor | float) -> Tensor:
+    """Return the mean over channels and valid cells of (weight gap)^2; 0 where none is valid."""
+    square_BYX = gap_BCYX.square().mean(1) * weight_BYX**2
+    return (square_BYX * valid_BYX).sum() / valid_BYX.sum().clamp(min=1)
+
+
+def quality_focal(
+    student_BKYX: Tensor, teacher_BKYX: Tensor, known_BYX: Tensor, threshold: float
+) -> Tensor:
+    """Return the quality focal loss of heatmaps, each task group over its objects, summed.
+
+    -(t log p + (1 - t) log(1 - p)) |p - t|^2, factor differentiated, summed over the batch and
+    divided by the cells where t exceeds the threshold (1 at least).
+
+    Args:
+        student_BKYX: probabilities, channels as `geometry.CLASSES`.
+        teacher_BKYX: probabilities in the student's frame.
+        known_BYX: bool, cells that count.
+        threshold: the teacher sees an object above it.
+    """
+    p, t = (both.clamp(_CLAMP, 1 - _CLAMP) for both in (student_BKYX, teacher_BKYX))
+    entropy = -(t * p.log() + (1 - t) * (1 - p).log())
+    known_B1YX = known_BYX[:, None]
+    loss_K = (entropy * (p - t).square() * known_B1YX).sum((0, 2, 3))
+    seen_K = ((t > threshold) & known_B1YX).sum((0, 2, 3))
+    task_K = torch.tensor(TASK_OF_CLASS, device=loss_K.device)
+    zero_T = loss_K.new_zeros(len(TASKS))
+    loss_T = zero_T.index_add(0, task_K, loss_K)
+    seen_T = zero_T.index_add(0, task_K, seen_K.to(loss_K.dtype))
+    return (loss_T / seen_T.clamp(min=1)).sum()
+
+
+def read_codes(map_BCYX: Tensor, sample_N: Tensor, task_N: Tensor, cells_N2: Tensor) -> Tensor:
+    """Return one code (N, 10) an object: of its sample, task group and cell (row, column)."""
+    codes_BTEYX = map_BCYX.view(len(map_BCYX), len(TASKS), CODE_SIZE, *map_BCYX.shape[2:])
+    return codes_BTEYX[sample_N, task_N, :, cells_N2[:, 0], cells_N2[:, 1]]
+
+
+def _mismatches(
+    pair: Pair, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
+) -> list[str]:
+    """Return everything that keeps a pair from meeting."""
+    near, spec = student.get(pair.student), specs.get(pair.teacher)
+    problems = []
+    if near is None:
+        problems.append(
+            f"{pair.role}: the student has no tap {pair.student!r}."
+            f"{suggest(pair.student, student)} It has: {', '.join(sorted(student)) or 'none'}"
+        )
+    elif near.kind != pair.kind or near.grid is None:
+        problems.append(
+            f"{pair.role}: student tap {pair.student!r} is a {near.kind}, expected a {pair.kind}"
+        )
+        near = None
+    if spec is None:
+        problems.append(
+            f"{pair.role}: no target {pair.teacher!r}.{suggest(pair.teacher, specs)} "
+            f"There are: {', '.join(sorted(specs)) or 'none'}"
+        )
+    elif spec.tap.kind != pair.kind or spec.tap.grid is None:
+        problems.append(
+            f"{pair.role}: target {pair.teacher!r} is a {spec.tap.kind}, expected a {pair.kind}"
+        )
+        spec = None
+    if spec is not None and not _covers(spec.region, pair.region):
+        problems.append(
+            f"{pair.role}: target {pair.teacher!r} is stored on region '{spec.region}', the term "
+            f"reads '{pair.region}': extract it with this method, or on 'all'"
+        )
+    if near is not None and spec is not None:
+        problems += _shape_problems(pair, near, spec.tap)
+    return problems
+
+
+def _shape_problems(pair: Pair, near: TapInfo, far: TapInfo) -> list[str]:
+    assert near.grid is not None
+    assert far.grid is not None
+    problems = []
+    if not same_cells(near.grid, far.grid):
+        problems.append(
+            f"{pair.role}: student tap {pair.student!r} lies on {near.grid}, target "
+            f"{pair.teacher!r} on {far.grid}; both must have the same cells"
+        )
+    if pair.role != "cross_modal" and near.shape[0] != far.shape[0]:
+        problems.append(
+            f"{pair.role}: student tap {pair.student!r} has {near.shape[0]} channels, target "
+            f"{pair.teacher!r} {far.shape[0]}; the maps are compared without an adapter"
+        )
+    if pair.kind == "heatmap" and not near.classes == far.classes == CLASSES:
+        problems.append(
+            f"{pair.role}: heatmap channels must be {', '.join(CLASSES)}; the student has "
+            f"{', '.join(near.classes)}, the target {', '.join(far.classes)}"
+        )
+    return problems
+
+
+def _covers(stored: Region, needed: Region) -> bool:
+    """Tell whether every cell of a region is stored."""
+    return stored.name == "all" or needed in (stored, *stored.parts)
