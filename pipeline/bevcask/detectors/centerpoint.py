@@ -8,26 +8,18 @@ from torch import Tensor
 from bevcask.config import Config as AnyConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
+from bevcask.detectors.blocks.lidar import LidarConfig
 from bevcask.detectors.blocks.pillars import PillarEncoder
 from bevcask.detectors.blocks.second import NORM_MOMENTUM, SECOND, SECONDFPN, set_norm_momentum
-from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo
 
 
-class CenterPointConfig(AnyConfig):
+class CenterPointConfig(LidarConfig):
     """Architecture; defaults: CenterPoint-pillar on nuScenes, 0.2 m."""
 
     half_extent: float = 51.2
-    pillar: float = 0.2
-    z_range: tuple[float, float] = (-5.0, 3.0)
     num_sweeps: int = 10
-    pillar_channels: int = 64
-    channels: tuple[int, int, int] = (64, 128, 256)
-    convs: tuple[int, int, int] = (3, 5, 5)
-    strides: tuple[int, int, int] = (2, 2, 2)
-    neck_channels: tuple[int, int, int] = (128, 128, 128)
-    neck_scales: tuple[float, float, float] = (0.5, 1.0, 2.0)
     norm_momentum: float = NORM_MOMENTUM
     head: CenterHeadConfig = CenterHeadConfig()
 
@@ -35,27 +27,9 @@ class CenterPointConfig(AnyConfig):
         """Return the grid of the pillars, of each stage, and of the neck, in this order.
 
         Raises:
-            ConfigError: strides do not divide the pillar grid, or the neck's scales bring the
-                stages to different sizes.
+            ConfigError: see `LidarConfig.grids_over`.
         """
-        grids = [Grid.square(self.half_extent, self.pillar)]
-        for stage, stride in enumerate(self.strides):
-            if grids[-1].num_x % stride:
-                raise ConfigError(
-                    f"strides: stage {stage} cannot halve {grids[-1].num_x} cells by {stride}; "
-                    "choose half_extent and pillar so that every stride divides the cells."
-                )
-            grids.append(grids[-1].coarsen(stride))
-        sizes = [
-            round(grid.num_x * scale)
-            for grid, scale in zip(grids[1:], self.neck_scales, strict=True)
-        ]
-        if len(set(sizes)) > 1:
-            raise ConfigError(
-                f"neck_scales {self.neck_scales} bring the stages to {sizes} cells; "
-                "they must all be equal to be concatenated."
-            )
-        return [*grids, Grid.square(self.half_extent, 2 * self.half_extent / sizes[0])]
+        return self.grids_over(self.half_extent)
 
 
 class CenterPoint(Detector):
