@@ -11,8 +11,8 @@ from bevcask.config import AugmentConfig, DatasetConfig, build_config
 from bevcask.data.loader import SampleReader, collate
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig, cameras_of
-from bevcask.detectors.blocks.lift_splat import frustum_rays
+from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
+from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_rays
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix

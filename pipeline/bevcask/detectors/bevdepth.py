@@ -13,9 +13,9 @@ from bevcask.config import Config as BaseConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
 from bevcask.detectors.blocks.depthnet import DepthNet, camera_numbers, depth_loss, nearest_depth
-from bevcask.detectors.blocks.fpn import FeaturePyramid
+from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
-from bevcask.detectors.blocks.lift_splat import Cameras, frustum_cells, splat
+from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
 from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, Level, ResNet, Variant
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
@@ -172,7 +172,9 @@ class BEVDepth(Detector):
     def forward(self, batch: Batch) -> Output:
         assert batch.images_BVCHW is not None, "the loader gave no images"
         cameras = cameras_of(batch)
-        image_BVCHW = self._image_features(batch.images_BVCHW)
+        image_BVCHW = encode_images(
+            self.backbone, self.pyramid, self.config.levels, batch.images_BVCHW
+        )
         logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, camera_numbers(cameras))
         config = self.config
         cells = frustum_cells(
@@ -193,11 +195,6 @@ class BEVDepth(Detector):
         taps |= {"bev.neck": neck, **self.head.taps(preds)}
         return Output(taps, {**preds, "depth": logits_BVDHW})
 
-    def _image_features(self, images_BVCHW: Tensor) -> Tensor:
-        maps = self.backbone(images_BVCHW.flatten(0, 1))
-        fused: Tensor = self.pyramid([maps[level] for level in self.config.levels])
-        return fused.view(*images_BVCHW.shape[:2], *fused.shape[1:])
-
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None, "the loader gave no labels"
         assert batch.depth_BVHW is not None, "the loader gave no depth maps"
@@ -212,13 +209,3 @@ class BEVDepth(Detector):
 
     def decode(self, output: Output) -> list[Detections]:
         return self.head.decode(output.preds)
-
-
-def cameras_of(batch: Batch) -> Cameras:
-    """Return the camera geometry of a batch."""
-    assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
-    assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
-    assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
-    return Cameras(
-        batch.intrinsics_BV33, batch.image_aug_BV33, batch.camera_to_lidar_BV44, batch.bev_aug_B44
-    )

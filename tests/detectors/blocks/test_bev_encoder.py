@@ -15,6 +15,12 @@ def test_stages_halve_and_are_nonnegative() -> None:
     assert [len(stage) for stage in backbone.stages] == [2, 2, 2]
 
 
+def test_a_stage_may_keep_the_size() -> None:
+    backbone = BEVBackbone(6, (8, 12, 16), 1, strides=(2, 2, 1))
+    assert [own.shape[-1] for own in backbone(torch.randn(1, 6, 36, 36))] == [18, 9, 9]
+    assert backbone.stages[2][0].downsample.kernel_size == (3, 3)
+
+
 def test_shortcuts_that_stride_are_3x3_even_when_the_width_stays() -> None:
     for stage in BEVBackbone(8, (8, 8, 16), 2).stages:
         assert stage[0].downsample.kernel_size == (3, 3)

@@ -1,6 +1,7 @@
 import torch
 
-from bevcask.detectors.blocks.fpn import FeaturePyramid
+from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
+from bevcask.detectors.blocks.resnet import ResNet
 
 
 def test_coarser_levels_are_added_by_nearest_repetition() -> None:
@@ -22,3 +23,14 @@ def test_the_output_has_the_finest_resolution() -> None:
     pyramid = FeaturePyramid([4, 8, 16], 5)
     maps = [torch.zeros(2, c, 16 // s, 24 // s) for c, s in ((4, 1), (8, 2), (16, 4))]
     assert tuple(pyramid(maps).shape) == (2, 5, 16, 24)
+
+
+def test_cameras_are_encoded_apart() -> None:
+    backbone = ResNet("resnet_tiny").eval()
+    pyramid = FeaturePyramid([backbone.channels["c4"], backbone.channels["c5"]], 7)
+    images = torch.randn(2, 3, 3, 32, 64)
+    with torch.inference_mode():
+        encoded = encode_images(backbone, pyramid, ("c4", "c5"), images)
+        alone = encode_images(backbone, pyramid, ("c4", "c5"), images[1:, 2:])
+    assert encoded.shape == (2, 3, 7, 2, 4)
+    torch.testing.assert_close(encoded[1:, 2:], alone, atol=1e-5, rtol=1e-4)

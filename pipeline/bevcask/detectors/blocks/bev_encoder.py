@@ -9,14 +9,27 @@ from bevcask.detectors.blocks.resnet import BasicBlock
 
 
 class BEVBackbone(nn.Module):
-    """Stages of basic blocks, each halving the map; its shortcut is a 3x3 convolution (BEVDet)."""
+    """Stages of basic blocks; the shortcut of the first is a 3x3 convolution (BEVDet).
 
-    def __init__(self, in_channels: int, channels: Sequence[int], num_blocks: int) -> None:
+    Args:
+        in_channels: channels of the input map.
+        channels: channels of each stage.
+        num_blocks: blocks a stage.
+        strides: stride of each stage; 2 each unless given.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        num_blocks: int,
+        strides: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         stages = []
-        for width in channels:
-            first = BasicBlock(in_channels, width, stride=2)
-            first.downsample = nn.Conv2d(in_channels, width, 3, stride=2, padding=1)
+        for width, stride in zip(channels, strides or [2] * len(channels), strict=True):
+            first = BasicBlock(in_channels, width, stride)
+            first.downsample = nn.Conv2d(in_channels, width, 3, stride, padding=1)
             rest = [BasicBlock(width, width) for _ in range(num_blocks - 1)]
             stages.append(nn.Sequential(first, *rest))
             in_channels = width

@@ -1,8 +1,13 @@
-"""Feature pyramid of the camera branch: several backbone levels in, one map out."""
+"""Feature pyramid of the camera branch: several backbone levels in, one map out.
+
+`encode_images` runs backbone and pyramid on the images of all cameras.
+"""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from bevcask.detectors.blocks.resnet import Level, ResNet
 
 
 class FeaturePyramid(nn.Module):
@@ -27,3 +32,19 @@ class FeaturePyramid(nn.Module):
             fused = finer + nn.functional.interpolate(fused, size=finer.shape[-2:], mode="nearest")
         output: Tensor = self.output(fused)
         return output
+
+
+def encode_images(
+    backbone: ResNet, pyramid: FeaturePyramid, levels: Sequence[Level], images_BVCHW: Tensor
+) -> Tensor:
+    """Return the pyramid's map of every camera, (B, V, C, H, W) at the stride of the first level.
+
+    Args:
+        backbone: gives the levels.
+        pyramid: joins them.
+        levels: which levels, finest first.
+        images_BVCHW: ImageNet-normalised, see `detectors.base.Batch`.
+    """
+    maps = backbone(images_BVCHW.flatten(0, 1))
+    fused: Tensor = pyramid([maps[level] for level in levels])
+    return fused.view(*images_BVCHW.shape[:2], *fused.shape[1:])

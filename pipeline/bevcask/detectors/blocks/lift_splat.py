@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bevcask.detectors.base import Batch
 from bevcask.geometry import Grid
 
 # Largest temporary of `splat`, in numbers, unless one depth bin alone is larger.
@@ -29,6 +30,16 @@ class Cameras:
     image_aug_BV33: Tensor
     camera_to_lidar_BV44: Tensor
     bev_aug_B44: Tensor
+
+
+def cameras_of(batch: Batch) -> Cameras:
+    """Return the camera geometry of a batch."""
+    assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
+    assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
+    assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
+    return Cameras(
+        batch.intrinsics_BV33, batch.image_aug_BV33, batch.camera_to_lidar_BV44, batch.bev_aug_B44
+    )
 
 
 def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
