@@ -1,10 +1,12 @@
 """How many bytes does a method's cache take, and what does its codec change?
 
-For each method: dense float16 of every tap it reads, what is stored of them, the ratio, and the
-relative change of the distillation loss and of its gradient on the student against float32 targets.
-The teacher's boxes, which make a cache scorable and belong to no method, are counted apart.
+For each method: dense float16 of every map it reads, what is stored of all its targets, the ratio,
+and the relative change of the distillation loss and of its gradient on the student against float32
+targets. Box codes, which nobody would store of every cell, count as stored but not as dense. The
+teacher's boxes, which make a cache scorable and belong to no method, are counted apart.
 
-    python benchmarks/bytes.py                                   # trained teacher, synthetic frames
+    python benchmarks/bytes.py                                   # every method, synthetic frames
+    python benchmarks/bytes.py method=simdistill                 # one
     python benchmarks/bytes.py dataset=nuscenes dataset.root=... # real keyframes
 """
 
@@ -13,6 +15,7 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +28,48 @@ from bevcask.stages import plan
 from bevcask.targets.plan import BOXES
 from bevcask.teachers import build_teacher
 
-METHODS = {"distillbev": 0.25, "tigdistill": 0.06}  # goal: stored / dense float16
 GRADIENT_GOAL = 1e-2
-COMMON = [
+COMMON = ["augment.bev_flip_x=true", "augment.bev_flip_y=true", "seed=0"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with who teaches whom.
+
+    Attributes:
+        goal: stored / dense float16.
+        weights: of the teacher, for the record.
+        words: configuration.
+    """
+
+    goal: float
+    weights: str
+    words: tuple[str, ...]
+
+
+LIDAR = (
     "teacher=centerpoint_tiny",
     "teacher.checkpoint=catalog:centerpoint_tiny_synthetic",
     "student=bevdepth_tiny",
     "student.checkpoint=catalog:bevdepth_tiny_start",
-    "augment.bev_flip_x=true",
-    "augment.bev_flip_y=true",
-    "seed=0",
-]
+)
+FUSION = ("teacher=bevfusion_tiny", "teacher.checkpoint=random", "student=bevsimdet_tiny")
+TRAINED = "trained on a synthetic world (data_catalog)"
+CASES = {
+    "distillbev": Case(0.25, TRAINED, LIDAR),
+    "tigdistill": Case(0.06, TRAINED, LIDAR),
+    "simdistill": Case(0.25, "random: no fusion teacher has been trained yet", FUSION),
+}
 
 
 def measure(method: str, words: list[str], frames: int) -> list[dict[str, Any]]:
     """Return one row a codec for a method."""
-    config = compose([*COMMON, f"method={method}", f"probe={frames}", *words])
+    case = CASES[method]
+    config = compose([*COMMON, *case.words, f"method={method}", f"probe={frames}", *words])
     taps = build_teacher(config.teacher, config.seed).taps()
     read = {need.tap for need in build_method(config.method).needs()} - {BOXES}
-    dense = sum(2 * math.prod(taps[name].shape) for name in read)
+    maps = [taps[name].shape for name in read if taps[name].kind != "box_code"]
+    dense = sum(2 * math.prod(shape) for shape in maps)
     result = plan.run(config)
     return [
         {
@@ -72,22 +98,25 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BEVCASK_HOME"] = folder  # index of data that goes away
-        words = list(args.words)
+        words = [word for word in args.words if not word.startswith("method=")]
+        methods = [word.removeprefix("method=") for word in args.words if word not in words]
         synthetic = not any(word.startswith("dataset") for word in words)
         if synthetic:
             world = make_world(Path(folder) / "world", args.frames, 800)
             words += ["dataset=synthetic", f"dataset.root={world}", "dataset.split=all"]
-        rows = [row for method in METHODS for row in measure(method, words, args.frames)]
+        methods = methods or list(CASES)
+        rows = [row for method in methods for row in measure(method, words, args.frames)]
     print(f"{'method':12}{'codec':14}{'MB':>8}{'ratio':>8}{'loss':>10}{'gradient':>10}")
     for row in rows:
         print(
             f"{row['method']:12}{row['codec']:14}{row['stored_bytes'] / 1e6:8.3f}"
             f"{row['ratio']:8.3f}{row['loss_change']:10.1e}{row['gradient_change']:10.1e}"
         )
-    goals = {method: verdict(method, rows) for method in METHODS}
+    goals = {method: verdict(method, rows) for method in methods}
     record = ground(torch.device("cpu"), [*COMMON, *args.words], 0) | {
         "data": f"synthetic world, seed {WORLD_SEED}" if synthetic else "nuScenes keyframes",
-        "weights": "teacher trained on a synthetic world (data_catalog)",
+        "weights": {method: CASES[method].weights for method in methods},
+        "cases": {method: CASES[method].words for method in methods},
         "goals": goals,
         "rows": rows,
     }
@@ -101,7 +130,7 @@ def verdict(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         for row in rows
         if row["method"] == method and row["gradient_change"] <= GRADIENT_GOAL
     ]
-    ratio, goal = min(faithful), METHODS[method]
+    ratio, goal = min(faithful), CASES[method].goal
     met = ratio <= goal
     print(f"{method}: {ratio:.3f} of dense float16, goal <= {goal}: {'met' if met else 'NOT met'}")
     return {"ratio": ratio, "goal": goal, "met": met}
