@@ -87,12 +87,20 @@ class OnlineTargets:
 
 
 def _outside_inference(target: Target) -> Target:
-    """Copy the values, so that autograd may keep them for the backward pass."""
+    """Copy the values, so that autograd may keep them for the backward pass.
+
+    The copy is laid out as one from a cache: strides decide in which order kernels add, and with it
+    the last bits of a gradient.
+    """
     return Target(
-        target.values.clone(),
-        None if target.region_BYX is None else target.region_BYX.clone(),
-        None if target.count_B is None else target.count_B.clone(),
+        _copied(target.values),
+        None if target.region_BYX is None else _copied(target.region_BYX),
+        None if target.count_B is None else _copied(target.count_B),
     )
+
+
+def _copied(part: torch.Tensor) -> torch.Tensor:
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Align]:
