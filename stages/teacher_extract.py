@@ -26,7 +26,7 @@ from bevcask.cache.room import check_bound, check_projection
 from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
-from bevcask.data.augment import image_ranges, images_only
+from bevcask.data.augment import frame_gap, image_ranges, images_only
 from bevcask.data.images import RESAMPLING
 from bevcask.data.loader import Key, SampleReader, ViewSource, build_loader
 from bevcask.data.nuscenes import Frames
@@ -190,11 +190,14 @@ def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dic
     )
     return {
         "teacher": teacher.fingerprint(),
-        "dataset": frames.identity(sensors, max(inputs.num_sweeps, 1), annotations),
+        "dataset": frames.identity(
+            sensors, max(inputs.num_sweeps, 1), annotations, frame_gap(inputs.num_frames)
+        ),
         "classes": list(CLASSES),
         "preprocessing": {
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
             "image": RESAMPLING if inputs.image_size_HW else None,
+            "num_frames": inputs.num_frames,
             "num_sweeps": inputs.num_sweeps,
             "sweeps": "nearest previous, motion compensated",
             "pad": inputs.pad,

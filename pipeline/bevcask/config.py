@@ -134,19 +134,22 @@ class AugmentConfig(Config):
     bev_scale: tuple[float, float] = (1.0, 1.0)
     bev_flip_x: bool = Field(False, description="x becomes -x half of the time")
     bev_flip_y: bool = Field(False, description="y becomes -y half of the time")
+    frame_gap: tuple[int, int] = Field(
+        (3, 3), description="keyframes from the earlier frame of a two-frame detector to this one"
+    )
 
-    @field_validator("resize", "bev_scale")
+    @field_validator("resize", "bev_scale", "frame_gap")
     @classmethod
     def _low_then_high(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError("expected [low, high] with low <= high")
         return value
 
-    @field_validator("bev_scale")
+    @field_validator("bev_scale", "frame_gap")
     @classmethod
     def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] <= 0:
-            raise ValueError("a scale must be above 0")
+            raise ValueError("must be above 0")
         return value
 
 

@@ -107,6 +107,69 @@ def test_boxes_without_a_point_are_no_labels(tiny_frames: Frames) -> None:
     assert dropped > 0
 
 
+TWO_FRAMES = Inputs(image_size_HW=(56, 96), num_frames=2)
+
+
+def test_an_earlier_frame_comes_from_the_same_scene(tiny_frames: Frames) -> None:
+    reader = SampleReader(tiny_frames, TWO_FRAMES, None, 0)
+    alone = SampleReader(tiny_frames, Inputs(image_size_HW=(56, 96)), None, 0)
+    for number, token in enumerate(tiny_frames.tokens):
+        scene = tiny_frames.scenes[number]
+        earlier = tiny_frames.tokens[max(number - 3, tiny_frames.scenes.index(scene))]
+        sample = reader.read(token)
+        assert sample.previous is not None
+        assert sample.previous.token == earlier
+        np.testing.assert_array_equal(sample.previous.images_VCHW, alone.read(earlier).images_VCHW)
+        assert sample.previous.points_P5 is sample.previous.boxes_N9 is None
+        np.testing.assert_array_equal(sample.images_VCHW, alone.read(token).images_VCHW)
+
+
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+def test_what_stands_still_stays_put_between_frames(
+    tiny_frames: Frames, augment: AugmentConfig | None
+) -> None:
+    reader = SampleReader(tiny_frames, TWO_FRAMES, augment, 0)
+    met = drove = 0
+    for token in tiny_frames.tokens:
+        sample = reader.read(token)
+        assert sample.previous is not None
+        boxes, classes, _ = tiny_frames.labels(sample.previous.token)
+        still = np.linalg.norm(boxes[:, 7:9], axis=1) < 1e-3
+        found = transform_boxes(boxes[still], sample.previous.bev_aug_44)
+        now, now_classes, _ = tiny_frames.labels(token)
+        now = transform_boxes(now, sample.bev_aug_44)
+        for box, cls in zip(found, classes[still], strict=True):
+            same = now[now_classes == cls]
+            distance = np.linalg.norm(same[:, :3] - box[:3], axis=1)
+            if len(same) and distance.min() < 0.05:
+                met += 1
+                np.testing.assert_allclose(
+                    np.cos(same[distance.argmin(), 6] - box[6]), 1, atol=1e-4
+                )
+        own = np.linalg.inv(sample.bev_aug_44) @ sample.previous.bev_aug_44
+        drove += bool(np.linalg.norm(own[:2, 3]) > 1)
+    assert met > 20
+    assert drove > 0
+
+
+def test_how_far_back_is_drawn_within_its_range(tiny_frames: Frames) -> None:
+    augment = AugmentConfig(frame_gap=(1, 2))
+    reader = SampleReader(tiny_frames, TWO_FRAMES, augment, 0)
+    last = max(
+        range(len(tiny_frames)),
+        key=lambda n: tiny_frames.scenes[: n + 1].count(tiny_frames.scenes[n]),
+    )
+    gaps = []
+    for view in range(12):
+        sample = reader.read(tiny_frames.tokens[last], view)
+        assert sample.previous is not None
+        gaps.append(last - tiny_frames.tokens.index(sample.previous.token))
+        again = reader.read(tiny_frames.tokens[last], view).previous
+        assert again is not None
+        assert again.token == sample.previous.token
+    assert set(gaps) == {1, 2}
+
+
 @pytest.mark.parametrize("view", [0, 1, 2])
 def test_depth_follows_the_pixels(tiny_frames: Frames, view: int) -> None:
     """Every depth pixel, taken back through the matrices, is a LiDAR point."""

@@ -1,6 +1,7 @@
 """BEVDepth keeps the detector contract; its shipped configs have the published shapes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ class TestBEVDepth(DetectorContract):
         )
 
 
+class TestBEVDepth4D(TestBEVDepth):
+    config = SMALL.model_copy(update={"num_frames": 2})
+
+    def inputs(self, num_samples: int, seed: int) -> Batch:
+        batch = super().inputs(num_samples, seed)
+        batch.previous = super().inputs(num_samples, seed + 1000)
+        batch.previous.depth_BVHW = None
+        return batch
+
+
+class TestBEVDet(TestBEVDepth):
+    config = SMALL.model_copy(update={"depth": "plain"})
+
+    def inputs(self, num_samples: int, seed: int) -> Batch:
+        return replace(super().inputs(num_samples, seed), depth_BVHW=None)
+
+
 def shipped(name: str) -> BEVDepthConfig:
     plugin, config = build_config("detector", load_group("detector", name), "student.detector")
     assert plugin is BEVDepth
@@ -144,6 +162,26 @@ def test_paper_config_has_the_published_layers() -> None:
     assert state["neck.join.0.weight"] == (512, 640, 3, 3)
     assert state["neck.output.0.weight"] == (256, 512, 3, 3)
     assert state["neck.output.3.weight"] == (256, 256, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "depth"),
+    [
+        ("bevdet_r50", 1, False),
+        ("bevdet4d_r50", 2, False),
+        ("bevdepth4d_r50", 2, True),
+        ("bevdepth4d_tiny", 2, True),
+    ],
+)
+def test_the_family_ships(name: str, frames: int, depth: bool) -> None:
+    config = shipped(name)
+    assert BEVDepth.inputs(config) == Inputs(config.image_size_HW, frames, depth=depth)
+    with torch.device("meta"):
+        detector = BEVDepth(config)
+    seen = detector.bev_backbone.stages[0][0].conv1.weight.shape[1]
+    assert seen == frames * config.context_channels
+    assert hasattr(detector.depth_net, "depth_gate") == depth
+    assert load_group("student", name)["detector"] == load_group("detector", name)
 
 
 @pytest.mark.slow
@@ -233,6 +271,48 @@ def test_a_flipped_world_is_lifted_flipped() -> None:
         one, other = (detector(batch).taps["bev.lift"] for batch in (plain, flipped))
     differs = ((other - one.flip(-1)).abs() > 1e-5).any(dim=1)
     assert float(differs.float().mean()) < 0.01  # cells with a frustum point on their edge
+
+
+def two_frames() -> tuple[BEVDepth, Batch]:
+    contract = TestBEVDepth4D()
+    return contract.make().eval(), contract.inputs(1, 0)
+
+
+def test_the_earlier_frame_is_lifted_to_where_this_one_stands() -> None:
+    """Ego drove one cell along x and two along y: the map of the earlier frame shifts back."""
+    detector, batch = two_frames()
+    assert batch.previous is not None
+    motion = torch.eye(4)
+    motion[:2, 3] = torch.tensor([-1.0, -2.0]) * SMALL.cell
+    moved = replace(batch.previous, bev_aug_B44=motion[None])
+    with torch.inference_mode():
+        still, shifted = (
+            detector._lift(frame, batch.bev_aug_B44).map_BCYX for frame in (batch.previous, moved)
+        )
+    differs = ((shifted[..., :-2, :-1] - still[..., 2:, 1:]).abs() > 1e-5).any(dim=1)
+    assert float(differs.float().mean()) < 0.01  # cells with a frustum point on their edge
+    assert float((shifted - still).abs().max()) > 0.01
+
+
+def test_the_earlier_frame_is_seen_and_sends_no_gradient() -> None:
+    detector, batch = two_frames()
+    assert batch.previous is not None
+    assert batch.previous.images_BVCHW is not None
+    before = detector(batch).taps["bev.neck"]
+    changed = replace(batch.previous, images_BVCHW=batch.previous.images_BVCHW + 1)
+    changed.images_BVCHW.requires_grad_()
+    neck = detector(replace(batch, previous=changed)).taps["bev.neck"]
+    assert not torch.equal(neck, before)
+    neck.sum().backward()
+    assert changed.images_BVCHW.grad is None
+
+
+def test_one_frame_and_two_share_their_names() -> None:
+    """A single-frame checkpoint differs from a two-frame one in the fusion alone."""
+    one = set(BEVDepth(SMALL).state_dict())
+    two = set(BEVDepth(TestBEVDepth4D.config).state_dict())
+    assert {name.split(".")[0] for name in two - one} == {"frame"}
+    assert not one - two
 
 
 def test_depth_loss_sees_the_nearest_point_of_each_block() -> None:

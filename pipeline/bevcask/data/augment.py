@@ -16,6 +16,9 @@ from bevcask.data.images import ImageTransform
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix
 
+CLEAN_GAP = 3
+"""Keyframes, 1.5 s on nuScenes: how far BEVDet4D looks back at test time."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -24,10 +27,12 @@ class Draw:
     Attributes:
         images: one transform a camera; empty without images.
         bev_aug: 4x4, canonical LIDAR_TOP to augmented LIDAR_TOP.
+        frame_gap: keyframes from a two-frame detector's earlier frame to this one.
     """
 
     images: list[ImageTransform]
     bev_aug: Matrix
+    frame_gap: int = CLEAN_GAP
 
 
 def draw(
@@ -53,7 +58,14 @@ def draw(
         return Draw([clean_image(size, network_HW) for size in sizes if network_HW], np.eye(4))
     camera_stream = stream(seed, token, view, "image")
     images = [_draw_image(config, camera_stream, size, network_HW) for size in sizes if network_HW]
-    return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")))
+    nearest, farthest = config.frame_gap
+    gap = stream(seed, token, view, "frame").integers(nearest, farthest + 1)
+    return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")), int(gap))
+
+
+def frame_gap(num_frames: int) -> int:
+    """Return how many keyframes back a detector of so many frames looks at clean samples."""
+    return CLEAN_GAP if num_frames > 1 else 0
 
 
 def images_only(config: AugmentConfig) -> AugmentConfig:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
 from bevcask.data.images import load_image, normalise
+from bevcask.data.index import bytes_to_tokens
 from bevcask.data.lidar import depth_map, read_points
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs, Labels
@@ -55,6 +56,7 @@ class Sample:
         classes_N: their classes.
         canonical_boxes_N9: the same boxes before BEV augmentation.
         view: which replayed view the images show; 0 where nothing is replayed.
+        previous: images and cameras of an earlier keyframe; see `Batch.previous`.
     """
 
     token: str
@@ -69,6 +71,7 @@ class Sample:
     classes_N: npt.NDArray[np.int64] | None = None
     canonical_boxes_N9: Floats | None = None
     view: int = 0
+    previous: "Sample | None" = None
 
 
 class SampleReader:
@@ -117,8 +120,22 @@ class SampleReader:
             view=replayed,
             bev_aug_44=drawn.bev_aug.astype(np.float32),
             points_P5=self._points(token, drawn),
-            **self._cameras(token, row, sizes, drawn),
+            previous=self._previous(row, drawn) if self.inputs.num_frames > 1 else None,
+            **self._cameras(row, drawn),
+            **self._depth(token, row, drawn),
             **self._labels(token, drawn),
+        )
+
+    def _previous(self, row: int, drawn: Draw) -> Sample:
+        """Read the images of an earlier keyframe under the same image augmentation."""
+        index = self.frames.index
+        earlier = self.frames.previous_row(row, drawn.frame_gap)
+        to_global = index["frame_lidar_to_global"]
+        motion = np.linalg.inv(to_global[row]) @ to_global[earlier]
+        return Sample(
+            token=bytes_to_tokens(index["frame_token"][earlier : earlier + 1])[0],
+            bev_aug_44=(drawn.bev_aug @ motion).astype(np.float32),
+            **self._cameras(earlier, drawn),
         )
 
     def _points(self, token: str, drawn: Draw) -> Floats | None:
@@ -127,37 +144,37 @@ class SampleReader:
         points = read_points(self.frames, token, self.inputs.num_sweeps, self.inputs)
         return points if self.augment is None else transform_points(points, drawn.bev_aug)
 
-    def _cameras(
-        self, token: str, row: int, sizes: list[tuple[int, int]], drawn: Draw
-    ) -> dict[str, Any]:
+    def _cameras(self, row: int, drawn: Draw) -> dict[str, Any]:
         if self.inputs.image_size_HW is None:
             return {}
         index = self.frames.index
-        network_HW = self.inputs.image_size_HW
-        images_VCHW = np.empty((len(sizes), 3, *network_HW), np.float32)
-        for camera, (size, transform) in enumerate(zip(sizes, drawn.images, strict=True)):
+        images_VCHW = np.empty((len(drawn.images), 3, *self.inputs.image_size_HW), np.float32)
+        for camera, transform in enumerate(drawn.images):
             path = self.frames.root / index["frame_image"][row, camera].decode()
-            normalise(load_image(path, size, transform), images_VCHW[camera])
+            height, width = index["frame_image_size"][row, camera]
+            image = load_image(path, (int(height), int(width)), transform)
+            normalise(image, images_VCHW[camera])
         intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
-        camera_to_lidar_V44 = index["frame_camera_to_lidar"][row]
-        image_aug_V33 = np.stack([transform.matrix() for transform in drawn.images])
-        arrays = {
+        return {
             "images_VCHW": images_VCHW,
             "intrinsics_V33": intrinsics_V33.astype(np.float32),
-            "image_aug_V33": image_aug_V33.astype(np.float32),
-            "camera_to_lidar_V44": camera_to_lidar_V44.astype(np.float32),
+            "image_aug_V33": _matrices(drawn).astype(np.float32),
+            "camera_to_lidar_V44": index["frame_camera_to_lidar"][row].astype(np.float32),
         }
-        if self.inputs.depth:
-            keyframe = read_points(self.frames, token, 1)
-            arrays["depth_VHW"] = np.stack(
-                [
-                    depth_map(keyframe, np.linalg.inv(to_lidar), intrinsics, image_aug, network_HW)
-                    for to_lidar, intrinsics, image_aug in zip(
-                        camera_to_lidar_V44, intrinsics_V33, image_aug_V33, strict=True
-                    )
-                ]
-            )
-        return arrays
+
+    def _depth(self, token: str, row: int, drawn: Draw) -> dict[str, Any]:
+        if self.inputs.image_size_HW is None or not self.inputs.depth:
+            return {}
+        index = self.frames.index
+        keyframe = read_points(self.frames, token, 1)
+        cameras = zip(
+            np.linalg.inv(index["frame_camera_to_lidar"][row]),
+            index["calibration_intrinsics"][index["frame_calibration"][row, 1:]],
+            _matrices(drawn),
+            strict=True,
+        )
+        maps = [depth_map(keyframe, *camera, self.inputs.image_size_HW) for camera in cameras]
+        return {"depth_VHW": np.stack(maps)}
 
     def _labels(self, token: str, drawn: Draw) -> dict[str, Any]:
         if not self.frames.has_labels:
@@ -167,6 +184,11 @@ class SampleReader:
         canonical = boxes[seen]
         moved = canonical if self.augment is None else transform_boxes(canonical, drawn.bev_aug)
         return {"boxes_N9": moved, "classes_N": classes[seen], "canonical_boxes_N9": canonical}
+
+
+def _matrices(drawn: Draw) -> npt.NDArray[np.float64]:
+    """Return original pixel -> network pixel of each camera, (V, 3, 3)."""
+    return np.stack([transform.matrix() for transform in drawn.images])
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -180,6 +202,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         return [torch.from_numpy(getattr(sample, name)) for sample in samples]
 
     first = samples[0]
+    previous = [sample.previous for sample in samples if sample.previous is not None]
     labels = None
     if first.boxes_N9 is not None:
         labels = Labels(each("boxes_N9"), each("classes_N"), each("canonical_boxes_N9"))
@@ -193,6 +216,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         points=None if first.points_P5 is None else each("points_P5"),
         depth_BVHW=stack("depth_VHW"),
         labels=labels,
+        previous=collate(previous) if previous else None,
     )
 
 

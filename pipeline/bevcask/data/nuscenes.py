@@ -132,6 +132,11 @@ class Frames:
         wanted = set(tokens)
         return Frames(self.index, self.rows[[token in wanted for token in self.tokens]])
 
+    def previous_row(self, row: int, gap: int) -> int:
+        """Return the index row `gap` keyframes before a row, or the first of its scene."""
+        first = int(np.searchsorted(self.index["frame_scene"], self.index["frame_scene"][row]))
+        return max(row - gap, first)
+
     def labels(
         self, token: str
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -194,6 +199,7 @@ class Frames:
         sensors: Sequence[str] = SENSORS,
         num_sweeps: int = 1,
         annotations: bool = True,
+        frame_gap: int = 0,
     ) -> dict[str, Any]:
         """Return digests of what a reader of these frames depends on, as a tree.
 
@@ -205,7 +211,9 @@ class Frames:
             sensors: those that are read.
             num_sweeps: LiDAR sweeps that are read.
             annotations: whether ground truth is read.
+            frame_gap: how many keyframes back an earlier one is read; 0 for none.
         """
+        earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
         tree: dict[str, Any] = {
             "tokens": _digest(self.index["frame_token"][self.rows]),
             "calibration": {},
@@ -219,6 +227,8 @@ class Frames:
                 self.index["calibration_intrinsics"][calibration],
             )
             poses = [self.index["frame_ego_pose"][self.rows, k]]
+            if frame_gap:
+                poses.append(self.index["frame_ego_pose"][earlier, k])
             if sensor == "LIDAR_TOP":
                 scans = [scan for row in self.rows for scan in self._chain(int(row), num_sweeps)]
                 poses += [self.index["scan_time"][scans], self.index["scan_ego_pose"][scans]]

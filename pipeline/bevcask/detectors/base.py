@@ -30,6 +30,9 @@ class Batch:
         depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when
             the detector asks for none.
         labels: ground truth; None when the split has none.
+        previous: the images of an earlier keyframe of each sample and their cameras; its `bev_aug`
+            brings the *earlier* canonical LIDAR_TOP to this batch's augmented one, ego motion
+            included. None unless `Inputs.num_frames` is 2.
     """
 
     tokens: list[str]
@@ -41,6 +44,7 @@ class Batch:
     points: list[Tensor] | None = None
     depth_BVHW: Tensor | None = None
     labels: "Labels | None" = None
+    previous: "Batch | None" = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
@@ -60,6 +64,7 @@ class Batch:
             else [p.to(device, non_blocking=True) for p in self.points],
             depth_BVHW=move(self.depth_BVHW),
             labels=None if self.labels is None else self.labels.to(device),
+            previous=None if self.previous is None else self.previous.to(device),
         )
 
 
@@ -122,6 +127,7 @@ class Inputs:
 
     Attributes:
         image_size_HW: network input size in pixels; None for no images.
+        num_frames: 2 for the images of an earlier keyframe too.
         num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
         depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
         ego_points: hits on the ego car: dropped, kept in the keyframe's own scan alone (mmdet3d's
@@ -131,6 +137,7 @@ class Inputs:
     """
 
     image_size_HW: tuple[int, int] | None = None
+    num_frames: Literal[1, 2] = 1
     num_sweeps: int = 0
     depth: bool = False
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"

@@ -1,22 +1,30 @@
-"""BEVDepth: six cameras to boxes through supervised depth, one frame, in plain torch.
+"""BEVDepth: six cameras to boxes through supervised depth, one frame or two, in plain torch.
 
-Single-frame; the two-frame fusion of BEVDepth4D is not part of it.
+The same network is BEVDet with `depth: plain`, and BEVDet4D and BEVDepth4D with `num_frames: 2`.
 """
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from dataclasses import replace
+from typing import Literal, NamedTuple, cast
 
+import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
-from bevcask.detectors.blocks.depthnet import DepthNet, camera_numbers, depth_loss, nearest_depth
+from bevcask.detectors.blocks.depthnet import (
+    DepthNet,
+    PlainDepthNet,
+    camera_numbers,
+    depth_loss,
+    nearest_depth,
+)
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
-from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, Level, ResNet, Variant
+from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, BasicBlock, Level, ResNet, Variant
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
 
@@ -31,6 +39,12 @@ class BEVDepthConfig(BaseConfig):
     backbone: Variant = "resnet50"
     finest_level: Literal["c2", "c3", "c4"] = Field("c4", description="level the pyramid ends on")
     image_channels: int = Field(512, ge=1, description="channels of image.fpn0")
+    num_frames: Literal[1, 2] = Field(
+        1, description="2: an earlier keyframe's BEV joins (BEVDet4D)"
+    )
+    depth: Literal["camera_aware", "plain"] = Field(
+        "camera_aware", description="plain: one convolution that no LiDAR supervises (BEVDet)"
+    )
     depth_range: tuple[float, float] = Field((1.0, 60.0), description="metres; first to last edge")
     depth_bins: int = Field(59, ge=1)
     depth_channels: int = Field(256, ge=1, description="width of the depth branch")
@@ -40,6 +54,7 @@ class BEVDepthConfig(BaseConfig):
     )
     depth_weight: float = Field(3.0, ge=0, description="BEVDepth release")
     context_channels: int = Field(64, ge=1, description="channels of bev.lift")
+    frame_blocks: int = Field(2, ge=1, description="basic blocks on each of two frames")
     half_extent: float = Field(51.2, gt=0, description="metres")
     cell: float = Field(0.8, gt=0, description="metres")
     z_range: tuple[float, float] = Field((-10.0, 10.0), description="metres; one bin")
@@ -88,6 +103,15 @@ class BEVDepthConfig(BaseConfig):
         )
 
 
+class _Lift(NamedTuple):
+    """What one frame's images say: features, depth (logits and softmax), the map before fusion."""
+
+    image_BVCHW: Tensor
+    logits_BVDHW: Tensor
+    depth_BVDHW: Tensor
+    map_BCYX: Tensor
+
+
 class BEVDepth(Detector):
     """ResNet and FPN, camera-aware depth, lift-splat, BEV encoder, CenterHead.
 
@@ -113,16 +137,16 @@ class BEVDepth(Detector):
         self.pyramid = FeaturePyramid(
             [self.backbone.channels[level] for level in config.levels], config.image_channels
         )
-        self.depth_net = DepthNet(
-            config.image_channels,
-            config.depth_channels,
-            config.context_channels,
-            config.depth_bins,
-            config.depth_blocks,
-            config.depth_dilations,
+        self.depth_net = _depth_net(config)
+        width = config.context_channels
+        self.frame = nn.Sequential(  # shared by both frames
+            *(
+                BasicBlock(width, width)
+                for _ in range(config.frame_blocks * (config.num_frames - 1))
+            )
         )
         self.bev_backbone = BEVBackbone(
-            config.context_channels, config.bev_channels, config.bev_blocks
+            config.num_frames * width, config.bev_channels, config.bev_blocks
         )
         joined = config.bev_channels[0] + config.bev_channels[-1]
         self.neck = BEVNeck(joined, config.join_channels, config.neck_channels)
@@ -130,7 +154,8 @@ class BEVDepth(Detector):
 
     @classmethod
     def inputs(cls, config: BaseConfig) -> Inputs:
-        return Inputs(image_size_HW=cast(BEVDepthConfig, config).image_size_HW, depth=True)
+        own = cast(BEVDepthConfig, config)
+        return Inputs(own.image_size_HW, own.num_frames, depth=own.depth == "camera_aware")
 
     @classmethod
     def describe_taps(cls, config: BaseConfig) -> Mapping[str, TapInfo]:
@@ -170,13 +195,36 @@ class BEVDepth(Detector):
         return taps | CenterHead.describe_taps(own.grid, depends_on_images=True)
 
     def forward(self, batch: Batch) -> Output:
+        own = self._lift(batch, batch.bev_aug_B44)
+        fused = own.map_BCYX
+        if self.config.num_frames > 1:
+            assert batch.previous is not None, "the loader gave no earlier frame"
+            with torch.no_grad():
+                earlier = self.frame(self._lift(batch.previous, batch.bev_aug_B44).map_BCYX)
+            fused = torch.cat([self.frame(own.map_BCYX), earlier], dim=1)
+        blocks = self.bev_backbone(fused)
+        neck = self.neck(blocks)
+        preds = self.head(neck)
+        taps = {"image.fpn0": own.image_BVCHW, "image.depth": own.depth_BVDHW}
+        taps |= {"bev.lift": own.map_BCYX}
+        taps |= {f"bev.block{stage}": block for stage, block in enumerate(blocks)}
+        taps |= {"bev.neck": neck, **self.head.taps(preds)}
+        return Output(taps, {**preds, "depth": own.logits_BVDHW})
+
+    def _lift(self, batch: Batch, told_B44: Tensor) -> _Lift:
+        """Bring one frame's images to the BEV.
+
+        Args:
+            batch: images and cameras; its `bev_aug` says where the map lies.
+            told_B44: the BEV augmentation the depth net hears of; an earlier frame's own matrix
+                holds ego motion too.
+        """
         assert batch.images_BVCHW is not None, "the loader gave no images"
-        cameras = cameras_of(batch)
-        image_BVCHW = encode_images(
-            self.backbone, self.pyramid, self.config.levels, batch.images_BVCHW
-        )
-        logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, camera_numbers(cameras))
         config = self.config
+        cameras = cameras_of(batch)
+        image_BVCHW = encode_images(self.backbone, self.pyramid, config.levels, batch.images_BVCHW)
+        numbers = camera_numbers(replace(cameras, bev_aug_B44=told_B44))
+        logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, numbers)
         cells = frustum_cells(
             cameras,
             (image_BVCHW.shape[-2], image_BVCHW.shape[-1]),
@@ -187,25 +235,32 @@ class BEVDepth(Detector):
         )
         depth_BVDHW = logits_BVDHW.float().softmax(dim=2)
         lift = splat(depth_BVDHW, context_BVCHW, cells, config.grid)
-        blocks = self.bev_backbone(lift)
-        neck = self.neck(blocks)
-        preds = self.head(neck)
-        taps = {"image.fpn0": image_BVCHW, "image.depth": depth_BVDHW, "bev.lift": lift}
-        taps |= {f"bev.block{stage}": block for stage, block in enumerate(blocks)}
-        taps |= {"bev.neck": neck, **self.head.taps(preds)}
-        return Output(taps, {**preds, "depth": logits_BVDHW})
+        return _Lift(image_BVCHW, logits_BVDHW, depth_BVDHW, lift)
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None, "the loader gave no labels"
+        losses = self.head.loss(output.preds, batch.labels)
+        if self.config.depth == "plain":
+            return losses
         assert batch.depth_BVHW is not None, "the loader gave no depth maps"
         depth_BVHW = nearest_depth(batch.depth_BVHW, self.config.stride)
         depth = depth_loss(
             output.preds["depth"], depth_BVHW, self.config.depth_range[0], self.config.bin_size
         )
-        return {
-            **self.head.loss(output.preds, batch.labels),
-            "depth": self.config.depth_weight * depth,
-        }
+        return {**losses, "depth": self.config.depth_weight * depth}
 
     def decode(self, output: Output) -> list[Detections]:
         return self.head.decode(output.preds)
+
+
+def _depth_net(config: BEVDepthConfig) -> nn.Module:
+    if config.depth == "plain":
+        return PlainDepthNet(config.image_channels, config.context_channels, config.depth_bins)
+    return DepthNet(
+        config.image_channels,
+        config.depth_channels,
+        config.context_channels,
+        config.depth_bins,
+        config.depth_blocks,
+        config.depth_dilations,
+    )

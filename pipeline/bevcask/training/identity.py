@@ -7,6 +7,7 @@ from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, TeacherConfig, build_config
+from bevcask.data.augment import frame_gap
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Detector
 from bevcask.detectors.weights import identify, read_tensors
@@ -33,6 +34,7 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
         CacheIdentityError: frames are gone, or leaves below `dataset` differ.
     """
     stored: dict[str, Any] = cache.fingerprint["dataset"]
+    read: dict[str, Any] = cache.fingerprint["preprocessing"]
     everything = dataset.model_copy(update={"split": "all", "scenes": None, "limit": None})
     frames = Frames.select(everything)
     gone = [token for token in cache.frames.tokens if token not in frames]
@@ -44,8 +46,9 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
         )
     found = frames.in_order(cache.frames.tokens).identity(
         sensors=tuple(stored["calibration"]),
-        num_sweeps=max(1, int(cache.fingerprint["preprocessing"]["num_sweeps"])),
+        num_sweeps=max(1, int(read["num_sweeps"])),
         annotations="annotations" in stored,
+        frame_gap=frame_gap(int(read["num_frames"])),
     )
     check_identity(cache, {"dataset": found})
 

@@ -91,6 +91,21 @@ class DepthNet(nn.Module):
         return logits.view(*views, *logits.shape[1:]), context.view(*views, *context.shape[1:])
 
 
+class PlainDepthNet(nn.Module):
+    """Predict both by one 1x1 convolution, told nothing of the cameras (BEVDet)."""
+
+    def __init__(self, in_channels: int, context_channels: int, num_bins: int) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        self.both = nn.Conv2d(in_channels, num_bins + context_channels, 1)
+
+    def forward(self, map_BVCHW: Tensor, numbers_BVN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return depth logits (B, V, D, H, W) and context (B, V, C, H, W)."""
+        both = self.both(map_BVCHW.flatten(0, 1))
+        both_BVCHW = both.view(*map_BVCHW.shape[:2], *both.shape[1:])
+        return both_BVCHW[:, :, : self.num_bins], both_BVCHW[:, :, self.num_bins :]
+
+
 class CameraGate(nn.Module):
     """Scale channels by a sigmoid of a small network on the camera numbers."""
 

@@ -340,10 +340,10 @@ def _inputs(own: Mmdet3dConfig, steps: list[Any], images: bool) -> Inputs:
     size_HW = (own.image_size_HW or _image_size(steps)) if images else None
     if sweeps is None:
         scans = 1 if _find_step(steps, "LoadPointsFromFile") else 0
-        return Inputs(size_HW, scans, ego_points="keep", pad="never")
+        return Inputs(size_HW, num_sweeps=scans, ego_points="keep", pad="never")
     return Inputs(
         size_HW,
-        1 + sweeps.get("sweeps_num", 10),
+        num_sweeps=1 + sweeps.get("sweeps_num", 10),
         ego_points="keyframe" if sweeps.get("remove_close", False) else "keep",
         pad="empty" if sweeps.get("pad_empty_sweeps", False) else "never",
     )
