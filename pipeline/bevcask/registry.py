@@ -11,6 +11,8 @@ from bevcask.errors import UnknownNameError
 
 DETECTORS = {
     "bevdepth": "bevcask.detectors.bevdepth:BEVDepth",
+    "bevfusion": "bevcask.detectors.bevfusion:BEVFusion",
+    "bevsimdet": "bevcask.detectors.bevsimdet:BEVSimDet",
     "centerpoint": "bevcask.detectors.centerpoint:CenterPoint",
     "mmdet3d": "bevcask.detectors.mmdet3d.detector:Mmdet3dDetector",
 }

@@ -1,6 +1,5 @@
 """BEVDepth keeps the detector contract; its shipped configs have the published shapes."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
 from bevcask.groups import load_group
 from contracts.detector import DetectorContract
+from detectors.scenes import VIEWS, camera_batch, camera_to_lidar
 
 SMALL = BEVDepthConfig.model_validate(
     {
@@ -40,27 +40,6 @@ SMALL = BEVDepthConfig.model_validate(
         "head": {"channels": 8, "branch_convs": 2},
     }
 )
-VIEWS = 6
-
-
-def camera_to_lidar() -> torch.Tensor:
-    """Six level cameras on a ring, the first looking along +y, (6, 4, 4)."""
-    poses = []
-    for view in range(VIEWS):
-        angle = 2 * math.pi * view / VIEWS
-        c, s = math.cos(angle), math.sin(angle)
-        poses.append([[c, 0, -s, 0], [s, 0, c, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
-    return torch.tensor(poses)
-
-
-def images(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Six images and sparse depth maps, a function of the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = SMALL.image_size_HW
-    pixels = torch.randn((VIEWS, 3, height, width), generator=generator)
-    depth = 60 * torch.rand((VIEWS, height, width), generator=generator)
-    depth[torch.rand(depth.shape, generator=generator) < 0.9] = 0
-    return pixels, depth
 
 
 class TestBEVDepth(DetectorContract):
@@ -68,18 +47,7 @@ class TestBEVDepth(DetectorContract):
     config = SMALL
 
     def inputs(self, num_samples: int, seed: int) -> Batch:
-        pixels, depth = zip(*(images(seed + i) for i in range(num_samples)), strict=True)
-        intrinsics = torch.tensor([[500.0, 0, 400], [0, 500, 225], [0, 0, 1]])
-        image_aug = torch.tensor([[0.08, 0, 0], [0, 0.08, -2], [0, 0, 1]])
-        return Batch(
-            tokens=[str(seed + i) for i in range(num_samples)],
-            bev_aug_B44=torch.eye(4).expand(num_samples, 4, 4),
-            images_BVCHW=torch.stack(pixels),
-            intrinsics_BV33=intrinsics.expand(num_samples, VIEWS, 3, 3),
-            image_aug_BV33=image_aug.expand(num_samples, VIEWS, 3, 3),
-            camera_to_lidar_BV44=camera_to_lidar().expand(num_samples, VIEWS, 4, 4),
-            depth_BVHW=torch.stack(depth),
-        )
+        return camera_batch(num_samples, seed, SMALL.image_size_HW)
 
 
 class TestBEVDepth4D(TestBEVDepth):

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -10,6 +8,7 @@ from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
 from contracts.detector import DetectorContract
+from detectors.scenes import scan
 
 SMALL = CenterPointConfig.model_validate(
     {
@@ -24,16 +23,6 @@ SMALL = CenterPointConfig.model_validate(
         "head": {"channels": 8, "branch_convs": 2},
     }
 )
-
-
-def scan(seed: int) -> torch.Tensor:
-    """Points on rings, thinner far away."""
-    generator = torch.Generator().manual_seed(seed)
-    num_points = 2500 + seed % 7 * 100
-    u_P5 = torch.rand((num_points, 5), generator=generator)
-    radius, angle = 60 * u_P5[:, 0], 2 * math.pi * u_P5[:, 1]
-    x, y, z = radius * angle.cos(), radius * angle.sin(), 4 * u_P5[:, 2] - 3
-    return torch.stack([x, y, z, 255 * u_P5[:, 3], 0.5 * u_P5[:, 4]], dim=1)
 
 
 class TestCenterPoint(DetectorContract):
