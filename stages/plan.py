@@ -20,6 +20,7 @@ from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import pick_device
+from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
@@ -45,7 +46,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     frames = len(Frames.select(dataset).tokens) if nominal is None else nominal
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
-    result = plan(method.needs(), teacher.taps(), frames, config.store, config.augment)
+    result = plan(method.needs(), teacher.offers(), frames, config.store, config.augment)
     if config.cache is not None:
         check_bound(resolve("cache", config.cache), result.total_bytes)
     probed = probe_codecs(config.model_copy(update={"dataset": dataset}), teacher, method, frames)
@@ -81,14 +82,16 @@ def probe_codecs(
     plugin, own = build_config("detector", config.student.detector, "student.detector")
     detector = cast(type[Detector], plugin)
     teacher.load(device)
-    specs = plan(method.needs(), teacher.taps(), num_frames, config.store, config.augment).specs
+    specs = plan(method.needs(), teacher.offers(), num_frames, config.store, config.augment).specs
     method.build(detector.describe_taps(own), {spec.name: spec for spec in specs})
     student = detector(own)  # type: ignore[call-arg]
     start(student, config.student)
     dataset = JoinedDataset(
         frames.keep(spread),
         SampleReader(frames, detector.inputs(own), config.augment, config.seed),
-        teacher=SampleReader(frames, teacher.inputs(), None, config.seed),
+        teacher=SampleReader(
+            frames, teacher.inputs(), None, config.seed, pixels=needs_pixels(specs)
+        ),
     )
     batches = (dataset.collate([dataset[index, 0]]).to(device) for index in range(wanted))
     with progress_bar("probe", wanted) as bar:

@@ -35,6 +35,7 @@ from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.provenance import pick_device
+from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, view_name
 from bevcask.training.callbacks import OfficialScore, StepClock
@@ -226,7 +227,7 @@ def _online(config: RunConfig, method: Method, frames: Frames, device: torch.dev
     canonical = config.online.input == "canonical"
     what = plan(
         method.needs(),
-        teacher.taps(),
+        teacher.offers(),
         len(frames),
         config.store,
         config.augment if canonical else None,
@@ -245,7 +246,14 @@ def _online(config: RunConfig, method: Method, frames: Frames, device: torch.dev
         source=OnlineTargets(teacher, specs, canonical),
         teacher=f"online ({config.online.input}) {identity['type']}, weights "
         f"{str(identity['weights'])[:12]}",
-        reader=SampleReader(frames, teacher.inputs(), augment, config.seed, replay),
+        reader=SampleReader(
+            frames,
+            teacher.inputs(),
+            augment,
+            config.seed,
+            replay,
+            pixels=needs_pixels(specs.values()),
+        ),
         replay=replay,
     )
 

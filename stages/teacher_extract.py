@@ -38,7 +38,8 @@ from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device, provenance
 from bevcask.targets.kinds import kind_of
-from bevcask.targets.plan import VIEW_TRANSFORM, plan
+from bevcask.targets.pixels import RULE, needs_pixels
+from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
@@ -73,7 +74,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
     method = build_method(config.method)
-    what = plan(method.needs(), teacher.taps(), len(frames.tokens), config.store, None)
+    what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     if config.dry_run:
         return {"cache": url, "dry_run": True, **what.to_dict()}
     specs = [*what.specs, *stored_targets(url)]
@@ -170,23 +171,30 @@ def fingerprint(
     config: RunConfig, teacher: Teacher, frames: Frames, specs: Sequence[TargetSpec]
 ) -> dict[str, Any]:
     """Return the identity of a cache: that of the teacher here, and of the views it is shown."""
-    tree = identity(teacher, frames, any(spec.region.reads_boxes for spec in specs))
+    pixels = needs_pixels(specs)
+    annotations = pixels or any(spec.region.reads_boxes for spec in specs)
+    tree = identity(teacher, frames, annotations, pixels)
+    if pixels:
+        tree["pixels"] = {"rule": RULE}
     if any(spec.view for spec in specs):
         tree["views"] = {"seed": config.seed, "augment": image_ranges(config.augment)}
     return tree
 
 
-def identity(teacher: Teacher, frames: Frames, annotations: bool = False) -> dict[str, Any]:
+def identity(
+    teacher: Teacher, frames: Frames, annotations: bool = False, all_sensors: bool = False
+) -> dict[str, Any]:
     """Return the fingerprint tree: everything that decides what this teacher says here.
 
     Args:
         teacher: its weights and config.
         frames: the selection.
-        annotations: whether a region follows ground truth, which then decides bytes too.
+        annotations: whether ground truth decides bytes too: a region follows it, say.
+        all_sensors: whether cameras and LiDAR decide bytes that the teacher does not look at.
     """
     inputs = teacher.inputs()
-    sensors = (CAMERAS if inputs.image_size_HW else ()) + (
-        ("LIDAR_TOP",) if inputs.num_sweeps else ()
+    sensors = (CAMERAS if inputs.image_size_HW or all_sensors else ()) + (
+        ("LIDAR_TOP",) if inputs.num_sweeps or all_sensors else ()
     )
     return {
         "teacher": teacher.fingerprint(),
@@ -258,7 +266,8 @@ def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | 
         return
     device = pick_device(config.device)
     teacher.load(device)
-    clean = SampleReader(frames, teacher.inputs(), augment=None, seed=config.seed)
+    wanted = needs_pixels(writer.specs)
+    clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
     views = SampleReader(frames, teacher.inputs(), images_only(config.augment), config.seed)
     loader = build_loader(
         ViewSource(clean, views), [step.keys for step in steps], config.loader.num_workers
@@ -296,12 +305,9 @@ def encoded_shards(
     parts: dict[str, list[Encoded[Any]]] = {spec.name: [] for spec in specs}
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
-        names = [spec.tap.name for spec in own if spec.tap != VIEW_TRANSFORM]
-        outputs = teacher(batch.to(device), names)
+        outputs = teacher.targets(batch.to(device), [spec.tap.name for spec in own])
         if not step.kept:
             continue
-        if batch.image_aug_BV33 is not None:
-            outputs[VIEW_TRANSFORM.name] = batch.image_aug_BV33
         for name, target in encode_targets(outputs, own, batch).items():
             parts[name].append(target)
         if step.completes_shard:

@@ -27,6 +27,7 @@ from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
+from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset
@@ -146,7 +147,9 @@ def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, SampleReader
     device = pick_device(config.device)
     teacher.load(device)
     frames = _all_frames(dataset_of(config, cache))
-    return teacher, SampleReader(frames, teacher.inputs(), None, config.seed), device
+    wanted = needs_pixels(cache.specs.values())
+    reader = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
+    return teacher, reader, device
 
 
 def dataset_of(config: RunConfig, cache: Cache) -> DatasetConfig:

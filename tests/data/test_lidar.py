@@ -6,7 +6,7 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 
-from bevcask.data.lidar import depth_map, read_points, read_scan
+from bevcask.data.lidar import read_points, read_scan
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
@@ -93,35 +93,6 @@ def test_a_missing_sweep_file_is_an_error(world_copy: Path, select: Select) -> N
     read_points(frames, token, 1)
     with pytest.raises(DataError, match=r"missing LiDAR scan.*sweeps archives.*num_sweeps 1"):
         read_points(frames, token, 2)
-
-
-def _looking_along_y() -> np.ndarray:
-    """lidar_to_camera of a camera at the LiDAR looking along +y: right is x, down is -z."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
-    return matrix
-
-
-def test_depth_map_by_hand() -> None:
-    intrinsics = np.array([[100.0, 0, 50], [0, 100, 30], [0, 0, 1]])
-    points = np.array(
-        [
-            [0, 10, 0, 1, 0],  # the optical axis: pixel (50, 30)
-            [0, 20, 0, 1, 0],  # behind it
-            [2, 10, -1, 1, 0],  # 2 m right, 1 m down: pixel (70, 40)
-            [0, -10, 0, 1, 0],  # behind the camera
-            [9, 10, 0, 1, 0],  # out of the picture
-        ],
-        np.float32,
-    )
-    depth = depth_map(points, _looking_along_y(), intrinsics, np.eye(3), (60, 100))
-    assert depth.dtype == np.float32
-    expected = np.zeros((60, 100), np.float32)
-    expected[30, 50] = expected[40, 70] = 10
-    np.testing.assert_allclose(depth, expected, atol=1e-5)
-    half = np.array([[-0.5, 0, 49], [0, 0.5, 0], [0, 0, 1]])  # halved and flipped
-    small = depth_map(points, _looking_along_y(), intrinsics, half, (30, 50))
-    assert sorted(map(tuple, np.argwhere(small).tolist())) == [(15, 24), (20, 14)]
 
 
 def test_mmdet3ds_rules_keep_the_keyframe_whole_and_pad_only_where_there_is_nothing(

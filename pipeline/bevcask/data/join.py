@@ -21,9 +21,11 @@ from bevcask.cache.reader import Cache
 from bevcask.cache.union import Caches, open_caches
 from bevcask.data.loader import Key, Sample, SampleReader, collate
 from bevcask.data.nuscenes import Frames
+from bevcask.data.pixels import depth_maps
 from bevcask.detectors.base import Batch
 from bevcask.errors import TargetMismatchError, TokenNotCachedError
 from bevcask.geometry import CAMERAS
+from bevcask.targets.pixels import PIXELS
 from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import view_name
 from bevcask.targets.target import Target
@@ -112,6 +114,8 @@ class JoinedSample:
 class JoinedDataset:
     """Frames joined with their targets by sample token.
 
+    Where `lidar.pixels` is among the targets, depth maps are drawn from it: no LiDAR file is read.
+
     Args:
         frames: the selection; every token must have a row (`cached_frames`).
         student: reads what the student sees.
@@ -133,11 +137,12 @@ class JoinedDataset:
         viewed: Sequence[str] = (),
     ) -> None:
         self.frames = frames
-        self.student = student
         self.cache = cache
         self.names = tuple(names)
         self.viewed = tuple(viewed)
         self.teacher = teacher
+        self._draws_depth = PIXELS.name in self.names and student.inputs.depth
+        self.student = student.without_depth() if self._draws_depth else student
         self._open: Caches | None = None
 
     def __len__(self) -> int:
@@ -182,12 +187,27 @@ class JoinedDataset:
             for name in self.viewed
         }
 
+    def _with_depth(self, samples: Sequence[Sample], points: Encoded[Any]) -> list[Sample]:
+        """Return the samples with depth maps drawn from cached points."""
+        size_HW, count_B = self.student.inputs.image_size_HW, points.count
+        assert size_HW is not None
+        assert count_B is not None
+        drawn = []
+        for sample, row_P5, count in zip(samples, points.values, count_B, strict=True):
+            assert sample.image_aug_V33 is not None
+            depth_VHW = depth_maps(row_P5[:count], sample.image_aug_V33, size_HW)
+            drawn.append(replace(sample, depth_VHW=depth_VHW))
+        return drawn
+
     def collate(self, samples: Sequence[JoinedSample]) -> TrainBatch:
         """Stack joined samples on the host, and read their targets as one batch."""
-        targets = self._read_targets([sample.student for sample in samples])
+        students = [sample.student for sample in samples]
+        targets = self._read_targets(students)
+        if self._draws_depth:
+            students = self._with_depth(students, targets[PIXELS.name])
         teachers = [sample.teacher for sample in samples if sample.teacher is not None]
         return TrainBatch(
-            batch=collate([sample.student for sample in samples]),
+            batch=collate(students),
             targets={name: _pack(target) for name, target in targets.items()},
             teacher_batch=collate(teachers) if teachers else None,
         )

@@ -1,4 +1,4 @@
-"""LiDAR: scan files -> motion-compensated points of a keyframe, and depth maps."""
+"""LiDAR: scan files -> motion-compensated points of a keyframe."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
-from bevcask.geometry import Matrix, transform_points
+from bevcask.geometry import transform_points
 
 EGO_HALF_SIDE = 1.0
 """Metres. Points with |x| and |y| below it in the sensor frame are hits on the ego car; the same
@@ -83,35 +83,3 @@ def _without_ego(points: Points) -> Points:
     near = (np.abs(points[:, 0]) < EGO_HALF_SIDE) & (np.abs(points[:, 1]) < EGO_HALF_SIDE)
     kept: Points = points[~near]
     return kept
-
-
-def depth_map(
-    points: Points,
-    lidar_to_camera: Matrix,
-    intrinsics: Matrix,
-    image_aug: Matrix,
-    size_HW: tuple[int, int],
-) -> npt.NDArray[np.float32]:
-    """Project points into a network image, nearest point per pixel.
-
-    Args:
-        points: (P, 3 or more) in the canonical LIDAR_TOP frame, metres.
-        lidar_to_camera: 4x4, ego motion between the exposures included.
-        intrinsics: 3x3 of the original image.
-        image_aug: 3x3, original to network pixels.
-        size_HW: network size.
-
-    Returns:
-        (H, W) float32: depth along the optical axis in metres, 0 where no point falls.
-    """
-    xyz = transform_points(points[:, :3].astype(np.float64), lidar_to_camera)
-    xyz = xyz[xyz[:, 2] > 0.1]  # in front of the lens
-    pixels = xyz @ (image_aug @ intrinsics).T
-    height, width = size_HW
-    column, row = np.rint(pixels[:, :2] / pixels[:, 2:]).T
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    cell = (row[inside] * width + column[inside]).astype(np.int64)
-    depth = np.full(height * width, np.inf, np.float32)
-    np.minimum.at(depth, cell, xyz[inside, 2].astype(np.float32))
-    depth[np.isinf(depth)] = 0
-    return depth.reshape(height, width)

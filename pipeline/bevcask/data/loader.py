@@ -20,8 +20,9 @@ from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
 from bevcask.data.images import load_image, normalise
 from bevcask.data.index import bytes_to_tokens
-from bevcask.data.lidar import depth_map, read_points
+from bevcask.data.lidar import read_points
 from bevcask.data.nuscenes import Frames
+from bevcask.data.pixels import depth_maps, read_pixels
 from bevcask.detectors.base import Batch, Inputs, Labels
 from bevcask.errors import BevcaskError
 from bevcask.geometry import transform_boxes, transform_points
@@ -67,6 +68,7 @@ class Sample:
     camera_to_lidar_V44: Floats | None = None
     points_P5: Floats | None = None
     depth_VHW: Floats | None = None
+    pixels_P5: Floats | None = None
     boxes_N9: Floats | None = None
     classes_N: npt.NDArray[np.int64] | None = None
     canonical_boxes_N9: Floats | None = None
@@ -83,6 +85,7 @@ class SampleReader:
         augment: ranges of the augmentation; None reads clean samples.
         seed: of the augmentation.
         replay: images are augmented as one of these views; the BEV stays free.
+        pixels: also read the keyframe's points in its images, with the boxes that hold them.
     """
 
     def __init__(
@@ -92,12 +95,19 @@ class SampleReader:
         augment: AugmentConfig | None,
         seed: int,
         replay: Replay | None = None,
+        pixels: bool = False,
     ) -> None:
         self.frames = frames
         self.inputs = inputs
         self.augment = augment
         self.seed = seed
         self.replay = replay
+        self.pixels = pixels
+
+    def without_depth(self) -> "SampleReader":
+        """Return a reader that draws no depth maps."""
+        inputs = replace(self.inputs, depth=False)
+        return SampleReader(self.frames, inputs, self.augment, self.seed, self.replay, self.pixels)
 
     def read(self, token: str, view: int = 0) -> Sample:
         """Read one frame under its augmentation `view`.
@@ -120,9 +130,10 @@ class SampleReader:
             view=replayed,
             bev_aug_44=drawn.bev_aug.astype(np.float32),
             points_P5=self._points(token, drawn),
+            pixels_P5=read_pixels(self.frames, token, boxes=True) if self.pixels else None,
             previous=self._previous(row, drawn) if self.inputs.num_frames > 1 else None,
             **self._cameras(row, drawn),
-            **self._depth(token, row, drawn),
+            **self._depth(token, drawn),
             **self._labels(token, drawn),
         )
 
@@ -162,19 +173,12 @@ class SampleReader:
             "camera_to_lidar_V44": index["frame_camera_to_lidar"][row].astype(np.float32),
         }
 
-    def _depth(self, token: str, row: int, drawn: Draw) -> dict[str, Any]:
+    def _depth(self, token: str, drawn: Draw) -> dict[str, Any]:
         if self.inputs.image_size_HW is None or not self.inputs.depth:
             return {}
-        index = self.frames.index
-        keyframe = read_points(self.frames, token, 1)
-        cameras = zip(
-            np.linalg.inv(index["frame_camera_to_lidar"][row]),
-            index["calibration_intrinsics"][index["frame_calibration"][row, 1:]],
-            _matrices(drawn),
-            strict=True,
-        )
-        maps = [depth_map(keyframe, *camera, self.inputs.image_size_HW) for camera in cameras]
-        return {"depth_VHW": np.stack(maps)}
+        seen = read_pixels(self.frames, token, boxes=False)
+        image_aug_V33 = _matrices(drawn).astype(np.float32)
+        return {"depth_VHW": depth_maps(seen, image_aug_V33, self.inputs.image_size_HW)}
 
     def _labels(self, token: str, drawn: Draw) -> dict[str, Any]:
         if not self.frames.has_labels:
@@ -215,6 +219,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         camera_to_lidar_BV44=stack("camera_to_lidar_V44"),
         points=None if first.points_P5 is None else each("points_P5"),
         depth_BVHW=stack("depth_VHW"),
+        pixels=None if first.pixels_P5 is None else each("pixels_P5"),
         labels=labels,
         previous=collate(previous) if previous else None,
     )

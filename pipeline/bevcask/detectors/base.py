@@ -29,6 +29,8 @@ class Batch:
             augmented; None without LiDAR.
         depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when
             the detector asks for none.
+        pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
+            where no target needs them.
         labels: ground truth; None when the split has none.
         previous: the images of an earlier keyframe of each sample and their cameras; its `bev_aug`
             brings the *earlier* canonical LIDAR_TOP to this batch's augmented one, ego motion
@@ -43,6 +45,7 @@ class Batch:
     camera_to_lidar_BV44: Tensor | None = None
     points: list[Tensor] | None = None
     depth_BVHW: Tensor | None = None
+    pixels: list[Tensor] | None = None
     labels: "Labels | None" = None
     previous: "Batch | None" = None
 
@@ -52,6 +55,9 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
 
+        def each(values: list[Tensor] | None) -> list[Tensor] | None:
+            return None if values is None else [v.to(device, non_blocking=True) for v in values]
+
         return replace(
             self,
             bev_aug_B44=self.bev_aug_B44.to(device, non_blocking=True),
@@ -59,10 +65,9 @@ class Batch:
             intrinsics_BV33=move(self.intrinsics_BV33),
             image_aug_BV33=move(self.image_aug_BV33),
             camera_to_lidar_BV44=move(self.camera_to_lidar_BV44),
-            points=None
-            if self.points is None
-            else [p.to(device, non_blocking=True) for p in self.points],
+            points=each(self.points),
             depth_BVHW=move(self.depth_BVHW),
+            pixels=each(self.pixels),
             labels=None if self.labels is None else self.labels.to(device),
             previous=None if self.previous is None else self.previous.to(device),
         )

@@ -133,7 +133,7 @@ def resample(
     problems: list[Problem] = []
     for token in tokens:
         batch = collate([reader.read(token)])
-        said = {name: v.cpu() for name, v in teacher(batch.to(device), list(specs)).items()}
+        said = {name: v.cpu() for name, v in teacher.targets(batch.to(device), list(specs)).items()}
         for name, spec in specs.items():
             try:
                 problem = _compare(cache, spec, token, batch, said, found[name])

@@ -18,7 +18,9 @@ from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, transform_boxes, transform_points
 from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
+from bevcask.targets.pixels import draw
 from bevcask.targets.spec import Alignment
+from bevcask.targets.target import Target
 
 _TOLERANCE = 1e-6  # how near to 0, 1 or -1 the entries of a lattice move must be
 _RIM = 1e-4  # cells; rounding allowed beyond the outer cell centres
@@ -49,18 +51,34 @@ class Lattice:
         return self
 
 
+@dataclass(frozen=True)
+class ImageAug:
+    """How the student's images came about.
+
+    Attributes:
+        matrices_BV33: `Batch.image_aug_BV33`, original -> network pixels, on the host.
+        size_HW: of the network images.
+    """
+
+    matrices_BV33: Tensor
+    size_HW: tuple[int, int]
+
+
 class Align:
     """The BEV augmentations of a batch, canonical -> augmented, one matrix a sample.
 
     Args:
         bev_aug_B44: `Batch.bev_aug_B44`. Read once, on the host: pass the matrices before they move
             to a device and no step waits for it.
+        images: the student's image augmentation; None for a student without images.
 
     Attributes:
-        matrices_B44: the same, float64 numpy.
+        matrices_B44: the BEV augmentations, float64 numpy.
+        images: as given.
     """
 
-    def __init__(self, bev_aug_B44: Tensor) -> None:
+    def __init__(self, bev_aug_B44: Tensor, images: ImageAug | None = None) -> None:
+        self.images = images
         self.matrices_B44 = bev_aug_B44.detach().cpu().double().numpy()
         if self.matrices_B44.ndim != 3 or self.matrices_B44.shape[1:] != (4, 4):
             raise TargetMismatchError(
@@ -68,9 +86,9 @@ class Align:
             )
 
     @classmethod
-    def identity(cls, batch_size: int) -> "Align":
+    def identity(cls, batch_size: int, images: ImageAug | None = None) -> "Align":
         """Return the alignment of targets that already are in the student's frame."""
-        return cls(torch.eye(4).expand(batch_size, 4, 4))
+        return cls(torch.eye(4).expand(batch_size, 4, 4), images)
 
     def inverse(self) -> "Align":
         """Return the alignment augmented -> canonical."""
@@ -187,6 +205,38 @@ class Align:
             else:
                 moved.append(_redraw(values_BKYX[b], matrix, source, target))
         return torch.stack(moved)
+
+    def pixels(
+        self, points: Target, size_HW: tuple[int, int], depth_range: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
+        """Draw LiDAR points (`targets.pixels`) where the student's images show them.
+
+        Args:
+            points: point_set.
+            size_HW: rows and columns of the student's image map.
+            depth_range: points outside [low, high) metres are not there.
+
+        Returns:
+            Depth float32 (B, V, H, W), 0 where no point falls, and box int64 (B, V, H, W), 0 for
+            background; see `targets.pixels.draw`.
+
+        Raises:
+            TargetMismatchError: the student has no images, or the map does not divide them.
+        """
+        self._check_length(len(points.values))
+        if self.images is None or points.count_B is None:
+            raise TargetMismatchError(
+                "points are drawn into images: they need a count, and a student that has images"
+            )
+        height, width = self.images.size_HW
+        stride = height // size_HW[0]
+        if (size_HW[0] * stride, size_HW[1] * stride) != (height, width):
+            raise TargetMismatchError(
+                f"a map of {size_HW} cells does not divide images of {(height, width)} pixels "
+                "evenly; points cannot be drawn into it"
+            )
+        matrices_BV33 = self.images.matrices_BV33.to(points.values.device, non_blocking=True)
+        return draw(points.values, points.count_B, matrices_BV33, stride, size_HW, depth_range)
 
     def image_features(self, values_BVCHW: Tensor, alignment: Alignment) -> Tensor:
         """Return image features unchanged if they may be compared at all.

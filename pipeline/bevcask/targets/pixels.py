@@ -8,7 +8,7 @@ whole multiples of `DEPTH_STEP`; and the box the point lies in: 1 + its row in t
 truth, 0 for none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from bevcask.config import AugmentConfig
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CAMERAS
 from bevcask.targets.kinds import Kind
-from bevcask.targets.spec import Alignment, Codec, Region, TapInfo
+from bevcask.targets.spec import Alignment, Codec, Region, TapInfo, TargetSpec
 
 FIELDS = ("camera", "u", "v", "depth", "box")
 PIXEL_STEP = 1 / 32
@@ -32,6 +32,11 @@ RULE = (
 )
 """How rows come about: part of the identity of a cache that has them."""
 _BOX_BITS = 20
+
+
+def needs_pixels(specs: Iterable[TargetSpec]) -> bool:
+    """Tell whether these targets include `PIXELS`."""
+    return any(spec.tap.name == PIXELS.name for spec in specs)
 
 
 class PointSet(Kind):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from bevcask.detectors.base import Batch, Inputs
+from bevcask.targets.pixels import PIXELS, pad
+from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import TapInfo
 
 
@@ -51,3 +53,26 @@ class Teacher(ABC):
         box_set taps come as (B, N, 11) float32 (nine box fields, score, class; padded with zeros,
         best first) plus `NAME.count` (B,) int64.
         """
+
+    def offers(self) -> Mapping[str, TapInfo]:
+        """Return what can be planned with this teacher: its taps, and what the data alone says."""
+        return {**self.taps(), PIXELS.name: PIXELS}
+
+    def targets(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        """Return what is stored of a batch by name: taps as `__call__` gives them, and data.
+
+        Data are `lidar.pixels`, padded, with its count, and the `image_transform` of the batch. The
+        teacher is not asked where they alone are wanted.
+
+        Raises:
+            DataError: more points than `lidar.pixels` has room for.
+        """
+        taps = [name for name in names if name not in (PIXELS.name, VIEW_TRANSFORM.name)]
+        found = self(batch, taps) if taps else {}
+        if PIXELS.name in names:
+            assert batch.pixels is not None, "the loader gave no pixels"
+            found[PIXELS.name], found[f"{PIXELS.name}.count"] = pad(batch.pixels, batch.tokens)
+        if VIEW_TRANSFORM.name in names:
+            assert batch.image_aug_BV33 is not None, "the loader gave no images"
+            found[VIEW_TRANSFORM.name] = batch.image_aug_BV33
+        return found

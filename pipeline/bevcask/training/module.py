@@ -17,7 +17,7 @@ from bevcask.errors import DivergedError
 from bevcask.evaluation.detect import on_host
 from bevcask.methods.base import Method
 from bevcask.targets.align import Align
-from bevcask.training.targets import TargetSource, meet
+from bevcask.training.targets import TargetSource, align_of, meet
 
 Step = tuple[TrainBatch, Align]
 
@@ -54,7 +54,7 @@ class Distillation(LightningModule):
     ) -> Step | Batch:
         """Read the augmentation on the host, then move the batch."""
         if isinstance(batch, TrainBatch):
-            return batch.to(device), Align(batch.batch.bev_aug_B44)
+            return batch.to(device), align_of(batch.batch)
         assert isinstance(batch, Batch)
         return batch.to(device)
 

@@ -20,10 +20,10 @@ from bevcask.config import StoreConfig
 from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Detector
 from bevcask.methods.base import Method, Target
-from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, stored_dtype
 from bevcask.teachers.base import Teacher
+from bevcask.training.targets import align_of
 
 LOSS_GOAL, GRADIENT_GOAL = 1e-3, 1e-2  # relative change that no student has been seen to notice
 CANDIDATES: Mapping[str, Mapping[str, str | int]] = {
@@ -107,7 +107,7 @@ def probe(
     for batch in batches:
         assert batch.teacher_batch is not None
         with torch.inference_mode():
-            said = teacher(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
+            said = teacher.targets(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
         learn = _Lesson(student, method, batch)
         exact = _Exact(said, chosen[_EXACT], batch, learn)
         total_loss += abs(exact.loss)
@@ -161,7 +161,7 @@ def best(rows: Sequence[Row], num_frames: int, budget_gb: float | None) -> Row |
 
 
 def _specs(method: Method, teacher: Teacher, store: StoreConfig) -> tuple[TargetSpec, ...]:
-    return plan(method.needs(), teacher.taps(), 1, store, None).specs
+    return plan(method.needs(), teacher.offers(), 1, store, None).specs
 
 
 class _Lesson:
@@ -174,7 +174,7 @@ class _Lesson:
         self._weights = [p for p in student.parameters() if p.requires_grad]
         assert batch.batch.labels is not None
         self._labels = batch.batch.labels
-        self._align = Align(batch.batch.bev_aug_B44)
+        self._align = align_of(batch.batch)
 
     def __call__(self, targets: Mapping[str, Target]) -> tuple[float, Tensor]:
         terms = self._method(self._taps, targets, self._labels, self._align, 0.0)

@@ -12,9 +12,9 @@ import torch
 
 from bevcask.cache.quantize import encode
 from bevcask.data.join import TrainBatch, dequantised
-from bevcask.detectors.base import Labels
+from bevcask.detectors.base import Batch, Labels
 from bevcask.methods.base import Target
-from bevcask.targets.align import Align
+from bevcask.targets.align import Align, ImageAug
 from bevcask.targets.spec import TargetSpec
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class OnlineTargets:
         assert batch.teacher_batch is not None, "the loader read nothing for the teacher"
         device = batch.batch.bev_aug_B44.device.type
         with torch.autocast(device, enabled=False), torch.inference_mode():
-            said = self._teacher(batch.teacher_batch, list(self._specs))
+            said = self._teacher.targets(batch.teacher_batch, list(self._specs))
             encoded = {
                 name: encode(
                     said[name],
@@ -103,6 +103,14 @@ def _copied(part: torch.Tensor) -> torch.Tensor:
     return part.clone(memory_format=torch.contiguous_format)
 
 
+def align_of(batch: Batch) -> Align:
+    """Return how canonical targets meet the student of a batch that is still on the host."""
+    if batch.images_BVCHW is None or batch.image_aug_BV33 is None:
+        return Align(batch.bev_aug_B44)
+    height, width = batch.images_BVCHW.shape[-2:]
+    return Align(batch.bev_aug_B44, ImageAug(batch.image_aug_BV33, (height, width)))
+
+
 def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Align]:
     """Return labels and alignment as the method must see them.
 
@@ -111,4 +119,4 @@ def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Al
     """
     if source.canonical:
         return labels, align
-    return replace(labels, canonical_boxes=labels.boxes), Align.identity(len(align))
+    return replace(labels, canonical_boxes=labels.boxes), Align.identity(len(align), align.images)
