@@ -6,7 +6,7 @@ the teacher's taps, and says which terms vanish for a perfect student.
 
 from abc import ABC
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -54,7 +54,11 @@ class Step:
         """Return one sample as a batch."""
         one = slice(b, b + 1)
         targets = {
-            name: Target(t.values[one], None if t.region_BYX is None else t.region_BYX[one])
+            name: Target(
+                t.values[one],
+                None if t.region_BYX is None else t.region_BYX[one],
+                None if t.count_B is None else t.count_B[one],
+            )
             for name, t in self.targets.items()
         }
         labels = Labels(
@@ -63,7 +67,11 @@ class Step:
         student = {
             name: value.detach()[one].requires_grad_() for name, value in self.student.items()
         }
-        return Step(student, targets, labels, Align(torch.as_tensor(self.align.matrices_B44[one])))
+        images = self.align.images
+        if images is not None:
+            images = replace(images, matrices_BV33=images.matrices_BV33[one])
+        align = Align(torch.as_tensor(self.align.matrices_B44[one]), images)
+        return Step(student, targets, labels, align)
 
 
 class MethodContract(ABC):

@@ -1,6 +1,7 @@
 """TiGDistill-BEV: hand-computed terms, the loop oracle, identities, and what may not matter."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from bevcask.geometry import Grid, bev_matrix
 from bevcask.methods import build_method
 from bevcask.methods.base import Target
 from bevcask.methods.tigdistill import TiGDistill, box_keypoints, read_points, relations
-from bevcask.targets.align import Align
+from bevcask.targets.align import Align, ImageAug
+from bevcask.targets.pixels import PIXELS
 from bevcask.targets.region import region_mask
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from contracts.method import FLIP, TURN, MethodContract, Step
@@ -23,7 +25,10 @@ from methods.oracle_tigdistill import STEPS, box_terms, keypoint
 
 GRID = Grid.square(8.0, 0.5)
 COARSE = Grid.square(8.0, 1.0)
+FEATURES: Mapping[str, Any] = {"type": "tigdistill", "inner_depth": 0.0}
 SECTION: Mapping[str, Any] = {"type": "tigdistill"}
+BINS = tuple(1.5 + 4 * index for index in range(12))
+DEPTH = TapInfo("image.depth", "image_feature", (6, 12, 4, 11), depends_on_images=True, bins=BINS)
 
 
 def neck(channels: int, grid: Grid) -> TapInfo:
@@ -32,15 +37,54 @@ def neck(channels: int, grid: Grid) -> TapInfo:
 
 class TestTiGDistill(MethodContract):
     section = SECTION
-    student: Mapping[str, TapInfo] = {"bev.neck": neck(4, COARSE)}
-    teacher: Mapping[str, TapInfo] = {"bev.neck": neck(6, GRID)}
+    student: Mapping[str, TapInfo] = {"bev.neck": neck(4, COARSE), "image.depth": DEPTH}
+    teacher: Mapping[str, TapInfo] = {"bev.neck": neck(6, GRID), PIXELS.name: PIXELS}
     extent = 4.0
     blind_without_boxes = True
+
+    def step(
+        self, batch_size: int = 2, num_boxes: int = 4, seed: int = 0, matrix: Any = None
+    ) -> Step:
+        """Return a step whose boxes hold two cells each of two images, and one between them."""
+        step = super().step(batch_size, num_boxes, seed, matrix)
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.zeros(batch_size, *PIXELS.shape)
+        rows = [
+            (camera, 16 * column + 3, 16 * row + 9, box if column % 3 else 0)
+            for camera in (1, 4)
+            for row, box in enumerate(range(1, min(num_boxes, 4) + 1))
+            for column in range(5)
+        ]
+        if rows:
+            points[:, : len(rows), [0, 1, 2, 4]] = torch.tensor(rows).float()
+        drawn = torch.rand((batch_size, len(rows)), generator=generator)
+        points[:, : len(rows), 3] = 2 + 50 * drawn
+        step.targets[PIXELS.name] = Target(points, None, torch.full((batch_size,), len(rows)))
+        logits = step.student["image.depth"].detach()
+        step.student["image.depth"] = (5 * logits).softmax(2).requires_grad_()
+        step.align = Align(torch.as_tensor(step.align.matrices_B44), images(batch_size))
+        return step
+
+    def test_student_out_of_sight(self) -> None:
+        """Nor do the images show any point."""
+        away = bev_matrix()
+        away[0, 3] = 1e4
+        step = self.step(matrix=away)
+        away_too = images(2)
+        away_too.matrices_BV33[..., 0, 2] = 1e4
+        step.align = Align(torch.as_tensor(step.align.matrices_B44), away_too)
+        losses = step.run(self.build())
+        assert all(float(loss.detach()) == 0 for loss in losses.values())
+
+
+def images(batch_size: int) -> ImageAug:
+    """Images shown as they are, 64 x 176 pixels."""
+    return ImageAug(torch.eye(3).repeat(batch_size, 6, 1, 1), (64, 176))
 
 
 def built(student: TapInfo, teacher: TapInfo, region: str = "all") -> TiGDistill:
     torch.manual_seed(0)
-    method = build_method(SECTION)
+    method = build_method(FEATURES)
     assert isinstance(method, TiGDistill)
     margin = 1.6 / 0.95 if region == "keypoints" else 0.0
     spec = TargetSpec(teacher, "float32", Region(region, margin=margin))  # type: ignore[arg-type]
@@ -201,12 +245,81 @@ def test_too_small_a_scale_is_refused_on_sparse_targets() -> None:
 
 def test_target_of_a_narrower_region_is_refused() -> None:
     spec = TargetSpec(neck(6, GRID), "uint8", Region("keypoints", margin=1.0))
-    method = build_method(SECTION)
+    method = build_method(FEATURES)
     with pytest.raises(TargetMismatchError, match=r"'keypoints \+1 m', the keypoints need"):
         method.build({"bev.neck": neck(4, COARSE)}, {"bev.neck": spec})
     wide = Region("keypoints", margin=2.0)
     union = Region("union", parts=(Region("foreground"), wide))
     for region in (wide, union, Region()):
-        build_method(SECTION).build(
+        build_method(FEATURES).build(
             {"bev.neck": neck(4, COARSE)}, {"bev.neck": TargetSpec(neck(6, GRID), "uint8", region)}
         )
+
+
+def test_without_inner_depth_neither_points_nor_depth_are_needed() -> None:
+    method = build_method(FEATURES)
+    assert [need.tap for need in method.needs()] == ["bev.neck"]
+    assert method.student_taps() == ["bev.neck"]
+    terms = scene().run(built(neck(4, COARSE), neck(6, GRID)))
+    assert list(terms) == ["tigdistill/inter_channel", "tigdistill/inter_keypoint"]
+
+
+def test_a_student_without_depth_is_told_what_to_do() -> None:
+    contract = TestTiGDistill()
+    for student in (
+        {"bev.neck": neck(4, COARSE)},
+        {"bev.neck": neck(4, COARSE), "image.depth": replace(DEPTH, bins=())},
+    ):
+        with pytest.raises(TargetMismatchError, match=r"no tap 'image\.depth'.*inner_depth=0"):
+            build_method(SECTION).build(student, contract.specs())
+    specs = {name: spec for name, spec in contract.specs().items() if name != PIXELS.name}
+    with pytest.raises(TargetMismatchError, match=r"no point_set target 'lidar\.pixels'"):
+        build_method(SECTION).build(contract.student, specs)
+
+
+def test_a_student_without_images_is_refused() -> None:
+    step = scene()
+    step.align = Align(torch.as_tensor(step.align.matrices_B44))
+    with pytest.raises(TargetMismatchError, match="a student that has images"):
+        step.run(TestTiGDistill().build())
+
+
+def test_inner_depth_reads_the_tap_through_its_bins() -> None:
+    """Two cells of one box, all probability in one bin each: 5.5 and 13.5 m, measured 6 and 20."""
+    method = TestTiGDistill().build()
+    assert isinstance(method, TiGDistill)
+    probabilities = torch.zeros(1, 6, 12, 4, 11)
+    probabilities[0, 2, 1, 1, 3] = probabilities[0, 2, 3, 1, 4] = 1
+    points = torch.zeros(1, *PIXELS.shape)
+    points[0, 0] = torch.tensor([2, 16 * 3 + 8, 16 * 1 + 8, 6.0, 9])
+    points[0, 1] = torch.tensor([2, 16 * 4 + 8, 16 * 1 + 8, 20.0, 9])
+    points[0, 2] = torch.tensor([2, 16 * 5 + 8, 16 * 1 + 8, 60.0, 9])  # too far
+    step = scene(num_boxes=0)
+    step = step.sample(0)
+    step.student["image.depth"] = probabilities
+    step.targets[PIXELS.name] = Target(points, None, torch.tensor([3]))
+    loss = step.run(method)["tigdistill/inner_depth"]
+    # The first cell is 0.5 m off, the second 6.5 m: the first is the reference.
+    assert float(loss) == pytest.approx(((13.5 - 5.5) - (20 - 6)) ** 2 / 2)
+    method.config = method.config.model_copy(update={"inner_depth": 3.0})
+    assert float(step.run(method)["tigdistill/inner_depth"]) == pytest.approx(3 * float(loss))
+
+
+def test_inner_depth_does_not_care_for_the_bev_augmentation() -> None:
+    method = TestTiGDistill().build()
+    plain, turned = scene(5), scene(5, matrix=TURN)
+    assert float(plain.run(method)["tigdistill/inner_depth"].detach()) > 0
+    terms = [step.run(method)["tigdistill/inner_depth"] for step in (plain, turned)]
+    assert torch.equal(*terms)
+
+
+def test_inner_depth_follows_the_image_augmentation() -> None:
+    """A flipped student that says the flipped thing loses the same."""
+    method, step = TestTiGDistill().build(), scene(6)
+    before = step.run(method)["tigdistill/inner_depth"]
+    flip = torch.tensor([[-1.0, 0, 175], [0, 1, 0], [0, 0, 1]])
+    step.align = Align(
+        torch.as_tensor(step.align.matrices_B44), ImageAug(flip.expand(2, 6, 3, 3), (64, 176))
+    )
+    step.student["image.depth"] = step.student["image.depth"].flip(-1)
+    torch.testing.assert_close(step.run(method)["tigdistill/inner_depth"], before)

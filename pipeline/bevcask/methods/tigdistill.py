@@ -1,7 +1,8 @@
 """TiGDistill-BEV (TiG-BEV, Huang et al., 2022): imitate how a teacher's features relate in a box.
 
-The inner-feature terms; formulas, sources and what differs from the released code are in
-methods/README.md. Only cells around ground-truth boxes are read, so only those are stored.
+Formulas, sources and what differs from the released code are in methods/README.md. Only cells
+around ground-truth boxes are read, so only those are stored. Depth within objects is taught by the
+keyframe's LiDAR points, which lie beside the teacher's targets.
 """
 
 from collections.abc import Mapping
@@ -18,21 +19,27 @@ from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, transform_points
 from bevcask.methods.base import Method, Target, full_precision
 from bevcask.methods.regions import boxes_in_reach
+from bevcask.methods.tigdistill_depth import expected_depth, inner_depth
 from bevcask.registry import suggest
 from bevcask.targets.align import Align
+from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 
 _CHUNK = 8  # boxes whose relations are alive at once: 576 x 576 float32 is 1.3 MB a box and map
 
 
 class TiGDistill(Method):
-    """Inter-channel and inter-keypoint relations inside enlarged boxes."""
+    """Relations of channels and keypoints inside enlarged boxes; relative depths inside boxes."""
 
     class Config(configuration.Config):
         """Settings; defaults are those of the released BEVDet-R50 and BEVDepth4D scripts."""
 
         student: str = Field("bev.neck", description="student tap, a dense_bev")
         teacher: str = Field("bev.neck", description="teacher tap, a dense_bev")
+        depth: str = Field("image.depth", description="student tap, depth probabilities with bins")
+        inner_depth: float = Field(
+            1.0, ge=0, description="0: neither the points nor the depth tap are needed"
+        )  # released configs
         inter_channel: float = Field(10.0, ge=0)  # released configs; 20 for tig_bev4d-r50
         inter_keypoint: float = Field(100.0, ge=0)  # released configs
         margin: float = Field(
@@ -42,6 +49,9 @@ class TiGDistill(Method):
         smallest_scale: float = Field(
             0.95, gt=0, description="of the student's augmentation; decides which cells are stored"
         )  # released configs scale by 0.95 to 1.05
+        depth_range: tuple[float, float] = Field(
+            (1.0, 60.0), description="metres; points outside are not there"
+        )  # released code
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -49,17 +59,21 @@ class TiGDistill(Method):
         self._near: Grid | None = None
         self._far: Grid | None = None
         self.widen: nn.Module = nn.Identity()
+        self.register_buffer("bins_D", torch.zeros(0), persistent=False)
 
     def needs(self) -> list[Need]:
         margin = self.config.margin / self.config.smallest_scale
-        return [Need("neck", self.config.teacher, "dense_bev", Region("keypoints", margin=margin))]
+        region = Region("keypoints", margin=margin)
+        points = [Need("points", PIXELS.name, PIXELS.kind)] if self.config.inner_depth else []
+        return [Need("neck", self.config.teacher, "dense_bev", region), *points]
 
     def student_taps(self) -> list[str]:
-        return [self.config.student]
+        depth = [self.config.depth] if self.config.inner_depth else []
+        return [self.config.student, *depth]
 
     def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
         near, far = student.get(self.config.student), specs.get(self.config.teacher)
-        problems = []
+        problems = self._depth_problems(student, specs) if self.config.inner_depth else []
         if near is None or near.grid is None:
             problems.append(
                 f"the student has no dense_bev tap {self.config.student!r}."
@@ -82,6 +96,26 @@ class TiGDistill(Method):
             )
         self._near, self._far = near.grid, far.tap.grid
         self.widen = nn.Linear(near.shape[0], far.tap.shape[0])
+        if self.config.inner_depth:
+            self.bins_D = torch.tensor(student[self.config.depth].bins)
+
+    def _depth_problems(
+        self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
+    ) -> list[str]:
+        """Return why inner-depth supervision is not possible."""
+        name, problems = self.config.depth, []
+        without = "method.inner_depth=0 trains without this term"
+        if name not in student or not student[name].bins:
+            problems.append(
+                f"the student has no tap {name!r} of depth probabilities; {without}. "
+                f"It has: {', '.join(sorted(student))}"
+            )
+        if PIXELS.name not in specs:
+            problems.append(
+                f"no point_set target {PIXELS.name!r}: extract it with this method, or {without}. "
+                f"There are: {', '.join(sorted(specs))}"
+            )
+        return problems
 
     def forward(
         self,
@@ -91,13 +125,39 @@ class TiGDistill(Method):
         align: Align,
         progress: float,
     ) -> dict[str, Tensor]:
-        """Return `tigdistill/inter_channel` and `tigdistill/inter_keypoint`.
+        """Return `tigdistill/inter_channel`, `/inter_keypoint` and, if wanted, `/inner_depth`.
 
-        Means run over the boxes of the whole batch, as released. Relations are recomputed in the
-        backward pass, `_CHUNK` boxes at a time: about 8 x 6 x 1.3 MB however crowded the batch.
+        Means run over the boxes, or the cells in boxes, of the whole batch, as released.
 
         Raises:
-            TargetMismatchError: the augmentation shrinks more than `smallest_scale`.
+            TargetMismatchError: the augmentation shrinks more than `smallest_scale`; the student
+                has no images.
+        """
+        terms = self._features(student, targets, labels, align)
+        if self.config.inner_depth:
+            depth = self._depth(student[self.config.depth], targets[PIXELS.name], align)
+            terms["tigdistill/inner_depth"] = self.config.inner_depth * depth
+        return terms
+
+    def _depth(self, probabilities_BVDHW: Tensor, points: Target, align: Align) -> Tensor:
+        """Return the inner-depth loss before its weight."""
+        height, width = probabilities_BVDHW.shape[-2:]
+        depth_BVHW, box_BVHW = align.pixels(points, (height, width), self.config.depth_range)
+        with torch.autocast(probabilities_BVDHW.device.type, enabled=False):
+            expected_BVHW = expected_depth(full_precision(probabilities_BVDHW), self.bins_D)
+            return inner_depth(expected_BVHW, depth_BVHW.to(expected_BVHW.dtype), box_BVHW)
+
+    def _features(
+        self,
+        student: Mapping[str, Tensor],
+        targets: Mapping[str, Target],
+        labels: Labels,
+        align: Align,
+    ) -> dict[str, Tensor]:
+        """Return the inner-feature terms.
+
+        Relations are recomputed in the backward pass, `_CHUNK` boxes at a time: about
+        8 x 6 x 1.3 MB however crowded the batch.
         """
         assert self._near is not None
         assert self._far is not None
