@@ -11,8 +11,8 @@ from bevcask.config import RunConfig, build_config, compose
 from bevcask.data.nuscenes import Frames
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
-from bevcask.targets.align import Align
 from bevcask.training.module import Distillation
+from bevcask.training.targets import align_of
 
 SMALL = [
     "dataset=synthetic",
@@ -76,7 +76,7 @@ def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dic
     epochs = student_distill.training_epochs(config, teaching)
     reading = student_distill.training_batches(config, teaching, epochs, plugin.inputs(own))
     batch = next(iter(reading(0)))
-    every = module.losses(batch, Align(batch.batch.bev_aug_B44))
+    every = module.losses(batch, align_of(batch.batch))
     terms = {name: term for name, term in every.items() if name.startswith(only)}
     torch.stack(list(terms.values())).sum().backward()
     found = {n: p.grad for n, p in module.student.named_parameters() if p.grad is not None}
@@ -162,6 +162,77 @@ def test_the_published_input_differs_and_the_gap_is_printed(tiny_world: Path) ->
     assert losses > 1e-4  # T(flip x) is not flip T(x) for a network that was never told so
     detection = [gradients(one, "detection/")[0] for one in (canonical, augmented)]
     assert gap(*detection) < 1e-6
+
+
+SIZES = (
+    "half_extent=25.6",
+    "image_size_HW=[64,96]",
+    "image_channels=16",
+    "decoder_channels=[8,12,16]",
+)
+EXACT, VIEWS = "store.codec=float32", "store.views=2"
+FUSION = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_train",
+    "method=simdistill",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=3",
+    *(f"{role}.detector.{size}" for role in ("teacher", "student") for size in SIZES),
+    "teacher=bevfusion_tiny",
+    "student=bevsimdet_tiny",
+    "trainer=tiny",
+]
+IMAGES = ["augment.resize=[-0.02,0.04]", "augment.crop=true", "augment.image_flip=true"]
+TURNS = ["augment.bev_rotation=0.3", "augment.bev_scale=[0.95,1.05]", *FLIPS]
+
+
+def fused(world: Path, *more: str) -> RunConfig:
+    return compose([*FUSION, f"dataset.root={world}", *more])
+
+
+@pytest.fixture(scope="module")
+def fusion_caches(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The words that name a canonical cache and one of two views, both float32."""
+    folder = tmp_path_factory.mktemp("fusion")
+    once, views = f"cache={folder / 'once.zarr'}", f"cache={folder / 'views.zarr'}"
+    teacher_extract.run(fused(tiny_world, EXACT, once))
+    teacher_extract.run(fused(tiny_world, EXACT, views, VIEWS, *IMAGES))
+    return once, views
+
+
+@pytest.mark.parametrize(
+    ("augment", "replayed"),
+    [([], False), (FLIPS, False), (TURNS, False), ([*IMAGES, *FLIPS], True)],
+    ids=["clean", "flips", "turns", "views"],
+)
+def test_simdistill_cached_equals_online(
+    augment: list[str], replayed: bool, fusion_caches: tuple[str, str], tiny_world: Path
+) -> None:
+    cached = gradients(fused(tiny_world, EXACT, fusion_caches[replayed], *augment))
+    viewed = [VIEWS] if replayed else []
+    online = gradients(fused(tiny_world, EXACT, *augment, *ONLINE, *viewed))
+    terms = [float(loss) for name, loss in cached[0].items() if name.startswith("simdistill/")]
+    assert len(terms) == 5
+    assert min(terms) > 0
+    assert gap(cached[0], online[0]) < 1e-6
+    assert gap(cached[1], online[1]) < 1e-6
+
+
+def test_simdistill_quantised_targets_stay_near_the_exact_ones(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    url = f"cache={tmp_path / 'auto.zarr'}"
+    teacher_extract.run(fused(tiny_world, url))
+    cached = gradients(fused(tiny_world, url), "simdistill/")
+    exact = gradients(fused(tiny_world, EXACT, *ONLINE), "simdistill/")
+    for name, loss in exact[0].items():
+        say(f"{name}: {loss:.4g}, changes by {float(cached[0][name] / loss - 1):.1e}")
+    losses, slopes = whole_gap(cached[0], exact[0]), whole_gap(cached[1], exact[1])
+    say(f"simdistill, default codecs against float32: loss {losses:.1e}, gradient {slopes:.1e}")
+    assert losses < 1e-3
+    assert slopes < 1e-2
 
 
 def say(measured: str) -> None:
