@@ -76,7 +76,11 @@ class StudentConfig(Config):
         default_factory=dict, description="architecture, see configs/detector"
     )
     checkpoint: str | None = Field(None, description="start from, or evaluate, this checkpoint")
-    init: str | None = Field(None, description="ImageNet weights for the image backbone")
+    init: str | None = Field(
+        None,
+        description="ImageNet weights for the image backbone, or another detector's weights for "
+        "the modules it can start; FILE or catalog:NAME, several separated by commas",
+    )
     head: str | None = Field(
         None, description="head file exported at extraction (head inheritance)"
     )

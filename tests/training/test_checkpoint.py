@@ -6,12 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bevcask.config import StudentConfig
+from bevcask.config import StudentConfig, build_config
+from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.heads import CenterHeadConfig
+from bevcask.detectors.blocks.resnet import ResNet
 from bevcask.detectors.centerpoint import CenterPoint, CenterPointConfig
 from bevcask.detectors.weights import save_weights
 from bevcask.errors import CheckpointError, ConfigError
+from bevcask.groups import load_group
 from bevcask.training.checkpoint import HEAD, inherit_head, make_note, start
+from detectors.scenes import camera_batch, scan
 
 
 def detector(seed: int, neck: int = 8, channels: int = 8) -> CenterPoint:
@@ -28,6 +32,12 @@ def detector(seed: int, neck: int = 8, channels: int = 8) -> CenterPoint:
             head=CenterHeadConfig(channels=channels),
         )
     )
+
+
+def shipped(name: str) -> Detector:
+    plugin, config = build_config("detector", load_group("detector", name), "student.detector")
+    network: Detector = plugin(config)
+    return network
 
 
 def save_head(teacher: CenterPoint, path: Path) -> None:
@@ -90,6 +100,72 @@ def test_the_head_comes_after_the_checkpoint(tmp_path: Path) -> None:
 def test_imagenet_weights_need_an_image_backbone() -> None:
     with pytest.raises(ConfigError, match="CenterPoint has no image backbone"):
         start(detector(1), StudentConfig(init="resnet50.pth"))
+
+
+def test_two_detectors_start_a_fusion_teacher() -> None:
+    """The LiDAR branch then says what CenterPoint says, the image branch what BEVDepth says."""
+    fusion = shipped("bevfusion_tiny")
+    init = "catalog:bevdepth_tiny_start,catalog:centerpoint_tiny_synthetic"
+    assert start(fusion, StudentConfig(init=init)) == {"init": init}
+    lidar, camera = shipped("centerpoint_tiny"), shipped("bevdepth_tiny")
+    start(lidar, StudentConfig(checkpoint="catalog:centerpoint_tiny_synthetic"))
+    start(camera, StudentConfig(checkpoint="catalog:bevdepth_tiny_start"))
+    batch = camera_batch(1, 0, (160, 288))
+    batch.points = [scan(0)]
+    with torch.inference_mode():
+        fused, points, images = (net.eval()(batch) for net in (fusion, lidar, camera))
+    assert torch.equal(fused.taps["bev.lidar"], points.taps["bev.neck"])
+    assert torch.equal(fused.taps["image.fpn0"], images.taps["image.fpn0"])
+    assert torch.equal(fused.preds["depth"], images.preds["depth"])
+    tasks = [name for name in fusion.state_dict() if name.startswith(HEAD)]
+    assert tasks
+    assert all(torch.equal(fusion.state_dict()[n], lidar.state_dict()[n]) for n in tasks)
+
+
+def test_a_camera_detector_starts_both_branches_of_the_student() -> None:
+    student = shipped("bevsimdet_tiny")
+    start(student, StudentConfig(init="catalog:bevdepth_tiny_start"))
+    state = student.state_dict()
+    nets = [name for name in state if name.startswith("camera.depth_net.")]
+    assert len(nets) > 20
+    assert all(torch.equal(state[n], state[n.replace("camera", "simulated", 1)]) for n in nets)
+
+
+def test_a_part_that_does_not_fit_is_refused_and_nothing_copied(tmp_path: Path) -> None:
+    fusion, path = shipped("bevfusion_tiny"), tmp_path / "centerpoint.safetensors"
+    state = shipped("centerpoint_tiny").state_dict()
+    del state["encoder.linear.weight"]
+    state["neck.branches.0.0.weight"] = torch.zeros(3)
+    state["backbone.stages.3.0.0.weight"] = torch.zeros(3)
+    save_weights(state, path, make_note({"type": "centerpoint"}, None, None))
+    before = {name: tensor.clone() for name, tensor in fusion.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        start(fusion, StudentConfig(init=str(path)))
+    message = str(caught.value)
+    assert "does not fit lidar.encoder, lidar.backbone, lidar.neck, head.tasks" in message
+    assert "1 missing: encoder.linear.weight;" in message
+    assert "1 unexpected: backbone.stages.3.0.0.weight;" in message
+    assert "1 of another shape: lidar.neck.branches.0.0.weight (expected" in message
+    assert "leave student.init out" in message
+    assert all(torch.equal(t, before[n]) for n, t in fusion.state_dict().items())
+
+
+def test_a_detector_that_starts_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="holds a bevdepth, which starts no part of CenterPoint"):
+        start(detector(1), StudentConfig(init="catalog:bevdepth_tiny_start"))
+
+
+def test_imagenet_weights_still_start_the_backbone(tmp_path: Path) -> None:
+    fusion, source = shipped("bevfusion_tiny"), ResNet("resnet_tiny")
+    save_weights(source.state_dict(), tmp_path / "imagenet.safetensors", {})
+    start(fusion, StudentConfig(init=str(tmp_path / "imagenet.safetensors")))
+    assert torch.equal(fusion.state_dict()["backbone.conv1.weight"], source.conv1.weight)
+
+
+def test_a_broken_start_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        start(detector(1), StudentConfig(init=str(tmp_path / "broken.safetensors")))
 
 
 def test_missing_start_is_told(tmp_path: Path) -> None:

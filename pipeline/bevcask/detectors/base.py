@@ -173,6 +173,14 @@ class Detector(nn.Module, ABC):
         """Return what decides what the network computes, weights apart, as plain JSON data."""
         return config.model_dump(mode="json")
 
+    @classmethod
+    def donors(cls) -> Mapping[str, Mapping[str, str]]:
+        """Return which trained detectors can start parts of it: {type: {own module: theirs}}.
+
+        These modules must agree in every name and shape; the donor's others are not read.
+        """
+        return {}
+
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a checkpoint under the names and in the layout of this network."""
         return tensors

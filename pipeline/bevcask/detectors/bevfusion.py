@@ -5,6 +5,7 @@ compiled ops. Here it is dense: dynamic pillars and SECOND stages, like CenterPo
 with its own weights fills a cache through mmdet3d instead.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Self, cast
 
@@ -63,6 +64,22 @@ class BEVFusion(FusionDetector):
     def inputs(cls, config: BaseConfig) -> Inputs:
         own = cast(BEVFusionConfig, config)
         return replace(super().inputs(config), num_sweeps=own.num_sweeps)
+
+    @classmethod
+    def donors(cls) -> Mapping[str, Mapping[str, str]]:
+        return {
+            "bevdepth": {
+                "backbone": "backbone",
+                "pyramid": "pyramid",
+                "camera.depth_net": "depth_net",
+            },
+            "centerpoint": {
+                "lidar.encoder": "encoder",
+                "lidar.backbone": "backbone",
+                "lidar.neck": "neck",
+                "head.tasks": "head.tasks",
+            },
+        }
 
     @classmethod
     def describe_maps(cls, config: FusionConfig) -> list[TapInfo]:

@@ -5,6 +5,7 @@ too, and lifts once for both branches; here no depth enters and each branch has 
 as the paper says.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -71,6 +72,18 @@ class BEVSimDet(FusionDetector):
             for _ in range(2)
         )
         set_norm_momentum(self, config.norm_momentum)
+
+    @classmethod
+    def donors(cls) -> Mapping[str, Mapping[str, str]]:
+        return {
+            "bevdepth": {
+                "backbone": "backbone",
+                "pyramid": "pyramid",
+                "simulated.depth_net": "depth_net",
+                "camera.depth_net": "depth_net",
+                "head.tasks": "head.tasks",
+            }
+        }
 
     @classmethod
     def describe_maps(cls, config: FusionConfig) -> list[TapInfo]:

@@ -16,7 +16,7 @@ from bevcask.detectors.weights import load_weights, read_note, read_weights, sav
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command, git_revision
 
-HEAD = "head.tasks."
+HEAD = "head.tasks"
 _STUDENT = "student."
 _SHOWN = 3
 
@@ -42,24 +42,20 @@ def make_note(
 
 
 def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
-    """Fill a student with the starts its section names: ImageNet, then a checkpoint, then a head.
+    """Fill a student with the starts its section names: parts, then a checkpoint, then a head.
 
     Returns:
         What was loaded, for the log and the result.
 
     Raises:
-        ConfigError: ImageNet weights for a detector without an image backbone.
+        ConfigError: ImageNet weights for a detector without an image backbone, or weights of a
+            detector that starts no part of it.
         CheckpointError: a file is missing or belongs to another architecture.
     """
     loaded: dict[str, Any] = {}
     if config.init is not None:
-        backbone = getattr(student, "backbone", None)
-        if not isinstance(backbone, ResNet):
-            raise ConfigError(
-                f"student.init={config.init}: {type(student).__name__} has no image backbone that "
-                "ImageNet weights fit. Leave student.init out."
-            )
-        load_imagenet(backbone, Path(config.init))
+        for source in config.init.split(","):
+            _start_part(student, source)
         loaded["init"] = config.init
     if config.checkpoint is not None:
         load_weights(student, Path(resolve("checkpoint", config.checkpoint)))
@@ -69,33 +65,85 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
     return loaded
 
 
+def _start_part(student: Detector, source: str) -> None:
+    """Fill the modules that a file can start: another detector's, or an ImageNet backbone."""
+    path = Path(resolve("checkpoint", source))
+    donor = _detector_of(path)
+    if donor is None:
+        backbone = getattr(student, "backbone", None)
+        if not isinstance(backbone, ResNet):
+            raise ConfigError(
+                f"student.init={source}: {type(student).__name__} has no image backbone that "
+                "ImageNet weights fit. Leave student.init out."
+            )
+        load_imagenet(backbone, path)
+        return
+    donors = student.donors()
+    if donor not in donors:
+        raise ConfigError(
+            f"student.init={source} holds a {donor}, which starts no part of "
+            f"{type(student).__name__}; known: {', '.join(donors) or 'ImageNet weights'}. For "
+            "weights of the whole network say student.checkpoint."
+        )
+    copy_modules(student, path, donors[donor], "student.init")
+
+
+def _detector_of(path: Path) -> str | None:
+    """Return the type of detector whose weights a file holds; None for other weights."""
+    if path.suffix != ".safetensors":
+        return None
+    read_weights(path)
+    name: str | None = json.loads(read_note(path).get("detector", "{}")).get("type")
+    return name
+
+
 def inherit_head(student: nn.Module, path: Path) -> int:
-    """Copy a teacher's task branches into the student's head.
+    """Copy a teacher's task branches into the student's head; see `copy_modules`."""
+    return copy_modules(student, path, {HEAD: HEAD}, "student.head")
+
+
+def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key: str) -> int:
+    """Copy the weights of some modules; all of them fit, or nothing is copied.
+
+    Args:
+        student: takes them.
+        path: safetensors of another detector, or of a part of it.
+        modules: own module -> the other's.
+        key: the configuration key that asked for it, for messages.
 
     Returns:
-        The number of tensors copied: all of the student's branches.
+        The number of tensors copied: all of these modules.
 
     Raises:
-        CheckpointError: the file misses branches of the student, or shapes differ; counted, the
-            first few named.
+        CheckpointError: tensors missing, unexpected or of another shape; counted, the first few
+            named.
     """
-    given = {name: t for name, t in read_weights(path).items() if name.startswith(HEAD)}
-    own = {name: t for name, t in student.state_dict().items() if name.startswith(HEAD)}
-    missing = sorted(own.keys() - given.keys())
+    given, own = read_weights(path), student.state_dict()
+    source = {
+        name: theirs + name.removeprefix(ours)
+        for ours, theirs in modules.items()
+        for name in own
+        if name.startswith(ours + ".")
+    }
+    prefixes = tuple(theirs + "." for theirs in modules.values())
+    missing = sorted({name for name in source.values() if name not in given})
+    unexpected = sorted(
+        name for name in given if name.startswith(prefixes) and name not in source.values()
+    )
     reshaped = [
-        f"{name} (student {tuple(own[name].shape)}, teacher {tuple(given[name].shape)})"
-        for name in sorted(own.keys() & given.keys())
-        if own[name].shape != given[name].shape
+        f"{name} (expected {tuple(own[name].shape)}, got {tuple(given[theirs].shape)})"
+        for name, theirs in sorted(source.items())
+        if theirs in given and own[name].shape != given[theirs].shape
     ]
-    if missing or reshaped or not own:
+    if missing or unexpected or reshaped or not source:
         raise CheckpointError(
-            f"{path}: the teacher's head does not fit the student's, which has {len(own)} "
-            f"tensors in {HEAD}*. {len(missing)} missing: {_few(missing)}; {len(reshaped)} of "
-            f"another shape: {_few(reshaped)}. Give both detectors the same `head` section, or "
-            "leave student.head out."
+            f"{path} does not fit {', '.join(modules)} of {type(student).__name__}, which are "
+            f"{len(source)} tensors: {len(missing)} missing: {_few(missing)}; {len(unexpected)} "
+            f"unexpected: {_few(unexpected)}; {len(reshaped)} of another shape: "
+            f"{_few(reshaped)}. Give both detectors these sizes, or leave {key} out."
         )
-    student.load_state_dict({name: given[name] for name in own}, strict=False)
-    return len(own)
+    student.load_state_dict({name: given[theirs] for name, theirs in source.items()}, strict=False)
+    return len(source)
 
 
 def _few(names: list[str]) -> str:
