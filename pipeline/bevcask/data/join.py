@@ -114,7 +114,7 @@ class JoinedSample:
 class JoinedDataset:
     """Frames joined with their targets by sample token.
 
-    Where `lidar.pixels` is among the targets, depth maps are drawn from it: no LiDAR file is read.
+    Where a cache gives `lidar.pixels`, depth maps are drawn from it: no LiDAR file is read.
 
     Args:
         frames: the selection; every token must have a row (`cached_frames`).
@@ -141,7 +141,8 @@ class JoinedDataset:
         self.names = tuple(names)
         self.viewed = tuple(viewed)
         self.teacher = teacher
-        self._draws_depth = PIXELS.name in self.names and student.inputs.depth
+        cached = cache is not None and PIXELS.name in self.names
+        self._draws_depth = cached and student.inputs.depth
         self.student = student.without_depth() if self._draws_depth else student
         self._open: Caches | None = None
 

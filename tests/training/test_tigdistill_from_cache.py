@@ -1,0 +1,129 @@
+"""TiGDistill from a cache: as with the teacher in the loop, and without any LiDAR file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevcask.cache import open_cache
+from bevcask.config import RunConfig, compose
+from bevcask.errors import CacheIdentityError, DataError, PlanError
+from bevcask.stages import student_distill, teacher_extract
+from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients
+
+SMALL = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_train",
+    "method=tigdistill",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=2",
+    "store.codec=float32",
+    "teacher=centerpoint_tiny",
+    "teacher.detector.num_sweeps=1",
+    "teacher.detector.pillar=0.8",
+    "teacher.detector.strides=[1,2,2]",
+    "student=bevdepth_tiny",
+    "student.detector.image_size_HW=[64,96]",
+    "trainer=tiny",
+]
+IMAGES = [
+    "augment.resize=[-0.06,0.11]",
+    "augment.crop=true",
+    "augment.image_flip=true",
+    "augment.image_rotation=5.4",
+]
+TURNS = ["augment.bev_rotation=0.3", "augment.bev_scale=[0.95,1.05]", *FLIPS]
+DEPTH = "tigdistill/inner_depth"
+
+
+def configure(world: Path, *more: str) -> RunConfig:
+    return compose([*SMALL, f"dataset.root={world}", *more])
+
+
+@pytest.fixture(scope="module")
+def world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(tiny_world, tmp_path_factory.mktemp("tig") / "world"))
+
+
+@pytest.fixture(scope="module")
+def cache(world: Path) -> str:
+    url = str(world.parent / "cache.zarr")
+    teacher_extract.run(configure(world, f"cache={url}"))
+    return url
+
+
+@pytest.mark.parametrize("augment", [[], [*IMAGES, *TURNS]], ids=["clean", "augmented"])
+def test_cached_equals_online(augment: list[str], cache: str, world: Path) -> None:
+    cached = gradients(configure(world, f"cache={cache}", *augment))
+    online = gradients(configure(world, *ONLINE, *augment))
+    assert float(cached[0][DEPTH]) > 0
+    assert torch.equal(cached[0][DEPTH], online[0][DEPTH])
+    assert torch.equal(cached[0]["detection/depth"], online[0]["detection/depth"])
+    assert gap(cached[0], online[0]) < 1e-6
+    assert gap(cached[1], online[1]) < 1e-5
+
+
+def test_inner_depth_reaches_the_depth_net_alone_of_all_heads(cache: str, world: Path) -> None:
+    _, slopes = gradients(configure(world, f"cache={cache}"), DEPTH)
+    reached = {name for name, slope in slopes.items() if slope.abs().sum() > 0}
+    assert any(name.startswith("depth_net.depth.") for name in reached)
+    assert any(name.startswith("backbone.") for name in reached)
+    assert not any(name.startswith(("depth_net.context", "head.", "neck.")) for name in reached)
+
+
+def test_a_teacher_that_sees_augmented_frames_changes_no_depth(world: Path) -> None:
+    words = [*IMAGES, *TURNS, "targets=online"]
+    clean, moved = (
+        gradients(configure(world, *words, f"online.input={name}"), "tigdistill/")[0]
+        for name in ("canonical", "augmented")
+    )
+    assert torch.equal(clean[DEPTH], moved[DEPTH])
+    assert not torch.equal(clean["tigdistill/inter_channel"], moved["tigdistill/inter_channel"])
+
+
+def test_no_lidar_file_is_read(cache: str, world: Path, tmp_path: Path) -> None:
+    blind = Path(shutil.copytree(world, tmp_path / "blind"))
+    before = gradients(configure(blind, f"cache={cache}", *IMAGES))
+    for folder in ("samples", "sweeps"):
+        shutil.rmtree(blind / folder / "LIDAR_TOP", ignore_errors=True)
+    after = gradients(configure(blind, f"cache={cache}", *IMAGES))
+    for one, other in zip(before, after, strict=True):
+        assert gap(one, other) < 1e-5
+    without = ["method.inner_depth=0", f"cache={cache}"]
+    with pytest.raises(DataError, match="missing LiDAR scan"):
+        gradients(configure(blind, *without))
+
+
+def test_points_follow_the_calibration_of_cameras_that_the_teacher_never_saw(
+    cache: str, world: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(world, tmp_path / "other"))
+    table = other / "v1.0-synthetic" / "calibrated_sensor.json"
+    records = json.loads(table.read_text())
+    for record in records:
+        if record["camera_intrinsic"]:
+            record["camera_intrinsic"][0][0] += 1e-3
+    table.write_text(json.dumps(records))
+    with pytest.raises(CacheIdentityError, match=r"dataset\.calibration\.CAM_"):
+        gradients(configure(other, f"cache={cache}"))
+
+
+def test_a_cache_without_points_is_refused_and_can_be_given_them(
+    world: Path, tmp_path: Path
+) -> None:
+    words = [f"cache={tmp_path / 'grown.zarr'}"]
+    teacher_extract.run(configure(world, *words, "method.inner_depth=0"))
+    with pytest.raises(PlanError, match=r"no tap 'lidar\.pixels'"):
+        student_distill.run(configure(world, *words, f"run={tmp_path / 'run'}"))
+    before = open_cache(str(tmp_path / "grown.zarr"))
+    assert "lidar.pixels" not in before.specs
+    teacher_extract.run(configure(world, *words))
+    grown = open_cache(str(tmp_path / "grown.zarr"))
+    assert set(grown.specs) == {*before.specs, "lidar.pixels"}
+    cached = gradients(configure(world, *words))
+    online = gradients(configure(world, *ONLINE))
+    assert gap(cached[0], online[0]) < 1e-6
