@@ -17,7 +17,7 @@ def group_members(group: str) -> list[str]:
 
 
 def load_group(group: str, name: str) -> dict[str, Any]:
-    """Load one YAML of a group; a mapping with `include: GROUP/NAME` starts from that file.
+    """Load one YAML of a group; a mapping with `include: GROUP/NAME` is laid over that file.
 
     Raises:
         ConfigError: no such group member or file, or the file is not a mapping.
@@ -49,4 +49,14 @@ def _expand(data: dict[str, Any]) -> dict[str, Any]:
         group, _, name = str(data.pop("include")).partition("/")
         base = load_group(group, name)
     own = {key: _expand(value) if isinstance(value, dict) else value for key, value in data.items()}
-    return {**base, **own}
+    return _laid_over(base, own)
+
+
+def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Merge mappings at every depth; lists and values of `own` replace those of `base`."""
+    both = {
+        key: _laid_over(base[key], own[key])
+        for key in base.keys() & own.keys()
+        if isinstance(base[key], dict) and isinstance(own[key], dict)
+    }
+    return {**base, **own, **both}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bevcask.detectors.weights import read_weights
 from bevcask.errors import CheckpointError
 
-Variant = Literal["resnet18", "resnet50", "resnet_tiny"]
+Variant = Literal["resnet18", "resnet50", "resnet101", "resnet_tiny"]
 Level = Literal["c2", "c3", "c4", "c5"]
 
 LEVELS: tuple[Level, ...] = ("c2", "c3", "c4", "c5")
@@ -82,6 +82,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 _SHAPES: Mapping[Variant, tuple[Block, tuple[int, int, int, int], int]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
     "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 64),
     "resnet_tiny": (BasicBlock, (1, 1, 1, 1), 16),
 }
 
