@@ -32,6 +32,7 @@ from bevcask.detectors.base import Batch
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device
 from bevcask.stages.teacher_extract import Step, encoded_shards, steps_of
+from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
 
@@ -80,7 +81,7 @@ class Extraction:
         self._teacher.load(self._device)
         needs = build_method(config.method).needs()
         self._plan: Plan = plan(
-            needs, self._teacher.taps(), len(self._frames), config.store, augment=None
+            needs, self._teacher.offers(), len(self._frames), config.store, augment=None
         )
         self._numbers = itertools.count()
         self._batches = self._load()
@@ -88,7 +89,9 @@ class Extraction:
         self.fixed_seconds: list[float] = []
 
     def _load(self) -> list[tuple[Step, Batch]]:
-        reader = SampleReader(self._frames, self._teacher.inputs(), augment=None, seed=SEED)
+        wanted = needs_pixels(self._plan.specs)
+        inputs = self._teacher.inputs()
+        reader = SampleReader(self._frames, inputs, None, SEED, pixels=wanted)
         samples = [reader.read(token) for token in self._frames.tokens]
         steps = steps_of(self._create(), self._frames, self._config.loader.batch_size)
         return [(step, collate([samples[i] for i, _ in step.keys])) for step in steps]
@@ -110,7 +113,7 @@ class Extraction:
         names = [spec.name for spec in self._plan.specs]
         start = now(self._device)
         for _, batch in self._batches:
-            self._teacher(batch.to(self._device), names)
+            self._teacher.targets(batch.to(self._device), names)
         return now(self._device) - start
 
     def extract(self) -> float:
