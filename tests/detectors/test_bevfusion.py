@@ -56,10 +56,6 @@ class TestBEVFusion(DetectorContract):
         return batch
 
 
-class TestBEVFusionWithDepth(TestBEVFusion):
-    config = SMALL.model_copy(update={"depth_weight": 3.0})
-
-
 def shipped(name: str) -> BEVFusionConfig:
     plugin, config = build_config("detector", load_group("detector", name), "teacher.detector")
     assert plugin is BEVFusion

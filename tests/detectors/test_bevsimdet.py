@@ -57,10 +57,6 @@ class TestBEVSimDet(DetectorContract):
         return camera_batch(num_samples, seed, SMALL.image_size_HW)
 
 
-class TestBEVSimDetWithDepth(TestBEVSimDet):
-    config = SMALL.model_copy(update={"depth_weight": 3.0})
-
-
 def shipped(name: str) -> BEVSimDetConfig:
     plugin, config = build_config("detector", load_group("detector", name), "student.detector")
     assert plugin is BEVSimDet
@@ -118,7 +114,8 @@ def test_heads_that_do_not_divide_are_refused(name: str) -> None:
 
 
 def test_depth_is_a_label_never_an_input() -> None:
-    contract = TestBEVSimDetWithDepth()
+    contract = TestBEVSimDet()
+    contract.config = SMALL.model_copy(update={"depth_weight": 3.0})
     detector = contract.make().eval()
     batch, blind = contract.batch(), contract.batch()
     assert batch.depth_BVHW is not None

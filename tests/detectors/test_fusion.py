@@ -1,5 +1,7 @@
 """What both fusion detectors refuse and share."""
 
+import time
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from bevcask.detectors.fusion import FusionConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
+from contracts.detector import boxes_of_all_classes, labels_of
+from detectors.scenes import camera_batch, scan
 
 BOTH = ("bevfusion", "bevsimdet")
 
@@ -50,6 +54,26 @@ def test_teacher_and_student_meet_on_every_map_but_the_lidars(size: str) -> None
         assert student[name] == teacher[name], name
     assert student["bev.simulated"].grid == teacher["bev.lidar"].grid
     assert heads[0] == heads[1]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_step_of_the_tiny_one_takes_a_core_less_than_two_seconds(name: str) -> None:
+    plugin, config = build_config("detector", load_group("detector", f"{name}_tiny"), "x")
+    detector = plugin(config).train()
+    batch = camera_batch(2, 0, (160, 288))
+    batch.points = [scan(sample).repeat(8, 1) for sample in range(2)]
+    batch.labels = labels_of(boxes_of_all_classes(0), boxes_of_all_classes(1))
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        output = detector(batch)
+        total = torch.stack(list(detector.loss(output, batch).values())).sum()
+        total.backward()
+        seconds.append(time.process_time() - start)
+        assert bool(total.isfinite())
+    described = plugin.describe_taps(config)  # type: ignore[attr-defined]
+    assert all(tuple(own.shape[1:]) == described[tap].shape for tap, own in output.taps.items())
+    assert min(seconds) < 2
 
 
 def test_shared_defaults_are_the_sizes_of_simdistill() -> None:
