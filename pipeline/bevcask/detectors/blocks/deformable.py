@@ -23,8 +23,9 @@ def sum_of_samples(
 ) -> Tensor:
     """Sum weighted bilinear samples over levels and points, head by head.
 
-    Beyond inputs, outputs and their gradients it holds three temporaries of
+    Beyond inputs, outputs and their gradients it holds a few temporaries of
     max(B*C*Q, `CHUNK_NUMBERS`) numbers, in the backward pass also one gradient of a map.
+    Deterministic on CPU; torch has no deterministic gradient of `grid_sample` on CUDA.
 
     Args:
         maps_BCYX: one map a level (L of them), of any size; C divides by the heads A, and each head
