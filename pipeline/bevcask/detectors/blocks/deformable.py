@@ -39,8 +39,7 @@ def sum_of_samples(
     num_samples, num_queries, num_heads, _, num_points = weights_BQALP.shape
     num_channels = maps_BCYX[0].shape[1]
     wide = torch.promote_types(maps_BCYX[0].dtype, torch.float32)
-    places = locations_BQALP2.to(wide).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # L, BA, Q, P, 2
-    shares = weights_BQALP.to(wide).permute(3, 0, 2, 1, 4).flatten(1, 2)
+    places, shares = (given.to(wide).unbind(dim=3) for given in (locations_BQALP2, weights_BQALP))
     width = num_channels // num_heads
     total = maps_BCYX[0].new_zeros((num_samples * num_heads, width, num_queries), dtype=wide)
     step = max(1, CHUNK_NUMBERS // max(1, total.numel()))
@@ -51,15 +50,19 @@ def sum_of_samples(
             total += checkpoint(
                 _read,
                 heads,
-                place[:, :, points],
-                share[:, :, points],
+                place[:, :, :, points],
+                share[:, :, :, points],
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
     return total.view(num_samples, num_channels, num_queries).transpose(1, 2)
 
 
-def _read(map_NCYX: Tensor, place_NQP2: Tensor, share_NQP: Tensor) -> Tensor:
+def _read(map_NCYX: Tensor, place_BQAP2: Tensor, share_BQAP: Tensor) -> Tensor:
+    """Return (N, C, Q) for N = B * A."""
+    place_NQP2, share_NQP = (
+        given.transpose(1, 2).flatten(0, 1) for given in (place_BQAP2, share_BQAP)
+    )
     samples_NCQP = nn.functional.grid_sample(
         map_NCYX, 2 * place_NQP2 - 1, mode="bilinear", padding_mode="zeros", align_corners=False
     )
