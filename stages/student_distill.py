@@ -194,7 +194,7 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
     }
     specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
     first = next(iter(caches)).layout
-    rows = np.array([first.row_of[token] for token in kept.tokens], np.int64)
+    rows = first.rows_of(kept.tokens)
     return Teaching(
         frames=kept,
         specs=specs,

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.begin import create, stored_targets
+from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity
-from bevcask.cache.layout import Encoded, FrameTable, Layout, concatenate
+from bevcask.cache.layout import Encoded, Layout, concatenate
 from bevcask.cache.parts import Part, scene_prefix
 from bevcask.cache.quantize import encode
 from bevcask.cache.reader import Cache, open_cache

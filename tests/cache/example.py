@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from bevcask.cache import Encoded, FrameTable, Writer, create, encode
+from bevcask.cache.layout import arrays_of
 from bevcask.geometry import Grid
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
@@ -89,6 +90,16 @@ def commit_folder(url: str | Path) -> Path:
     folders = [path for path in (Path(url) / "commit").iterdir() if path.is_dir()]
     assert len(folders) == 1
     return folders[0]
+
+
+def damage_commit(url: str | Path, shard: int) -> Path:
+    """Flip a bit of a shard's row in the commit of the sealed example cache; return its file."""
+    path = commit_folder(url) / "c.0.0.0"
+    data = bytearray(path.read_bytes())
+    num_arrays = sum(len(arrays_of(spec, 8)) for spec in SPECS)
+    data[shard * (40 * num_arrays + 4) + 5] ^= 1
+    path.write_bytes(data)
+    return path
 
 
 def build(url: str | Path, **changes: Any) -> str:

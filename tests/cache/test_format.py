@@ -101,7 +101,8 @@ def test_dask_opens_arrays(url: str) -> None:
 def test_commit_is_what_the_readme_says(sealed: str) -> None:
     group = zarr.open_group(sealed, mode="r")
     commit = group[f"commit/{group.attrs['id'][:16]}"]
-    assert group.attrs["commit"] == hashlib.sha256(commit[:].tobytes()).hexdigest()
+    own = (Path(sealed) / commit.path / "c.0.0.0").read_bytes()
+    assert group.attrs["commit"] == hashlib.sha256(own).hexdigest()
     for number, name in enumerate(commit.attrs["arrays"]):
         for shard in range(commit.shape[0]):
             entry = commit[shard, number].tobytes()
@@ -128,7 +129,7 @@ def test_id_is_what_the_readme_says(sealed: str) -> None:
 
     tree = {
         **attributes["fingerprint"],
-        "schema_version": 2,
+        "schema_version": 3,
         "shard_rows": 2,
         "selection": {
             "num_frames": 6,

@@ -1,7 +1,5 @@
 """Rows, shards and what may be stored."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,8 @@ from bevcask.fingerprint import differences
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from cache.example import FINGERPRINT, GRID, SPECS, frame_table
 
+COLUMNS = ("tokens", "scenes", "timestamps", "lidar_to_global")
+
 
 def test_every_scene_starts_on_a_shard_boundary() -> None:
     layout = Layout(frame_table((3, 2, 1)), SPECS, shard_rows=2)
@@ -19,6 +19,37 @@ def test_every_scene_starts_on_a_shard_boundary() -> None:
     assert [list(layout.frames_of(shard)) for shard in range(4)] == [[0, 1], [2], [3, 4], [5]]
     rows = [layout.row_of[token] for token in layout.frames.tokens]
     assert rows == [0, 1, 2, 4, 5, 6]
+
+
+def test_rows_of_many_tokens_at_once() -> None:
+    layout = Layout(frame_table((3, 2, 1)), SPECS, shard_rows=2)
+    tokens = [*reversed(layout.frames.tokens), "f" * 32, "no token"]
+    assert layout.rows_of(tokens).tolist() == [6, 5, 4, 2, 1, 0, -1, -1]
+    assert dict(layout.row_of) == dict(zip(layout.frames.tokens, [0, 1, 2, 4, 5, 6], strict=True))
+    assert layout.row_of.get("f" * 32) is None
+
+
+@pytest.mark.parametrize("num_frames", [(1,), (8, 8), (1, 9, 17, 2), (3, 1, 1, 1, 1, 40)])
+@pytest.mark.parametrize("shard_rows", [1, 3, 8])
+def test_rows_are_those_of_a_loop(num_frames: tuple[int, ...], shard_rows: int) -> None:
+    frames = frame_table(num_frames)
+    layout = Layout(frames, SPECS, shard_rows)
+    row, expected, starts = 0, [], []
+    for number, length in enumerate(num_frames):
+        row += -row % shard_rows if number else 0
+        starts.append(row // shard_rows)
+        expected += list(range(row, row + length))
+        row += length
+    assert layout.rows_of(list(frames.tokens)).tolist() == expected
+    assert layout.num_rows == row + -row % shard_rows
+    assert np.flatnonzero(layout.valid).tolist() == expected
+    assert layout.scene_starts == starts
+    for shard in range(layout.num_shards):
+        own = [f for f, place in enumerate(expected) if place // shard_rows == shard]
+        assert list(layout.frames_of(shard)) == own
+        assert layout.frames_per_shard[shard] == len(own)
+        assert layout.tokens_of(shard) == [frames.tokens[f] for f in own]
+        assert layout.scene_start(shard) == max(start for start in starts if start <= shard)
 
 
 def test_pad_rows_are_zero() -> None:
@@ -61,8 +92,10 @@ def test_camera_and_channel_keep_their_own_scale() -> None:
     ],
 )
 def test_frames_that_cannot_be_addressed(change: dict[str, object], message: str) -> None:
+    sound = frame_table()
+    columns = {name: getattr(sound, name) for name in COLUMNS}
     with pytest.raises(DataError) as caught:
-        replace(frame_table(), **change)
+        FrameTable(**{**columns, **change})
     assert message in str(caught.value)
 
 
@@ -100,7 +133,7 @@ def test_a_name_stands_for_one_target() -> None:
 def test_identity_holds_selection_targets_and_schema() -> None:
     frames = frame_table()
     tree = Layout(frames, SPECS, 2).identity(FINGERPRINT)
-    assert tree["selection"]["tokens"] == frames.tokens
+    assert tree["selection"]["tokens"] == list(frames.tokens)
     assert tree["targets"]["bev.neck"]["codec"] == "uint8"
     assert tree["teacher"] == FINGERPRINT["teacher"]
     other = Layout(frames, list(reversed(SPECS)), 2).identity(FINGERPRINT)

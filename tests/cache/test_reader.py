@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 import torch
 
 from bevcask.cache import Cache, FrameTable, dequantize, open_cache
+from bevcask.cache.commit import encode_row
+from bevcask.cache.files import Files
+from bevcask.cache.objects import Committed
+from bevcask.cache.seal import seal
 from bevcask.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -171,7 +176,7 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
     document = json.loads(root.read_bytes())
     document["attributes"]["schema_version"] = 99
     root.write_bytes(seal_json(document))
-    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 2, got"):
+    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 3, got"):
         open_cache(str(copied))
 
 
@@ -183,8 +188,11 @@ def test_missing_objects_are_found(copied: Path) -> None:
         cache.read(cache.frames.tokens[0])
     with pytest.raises(CacheCorruptError, match=r"scale/c.2.0: committed, but gone"):
         cache.read(cache.frames.tokens[3])
-    (commit_folder(copied) / "c.1.0.0").unlink()
-    with pytest.raises(CacheCorruptError, match=r"commit/\w{16}/c.1.0.0: sealed, but gone"):
+    (copied / "frames/timestamp/c.0").unlink()
+    with pytest.raises(CacheCorruptError, match=r"frames/timestamp/c.0: committed, but gone"):
+        _ = cache.frames.timestamps
+    (commit_folder(copied) / "c.0.0.0").unlink()
+    with pytest.raises(CacheCorruptError, match=r"commit/\w{16}/c.0.0.0: sealed, but gone"):
         open_cache(str(copied))
 
 
@@ -194,3 +202,72 @@ def test_truncated_object_is_found(copied: Path) -> None:
     cache = open_cache(str(copied))
     with pytest.raises(CacheCorruptError):
         cache.read(cache.frames.tokens[0])
+
+
+def test_opening_touches_few_files_and_little_memory_however_many_rows(tmp_path: Path) -> None:
+    """20,000 rows: as many files as for 80, a fraction of what the tokens would take as strings."""
+    opened: dict[int, list[str]] = {}
+    get = Files.get
+    for num in (80, 20_000):
+        url = sealed_of_nothing(tmp_path / str(num), num)
+        keys = opened.setdefault(num, [])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Files, "get", lambda self, key, log=keys: log.append(key) or get(self, key)
+            )
+            tracemalloc.start()
+            cache = open_cache(url)
+            row = cache.layout.row_of[f"{num - 1:032x}"]
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert row == num - 1
+    assert len(opened[80]) == len(opened[20_000]) < 40
+    assert not any("lidar_to_global/c." in key for key in opened[20_000])
+    assert peak < 80 * 20_000
+
+
+def sealed_of_nothing(url: Path, num: int) -> str:
+    """Seal a cache of one silent target without ever writing a shard."""
+    frames = FrameTable(
+        [f"{i:032x}" for i in range(num)],
+        [f"scene-{i // 40}" for i in range(num)],
+        np.arange(float(num)),
+        np.zeros((num, 4, 4)),
+    )
+    cache = begin(url, specs=SPECS[:1], frames=frames, shard_rows=8).cache
+    row = encode_row([Committed.of(b"")] * len(cache.layout.arrays))
+    seal(cache, [row] * cache.layout.num_shards)
+    return str(url)
+
+
+def test_poses_are_read_when_they_are_asked_for(copied: Path) -> None:
+    path = copied / "frames/lidar_to_global/c.0.0.0"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    cache = open_cache(str(copied))
+    cache.read(cache.frames.tokens[0])
+    with pytest.raises(CacheCorruptError, match=r"lidar_to_global/c.0.0.0: its bytes do not match"):
+        _ = cache.frames.lidar_to_global
+    path.write_bytes(before)
+    assert cache.frames.lidar_to_global is cache.frames.lidar_to_global
+
+
+def test_a_cache_sealed_while_it_is_opened_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with begin(tmp_path) as writer:
+        for shard in writer.missing():
+            writer.write(shard, encoded(writer, shard))
+    listing = Files.list
+
+    def sealed_meanwhile(self: Files, below: str = "") -> list[str]:
+        found = list(listing(self, below))
+        if below.endswith(".open"):
+            monkeypatch.setattr(Files, "list", listing)
+            writer.seal()
+        return found
+
+    monkeypatch.setattr(Files, "list", sealed_meanwhile)
+    cache = open_cache(str(tmp_path))
+    assert cache.sealed
+    assert_says_the_truth(cache, 2)

@@ -11,7 +11,7 @@ from bevcask.cache.files import Files
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
 from bevcask.errors import CacheCorruptError, CacheIncompleteError
-from cache.example import SPECS, begin, build, commit_folder, encoded
+from cache.example import SPECS, begin, build, commit_folder, damage_commit, encoded
 from cache.test_begin import cut_off_after
 from cache.test_writer import different_files
 
@@ -64,11 +64,35 @@ def test_cut_off_at_every_step_it_is_right_or_unsealed(sealed: str, tmp_path: Pa
 
 
 def test_a_damaged_commit_needs_every_target(sealed: str, copied: Path) -> None:
-    commit = commit_folder(copied) / "c.1.0.0"
-    commit.write_bytes(b"x")
+    damage_commit(copied, 1)
     with pytest.raises(CacheCorruptError, match=r"list every target of shard 1"):
         repair(copied, {1: {"bev.neck"}})
     assert repair(copied, {1: NAMES}).changed == []
+    assert different_files(Path(sealed), copied) == []
+
+
+def test_a_damaged_commit_beside_wrong_ones(sealed: str, wrong: Path) -> None:
+    damage_commit(wrong, 2)
+    assert repair(wrong, {0: NAMES, 2: NAMES}).changed == [0]
+    assert different_files(Path(sealed), wrong) == []
+    damage_commit(wrong, 0)
+    damage_commit(wrong, 3)
+    assert repair(wrong, {3: NAMES, 0: NAMES}).changed == []
+    assert different_files(Path(sealed), wrong) == []
+
+
+@pytest.mark.parametrize("damage", ["index", "gone", "longer"])
+def test_what_verify_lists_mends_the_one_commit(sealed: str, copied: Path, damage: str) -> None:
+    commit = commit_folder(copied) / "c.0.0.0"
+    data = commit.read_bytes()
+    commit.write_bytes(data[:-9] + b"?" + data[-8:] if damage == "index" else data + b"?")
+    if damage == "gone":
+        commit.unlink()
+    with pytest.raises(CacheCorruptError):
+        open_cache(str(copied))
+    listed = {p.shard: NAMES for p in verify(str(copied)).problems if p.shard is not None}
+    assert set(listed) == ({0, 1, 2, 3} if damage == "gone" else {3})
+    assert repair(copied, listed).changed == []
     assert different_files(Path(sealed), copied) == []
 
 

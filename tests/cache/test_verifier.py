@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from bevcask.cache import open_cache, verifier, verify
-from bevcask.cache.layout import commit_key
+from bevcask.cache.layout import packed_key
 from bevcask.errors import BevcaskError, CacheIncompleteError
-from cache.example import begin, commit_folder, encoded
+from cache.example import begin, commit_folder, damage_commit, encoded
 
 
 def read_everything(url: Path) -> None:
     cache = open_cache(str(url))
     for token in cache.frames.tokens:
         cache.read(token)
+    assert len(cache.frames.timestamps) == len(cache.frames.lidar_to_global) == 6
     assert len(cache.runs) == 1
 
 
@@ -73,16 +74,19 @@ def test_every_byte_of_the_self_digested_files_counts(copied: Path, name: str) -
 
 def test_missing_and_extra_files_are_listed(copied: Path) -> None:
     (copied / "targets/bev.neck/values/c.0.0.0.0").unlink()
-    (copied / "frames/valid/c.0").unlink()
-    (commit_folder(copied) / "c.3.0.0").unlink()
-    (copied / "notes.txt").write_text("mine")
     (copied / "targets/bev.silent/values/c.0.0.0.0").write_bytes(b"12")
     found = {problem.key: problem.what for problem in verify(str(copied)).problems}
     assert found["targets/bev.neck/values/c.0.0.0.0"] == "missing"
+    assert "extra" in found["targets/bev.silent/values/c.0.0.0.0"]
+    (copied / "frames/valid/c.0").unlink()
+    (commit_folder(copied) / "c.0.0.0").unlink()
+    (copied / "notes.txt").write_text("mine")
+    found = {problem.key: problem.what for problem in verify(str(copied)).problems}
     assert found["frames/valid/c.0"] == "missing"
     assert [found[key] for key in found if key.startswith("commit/")] == ["missing"]
     assert "extra" in found["notes.txt"]
-    assert "extra" in found["targets/bev.silent/values/c.0.0.0.0"]
+    shards = [p.shard for p in verify(str(copied)).problems if p.key.startswith("commit/")]
+    assert shards == [0, 1, 2, 3]
 
 
 def test_swapped_shards_and_wrong_lengths_are_found(copied: Path) -> None:
@@ -102,8 +106,7 @@ def test_swapped_shards_and_wrong_lengths_are_found(copied: Path) -> None:
 
 def test_a_damaged_file_is_traced_to_its_shard_and_target(copied: Path) -> None:
     flip(copied / "targets/bev.signed/scale/c.2.0", 5)
-    commit = commit_folder(copied) / "c.1.0.0"
-    flip(commit, 5)
+    commit = damage_commit(copied, 1)
     flip(copied / "frames/valid/c.0", 5)
     found = {p.key: (p.shard, p.target, p.token) for p in verify(str(copied)).problems}
     assert found == {
@@ -158,7 +161,7 @@ def test_verify_over_fsspec() -> None:
 
     url = build("memory://verify/c")
     assert verify(url).ok
-    commit = commit_key(open_cache(url).id, 0)
+    commit = packed_key(open_cache(url).id)
     with fsspec.open(f"{url}/{commit}", "wb") as file:
         file.write(b"x")
-    assert [problem.key for problem in verify(url).problems] == [commit]
+    assert {problem.key for problem in verify(url).problems} == {commit}

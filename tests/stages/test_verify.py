@@ -35,7 +35,7 @@ def result(answer: tuple[int, str, str], code: int) -> dict[str, Any]:
 
 def test_damage_goes_to_the_repair_list(own_cache: Path, tmp_path: Path, call: Call) -> None:
     flip(own_cache / "targets/bev.neck/values/c.1.0.0.0")
-    flip(next(own_cache.glob("commit/*/c.0.0.0")))
+    flip(next(own_cache.glob("commit/*/c.0.0.0")), 5)
     (own_cache / "notes.txt").write_text("mine")
     mend = tmp_path / "lists" / "mend.jsonl"
     found = result(call("verify", own_cache, f"repair={mend}", "--json"), 1)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bevcask.cache.begin import create, stored_targets
+    from bevcask.cache.frames import FrameTable
     from bevcask.cache.identity import check_identity
-    from bevcask.cache.layout import Encoded, FrameTable, Layout, concatenate
+    from bevcask.cache.layout import Encoded, Layout, concatenate
     from bevcask.cache.quantize import dequantize, encode
     from bevcask.cache.reader import Cache, open_cache
     from bevcask.cache.verifier import Problem, Report, verify
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _HOME = {
     "check_identity": "identity",
     "Encoded": "layout",
-    "FrameTable": "layout",
+    "FrameTable": "frames",
     "Layout": "layout",
     "concatenate": "layout",
     "dequantize": "quantize",

@@ -9,13 +9,15 @@ from typing import Any
 
 from bevcask.cache import skeleton
 from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity, require_shared_identity
-from bevcask.cache.layout import FrameTable, Layout, commit_array
+from bevcask.cache.layout import Layout, commit_array, open_array, packed_key
 from bevcask.cache.lease import FOLDER, holding_small_files
 from bevcask.cache.parts import Part
 from bevcask.cache.reader import Cache
 from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
-from bevcask.cache.writer import Writer, end_addition
+from bevcask.cache.seal import end_addition, remove_own_commits
+from bevcask.cache.writer import Writer
 from bevcask.errors import CacheIdentityError
 from bevcask.targets.spec import TargetSpec
 
@@ -90,10 +92,12 @@ def stored_targets(url: str) -> list[TargetSpec]:
 
 
 def _is_complete(files: Files, layout: Layout) -> bool:
-    """Tell whether a sealed cache, with no addition open, holds all targets of a run."""
+    """Tell whether a sealed cache, with nothing to tidy up, holds all targets of a run."""
     if files.get(ROOT) is None or files.get(ADDITION) is not None:
         return False
     attributes = read_root(files)
+    if any(True for _ in files.list(open_array(attributes["id"]))):
+        return False
     held = {spec["tap"]["name"] for spec in attributes["specs"]}
     return attributes["state"] == "sealed" and set(layout.specs) <= held
 
@@ -135,7 +139,8 @@ def _extend(
     cache_id = layout.id(fingerprint)
     small = skeleton.build(layout, cache_id)
     if files.get(ADDITION) is None:
-        files.delete_below(commit_array(cache_id))
+        for folder in (open_array(cache_id), commit_array(cache_id)):
+            files.delete_below(folder)
         kept = dict(sealed.attributes["files"])
         del kept[f"{commit_array(sealed.id)}/zarr.json"]
         digests = {**skeleton.digests_of(small), **kept}
@@ -156,15 +161,17 @@ def _extend(
 
 
 def tidy(files: Files) -> None:
-    """Remove what a killed process left: half-written small files, and what an addition replaced.
+    """Remove what a killed process left: half-written small files, and what was replaced.
 
     To be called with the lease of the small files held.
     """
     root = read_root(files)
-    small = set(root["files"])
+    if root["state"] == "sealed":
+        remove_own_commits(files, root["id"])
+    small = {*root["files"], packed_key(root["id"])}
     if files.get(ADDITION) is not None:
         pending = read_root(files, ADDITION)
-        small |= set(pending["files"])
+        small |= {*pending["files"], packed_key(pending["id"])}
         if pending["id"] == root["id"]:
             end_addition(files, root["id"])
     for key in list(files.list()):

@@ -5,7 +5,8 @@ here that changes a file on disk raises `SCHEMA_VERSION`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -13,12 +14,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.errors import DataError, TargetMismatchError
+from bevcask.cache.frames import FrameTable
+from bevcask.errors import TargetMismatchError
 from bevcask.fingerprint import canonical, digest
 from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
 FORMAT = "bevcask"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NUM_COMMIT_BYTES = 40  # sha256, then the length as little-endian uint64
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
@@ -32,7 +34,7 @@ _DENSE = {
     "image_feature": ("row", "camera", "channel", "v", "u"),
     "image_transform": ("row", "camera", "to", "from"),
 }
-_TOKEN = re.compile("[0-9a-f]{32}")
+_CHUNK = re.compile(r"c\.(0|[1-9][0-9]*)(?:\.0)*")
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 ArrayT = TypeVar("ArrayT")  # numpy.ndarray or torch.Tensor
@@ -77,52 +79,6 @@ def concatenate(parts: Sequence[Encoded[Any]]) -> Encoded[npt.NDArray[Any]]:
         return None if arrays[0] is None else np.concatenate(arrays)
 
     return Encoded(*(join(field.name) for field in fields(Encoded)))
-
-
-@dataclass(frozen=True)
-class FrameTable:
-    """The frames of a selection, one entry a frame, sorted by scene then time.
-
-    Attributes:
-        tokens: sample token, 32 hex digits.
-        scenes: name of the scene.
-        timestamps: (N,) float64, seconds.
-        lidar_to_global: (N, 4, 4) float64, keyframe LIDAR_TOP frame -> global frame.
-    """
-
-    tokens: Sequence[str]
-    scenes: Sequence[str]
-    timestamps: npt.NDArray[np.float64]
-    lidar_to_global: npt.NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        """Check lengths, tokens and order.
-
-        Raises:
-            DataError: what a cache cannot address or resume; all problems in one message.
-        """
-        num = len(self.tokens)
-        problems = []
-        if num == 0:
-            problems.append("no frames")
-        if len(self.scenes) != num or self.timestamps.shape != (num,):
-            problems.append(
-                f"{num} tokens, {len(self.scenes)} scenes, timestamps {self.timestamps.shape}"
-            )
-        if self.lidar_to_global.shape != (num, 4, 4):
-            problems.append(
-                f"lidar_to_global: expected {(num, 4, 4)}, got {self.lidar_to_global.shape}"
-            )
-        bad = [token for token in self.tokens if not _TOKEN.fullmatch(token)]
-        if bad:
-            problems.append(f"{len(bad)} tokens are not 32 hex digits, first {bad[0]!r}")
-        if len(set(self.tokens)) != num:
-            problems.append(f"{num - len(set(self.tokens))} tokens occur twice")
-        starts = [s for i, s in enumerate(self.scenes) if i == 0 or s != self.scenes[i - 1]]
-        if len(set(starts)) != len(starts):
-            problems.append("frames of a scene do not follow each other")
-        if problems:
-            raise DataError(f"selection cannot be cached: {'; '.join(problems)}.")
 
 
 def chunk_name(first: int, num_dims: int) -> str:
@@ -228,16 +184,32 @@ def arrays_in_order(specs: Sequence[TargetSpec], num_rows: int) -> list[ArraySpe
 
 
 def commit_array(cache_id: str) -> str:
-    """Return the key of the array that commits the shards of one identity.
+    """Return the key of the array that commits the shards of one identity, once all are there.
 
     It is named after the identity, so that targets can be added beside those that are there.
     """
     return f"commit/{cache_id[:16]}"
 
 
+def packed_key(cache_id: str) -> str:
+    """Return the key of the one object that commits all shards of a sealed cache."""
+    return f"{commit_array(cache_id)}/{chunk_name(0, 3)}"
+
+
+def open_array(cache_id: str) -> str:
+    """Return the key of the array that commits shards one by one until all are there."""
+    return f"{commit_array(cache_id)}.open"
+
+
 def commit_key(cache_id: str, shard: int) -> str:
-    """Return the key of a shard's commit."""
-    return f"{commit_array(cache_id)}/{chunk_name(shard, 3)}"
+    """Return the key of a shard's own commit, as it is until the cache is sealed."""
+    return f"{open_array(cache_id)}/{chunk_name(shard, 3)}"
+
+
+def shard_of(name: str) -> int | None:
+    """Return the shard of a file name made by `chunk_name`, None of another name."""
+    found = _CHUNK.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 class Layout:
@@ -252,46 +224,77 @@ class Layout:
         self.frames = frames
         self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
         self.shard_rows = shard_rows
-        self._frame_of_row = _place(frames.scenes, shard_rows)
+        counts = np.bincount(frames.scenes.codes_N)
+        shards = -(-counts // shard_rows)
+        self._first_frame: list[int] = [0, *np.cumsum(counts).tolist()]
+        self._first_shard: list[int] = [0, *np.cumsum(shards).tolist()]
 
     @property
     def num_rows(self) -> int:
-        return len(self._frame_of_row)
+        return self.num_shards * self.shard_rows
 
     @property
     def num_shards(self) -> int:
-        return self.num_rows // self.shard_rows
+        return self._first_shard[-1]
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
         """(row,) bool, False on pad rows."""
-        return self._frame_of_row >= 0
+        found = np.zeros(self.num_rows, bool)
+        found[self._rows()] = True
+        return found
 
-    @cached_property
-    def row_of(self) -> dict[str, int]:
+    @property
+    def row_of(self) -> Mapping[str, int]:
         """Token -> row."""
-        return {self.frames.tokens[f]: r for r, f in enumerate(self._frame_of_row) if f >= 0}
+        return _RowOf(self)
+
+    def rows_of(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the row of each of some tokens, int64 (n,); -1 of a token that has none."""
+        frame_n = self.frames.tokens.positions(tokens)
+        scene_n = np.searchsorted(self._first_frame, frame_n, "right") - 1
+        row_n: npt.NDArray[np.int64] = np.array(self._first_shard)[scene_n] * self.shard_rows
+        row_n += frame_n - np.array(self._first_frame)[scene_n]
+        row_n[frame_n < 0] = -1
+        return row_n
 
     def frames_of(self, shard: int) -> range:
         """Return the frame numbers of a shard; they sit in its first rows."""
-        first = shard * self.shard_rows
-        numbers = self._frame_of_row[first : first + self.shard_rows]
-        return range(int(numbers[0]), int(numbers[0]) + int((numbers >= 0).sum()))
+        scene = bisect_right(self._first_shard, shard) - 1
+        first = self._first_frame[scene] + (shard - self._first_shard[scene]) * self.shard_rows
+        return range(first, min(first + self.shard_rows, self._first_frame[scene + 1]))
 
-    @cached_property
+    @property
+    def frames_per_shard(self) -> npt.NDArray[np.int64]:
+        """(shard,) int64, how many of its rows are no pad rows."""
+        return np.bincount(self._rows() // self.shard_rows)
+
+    @property
     def scene_starts(self) -> list[int]:
         """The first shard of every scene."""
-        scenes = [self.frames.scenes[self.frames_of(s)[0]] for s in range(self.num_shards)]
-        return [s for s in range(self.num_shards) if s == 0 or scenes[s] != scenes[s - 1]]
+        return self._first_shard[:-1]
+
+    def scene_start(self, shard: int) -> int:
+        """Return the first shard of the scene of a shard."""
+        return self._first_shard[bisect_right(self._first_shard, shard) - 1]
 
     def tokens_of(self, shard: int) -> list[str]:
         """Return the sample tokens of a shard, in row order, without pad rows."""
-        return [self.frames.tokens[frame] for frame in self.frames_of(shard)]
+        frames = self.frames_of(shard)
+        return list(self.frames.tokens[frames.start : frames.stop])
 
     def per_row(self, per_frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Spread an array over frames to rows; pad rows are zero."""
         rows = np.zeros((self.num_rows, *per_frame.shape[1:]), per_frame.dtype)
-        rows[self.valid] = per_frame
+        rows[self._rows()] = per_frame
+        return rows
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """Return the row of every frame; scenes start on a shard boundary."""
+        first_frame = np.array(self._first_frame)
+        shift = np.array(self._first_shard[:-1]) * self.shard_rows - first_frame[:-1]
+        rows: npt.NDArray[np.int64] = np.repeat(shift, np.diff(first_frame))
+        rows += np.arange(len(rows))
         return rows
 
     @cached_property
@@ -309,7 +312,7 @@ class Layout:
             "schema_version": SCHEMA_VERSION,
             "shard_rows": self.shard_rows,
             "selection": {
-                "num_frames": len(self.frames.tokens),
+                "num_frames": len(self.frames),
                 "tokens": list(self.frames.tokens),
                 "scenes": digest(list(self.frames.scenes)),
             },
@@ -322,12 +325,20 @@ class Layout:
         return digest(self.identity(fingerprint))
 
 
-def _place(scenes: Sequence[str], shard_rows: int) -> npt.NDArray[np.int64]:
-    """Return the frame number of every row, -1 on pad rows; scenes start on a shard boundary."""
-    rows: list[int] = []
-    for frame, scene in enumerate(scenes):
-        if frame and scene != scenes[frame - 1]:
-            rows += [-1] * (-len(rows) % shard_rows)
-        rows.append(frame)
-    rows += [-1] * (-len(rows) % shard_rows)
-    return np.array(rows, np.int64)
+class _RowOf(Mapping[str, int]):
+    """Token -> row, without a row for every token in memory."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def __getitem__(self, token: str) -> int:
+        row = int(self._layout.rows_of([token])[0])
+        if row < 0:
+            raise KeyError(token)
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.frames.tokens)
+
+    def __len__(self) -> int:
+        return len(self._layout.frames)

@@ -35,8 +35,8 @@ def lazy_dataset(cache: "Cache", name: str) -> xarray.Dataset:
         variables["count"] = (("frame",), _lazy(cache, name, "count", (), np.dtype("int64")))
     frames = cache.frames
     coordinates: dict[str, Any] = {
-        "sample_token": ("frame", np.array(frames.tokens)),
-        "scene": ("frame", np.array(frames.scenes)),
+        "sample_token": ("frame", np.array(list(frames.tokens))),
+        "scene": ("frame", np.array(frames.scenes.names)[frames.scenes.codes_N]),
         "timestamp": ("frame", frames.timestamps, {"long_name": "time", "unit": "seconds"}),
     }
     if spec.tap.grid is not None:
@@ -53,7 +53,7 @@ def _lazy(
     cache: "Cache", name: str, part: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> dask.array.Array:
     layout = cache.layout
-    rows = tuple(len(layout.frames_of(shard)) for shard in range(layout.num_shards))
+    rows = tuple(layout.frames_per_shard.tolist())
     blocks: dask.array.Array = dask.array.map_blocks(  # type: ignore[no-untyped-call]
         partial(_load, cache, name, part),
         name=f"bevcask-{cache.id}-{name}-{part}",
@@ -66,7 +66,7 @@ def _lazy(
 
 def _load(cache: "Cache", name: str, part: str, block_id: tuple[int, ...]) -> npt.NDArray[Any]:
     """Read one shard's frames."""
-    tokens = [cache.frames.tokens[frame] for frame in cache.layout.frames_of(block_id[0])]
+    tokens = cache.layout.tokens_of(block_id[0])
     samples = [cache.read(token, [name])[name] for token in tokens]
     if part == "values":
         return np.stack([_dequantized(sample) for sample in samples])

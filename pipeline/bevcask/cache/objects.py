@@ -141,7 +141,7 @@ def decode_plain(data: bytes, num_bytes: int, where: str) -> bytes:
     Raises:
         CacheCorruptError: checksum or length is wrong.
     """
-    if len(data) != num_bytes + _CRC_BYTES or not _checksum_holds(data):
+    if len(data) != chunk_bytes(num_bytes) or not _checksum_holds(data):
         raise CacheCorruptError(f"{where}: checksum or length does not match. {REPAIR}")
     return data[:-_CRC_BYTES]
 
@@ -165,7 +165,12 @@ def decode_index(data: bytes, num_rows: int, where: str) -> list[tuple[int, int]
 
 def index_bytes(num_rows: int) -> int:
     """Return the length of a shard's index: two uint64 a row and a checksum."""
-    return 16 * num_rows + _CRC_BYTES
+    return chunk_bytes(16 * num_rows)
+
+
+def chunk_bytes(num_bytes: int) -> int:
+    """Return the length of an uncompressed chunk of so many bytes, see `encode_plain`."""
+    return num_bytes + _CRC_BYTES
 
 
 def encode_plain(data: bytes) -> bytes:

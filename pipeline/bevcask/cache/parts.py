@@ -52,6 +52,5 @@ def scene_prefix(layout: Layout, shards: Sequence[int]) -> list[int]:
     """Return the shards a teacher with a memory must see to fill some: from their scenes' first."""
     seen: set[int] = set()
     for shard in shards:
-        first = max(start for start in layout.scene_starts if start <= shard)
-        seen.update(range(first, shard + 1))
+        seen.update(range(layout.scene_start(shard), shard + 1))
     return sorted(seen)

@@ -1,36 +1,35 @@
 """Reading a cache: by token, lazily by dask or xarray. Every byte that is served has been checked.
 
 Opening reads the small files once and checks them against the digests in the root's zarr.json,
-which carries its own. A row read checks the shard's index and the row's chunk by crc32c.
+which carries its own; times and poses are read and checked when they are asked for. A row read
+checks the shard's index and the row's chunk by crc32c.
 """
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bevcask.cache.commit import Commit
 from bevcask.cache.files import Files
 from bevcask.cache.layout import (
     ArraySpec,
     Encoded,
-    FrameTable,
     Layout,
     arrays_of,
-    chunk_name,
 )
 from bevcask.cache.objects import (
     REPAIR,
-    Committed,
     decode_chunk,
     decode_index,
     decode_into,
     index_bytes,
     open_json,
 )
-from bevcask.cache.root import PROVENANCE, ROOT, read_commit, read_root
+from bevcask.cache.root import PROVENANCE, ROOT, read_root
+from bevcask.cache.small import read_frames, read_small
 from bevcask.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -63,11 +62,14 @@ def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
     """
     before = Files(url).get(ROOT)
     try:
-        return Cache(url, allow_unsealed)
-    except CacheCorruptError:
+        cache = Cache(url, allow_unsealed)
+    except (CacheCorruptError, CacheIncompleteError):
         if Files(url).get(ROOT) == before:
             raise
-        return Cache(url, allow_unsealed)  # targets were added while we read
+    else:
+        if cache.sealed or Files(url).get(ROOT) == before:
+            return cache
+    return Cache(url, allow_unsealed)  # sealed, or targets added, while we read
 
 
 class Cache:
@@ -93,12 +95,13 @@ class Cache:
         self._lenient = lenient
         self._files = Files(url)
         self.attributes = read_root(self._files, root)
-        small = self._read_small()
-        made = open_json(small.pop(PROVENANCE), f"{url}/{PROVENANCE}")
+        small = read_small(self._files, self.attributes)
+        provenance = self._present(self._files.get(PROVENANCE), PROVENANCE)
+        made = open_json(provenance, f"{url}/{PROVENANCE}")
         self.provenance: dict[str, Any] = made["provenance"]
         self.plan: dict[str, Any] = made["plan"]
         specs = [TargetSpec.from_dict(spec) for spec in self.attributes["specs"]]
-        self.frames = self._read_frames(small)
+        self.frames = read_frames(self._files, self.attributes, small)
         self.layout = Layout(self.frames, specs, self.attributes["shard_rows"])
         self.commit = self.read_commit()
         if not self.sealed and not allow_unsealed:
@@ -158,29 +161,25 @@ class Cache:
     @property
     def committed(self) -> frozenset[int]:
         """Shards whose rows can be read."""
-        return frozenset(self.commit)
+        return frozenset(np.flatnonzero(self.commit.present_S).tolist())
 
     @property
     def coverage(self) -> dict[str, tuple[int, int]]:
         """Scene -> (frames that can be read, frames of the selection)."""
-        found: dict[str, tuple[int, int]] = {}
-        for shard in range(self.layout.num_shards):
-            frames = self.layout.frames_of(shard)
-            scene = self.frames.scenes[frames[0]]
-            done, total = found.get(scene, (0, 0))
-            readable = len(frames) if shard in self.commit else 0
-            found[scene] = (done + readable, total + len(frames))
-        return found
+        frames_S, starts = self.layout.frames_per_shard, self.layout.scene_starts
+        done = np.add.reduceat(frames_S * self.commit.present_S, starts).tolist()
+        total = np.add.reduceat(frames_S, starts).tolist()
+        return dict(zip(self.frames.scenes.names, zip(done, total, strict=True), strict=True))
 
     def raw_bytes(self, name: str) -> int:
         """Return the bytes of a target's frames as the teacher says them, float32."""
-        return 4 * len(self.frames.tokens) * int(np.prod(self._spec(name).tap.shape))
+        return 4 * len(self.frames) * int(np.prod(self._spec(name).tap.shape))
 
     def stored_bytes(self, name: str) -> int:
         """Return the bytes of a target's committed shard objects."""
         self._spec(name)
         numbers = [self._order[array.key] for array in self._arrays[name].values()]
-        return sum(rows[number].length for rows in self.commit.values() for number in numbers)
+        return int(self.commit.lengths_SA[:, numbers].sum())
 
     def read(
         self, token: str, names: Collection[str] | None = None
@@ -223,8 +222,8 @@ class Cache:
         if row is None:
             raise TokenNotCachedError(
                 f"sample {token!r} is not in cache {self.url}, which holds "
-                f"{len(self.frames.tokens)} frames of {len(self.coverage)} scenes. Select frames "
-                "of the cache, or extract a cache with this selection to another URL."
+                f"{len(self.frames)} frames of {len(self.frames.scenes.names)} scenes. Select "
+                "frames of the cache, or extract a cache with this selection to another URL."
             )
         shard, place = divmod(row, self.layout.shard_rows)
         if shard not in self.commit:
@@ -306,49 +305,23 @@ class Cache:
         return decode_chunk(data, shape, array.dtype, f"{self.url}/{key}")
 
     def _length(self, array: ArraySpec, shard: int) -> int:
-        return self.commit[shard][self._order[array.key]].length
+        return int(self.commit.lengths_SA[shard, self._order[array.key]])
 
     def _present(self, data: bytes | None, key: str) -> bytes:
         if data is None:
             raise CacheCorruptError(f"{self.url}/{key}: committed, but gone. {REPAIR}")
         return data
 
-    def _read_small(self) -> dict[str, bytes]:
-        """Return metadata, frames and coordinates, each checked against its digest."""
-        digests: Mapping[str, str] = self.attributes["files"]
-        found = self._files.get_many([*digests, PROVENANCE])
-        small = {key: self._present(data, key) for key, data in found.items()}
-        bad = [k for k in digests if hashlib.sha256(small[k]).hexdigest() != digests[k]]
-        if bad:
-            raise CacheCorruptError(
-                f"{self.url}/{bad[0]}: its bytes do not match the digest in zarr.json "
-                f"({len(bad)} of {len(digests)} files do not). {REPAIR}"
-            )
-        return small
-
-    def _read_frames(self, small: Mapping[str, bytes]) -> FrameTable:
-        num_rows = self.attributes["num_shards"] * self.attributes["shard_rows"]
-
-        def column(name: str, dtype: str, *shape: int) -> npt.NDArray[Any]:
-            key = f"frames/{name}/{chunk_name(0, 1 + len(shape))}"
-            return decode_chunk(
-                self._present(small.get(key), key), (num_rows, *shape), dtype, f"{self.url}/{key}"
-            )
-
-        valid = column("valid", "bool")
-        names = self.attributes["scenes"]
-        digits = column("sample_token", "uint8", 16)[valid].tobytes().hex()
-        return FrameTable(
-            tokens=[digits[start : start + 32] for start in range(0, len(digits), 32)],
-            scenes=[names[number] for number in column("scene", "int32")[valid]],
-            timestamps=column("timestamp", "float64")[valid],
-            lidar_to_global=column("lidar_to_global", "float64", 4, 4)[valid],
-        )
-
-    def read_commit(self) -> dict[int, list[Committed]]:
-        """Return what is committed now: shard -> its objects in the order of `Layout.arrays`.
+    def read_commit(self) -> Commit:
+        """Return what is committed now.
 
         Raises:
-            CacheCorruptError: a commit is damaged, or one of a sealed cache missing.
+            CacheCorruptError: a commit is damaged, or that of a sealed cache missing.
         """
-        return read_commit(self._files, self.attributes, len(self.layout.arrays), self._lenient)
+        num_arrays = len(self.layout.arrays)
+        commit = Commit(self._files, self.attributes, num_arrays, self._lenient)
+        if not self.sealed:
+            root = read_root(self._files)
+            if (root["id"], root["state"]) == (self.id, "sealed"):  # meanwhile, by another process
+                return Commit(self._files, root, num_arrays, self._lenient)
+        return commit

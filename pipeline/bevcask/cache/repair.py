@@ -7,15 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bevcask.cache import skeleton
+from bevcask.cache.commit import encode_row
 from bevcask.cache.files import PARTIAL, Files
-from bevcask.cache.layout import Encoded, arrays_of, commit_key
+from bevcask.cache.layout import Encoded, arrays_of, commit_key, packed_key
 from bevcask.cache.lease import Lease, holding_small_files
-from bevcask.cache.objects import Committed, encode_plain
+from bevcask.cache.objects import Committed
 from bevcask.cache.reader import Cache
-from bevcask.cache.root import ROOT, read_root
+from bevcask.cache.seal import seal, unseal
 from bevcask.cache.shards import objects_of
-from bevcask.cache.writer import Run, sealed_root
+from bevcask.cache.writer import Run
 from bevcask.errors import CacheCorruptError, CacheIncompleteError, ConfigError, UnknownNameError
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
@@ -60,7 +60,8 @@ class Repairer:
 
     Where the teacher says what was committed, the objects are put back and that is all. Where it
     says something else (what had been committed was wrong), the shard's commit and the seal change
-    too; in between the cache is unsealed, so that nobody reads half of it.
+    too; in between the cache is unsealed, so that nobody reads half of it. A commit that is damaged
+    is put back at the end.
 
     Args:
         cache: a sealed cache, opened leniently.
@@ -84,6 +85,7 @@ class Repairer:
         self._check()
         self._lease = Lease(self._files, range(self._layout.num_shards), "repair")
         self._run = Run(self._files, made)
+        self._mended: dict[int, bytes] = {}  # commits that were damaged
         self.changed: list[int] = []
         """Shards whose bytes are not those that had been committed."""
 
@@ -104,7 +106,7 @@ class Repairer:
                     )
             if shard not in self._cache.commit and set(names) != set(self._cache.specs):
                 raise CacheCorruptError(
-                    f"{url}/{commit_key(self._cache.id, shard)} is damaged: list every target of "
+                    f"{url}/{packed_key(self._cache.id)} is damaged: list every target of "
                     f"shard {shard} ({', '.join(self._cache.specs)}), as `bevcask verify` does."
                 )
 
@@ -167,25 +169,21 @@ class Repairer:
         objects = objects_of(self._layout, names, shard, said)
         self._lease.check()
         new = {key: Committed.of(data) for key, data in objects.items()}
-        old = dict(
-            zip(
-                (a.key for a in self._layout.arrays),
-                self._cache.commit.get(shard, []),
-                strict=False,
-            )
-        )
-        rows = [{**old, **new}[array.key] for array in self._layout.arrays]
-        commit = encode_plain(b"".join(row.to_bytes() for row in rows))
+        keys = [array.key for array in self._layout.arrays]
+        known = shard in self._cache.commit
+        old = dict(zip(keys, self._cache.commit[shard], strict=True)) if known else {}
+        chunk = encode_row([{**old, **new}[key] for key in keys])
         key = commit_key(self._cache.id, shard)
-        changed = bool(old) and any(old[name] != row for name, row in new.items())
-        if changed:
+        if any(old[name] != row for name, row in new.items() if known):
             _log.warning("shard %d: the teacher says other bytes than were committed", shard)
-            self.changed.append(shard)
             self._unseal()
+            self.changed.append(shard)
             self._files.delete(key)
+        elif not known:
+            self._mended[shard] = chunk
         self._put(shard, objects)
-        if changed or not old:
-            self._files.put(key, commit)
+        if self.changed and (shard in self._mended or shard in self.changed):
+            self._files.put(key, chunk)
         return sum(map(len, objects.values()))
 
     def _put(self, shard: int, objects: Mapping[str, bytes]) -> None:
@@ -196,19 +194,22 @@ class Repairer:
                 self._files.delete(places[key])
 
     def _unseal(self) -> None:
-        with holding_small_files(self._files, "unsealing"):
-            root = {**read_root(self._files), "state": "open", "commit": None}
-            self._files.put(ROOT, skeleton.group_json(root))
+        if not self.changed:
+            with holding_small_files(self._files, "unsealing"):
+                unseal(self._cache, self._chunks())
+
+    def _chunks(self) -> dict[int, bytes]:
+        return {**self._cache.commit.chunks(), **self._mended}
 
     def _seal_again(self) -> None:
-        """Replace the root where its digest of the commit is no longer right."""
-        now = Cache(self._cache.url, allow_unsealed=True, lenient=True)
-        if len(now.commit) < self._layout.num_shards:
+        """Seal what was unsealed, or put a damaged commit back, if no shard is without one."""
+        if self._cache.commit.intact and not self.changed:
             return
-        root = sealed_root(now.attributes, now.commit)
-        with holding_small_files(self._files, "sealing"):
-            if self._files.get(ROOT) != root:
-                self._files.put(ROOT, root)
+        now = Cache(self._cache.url, allow_unsealed=True, lenient=True)
+        chunks = {**now.commit.chunks(), **self._mended}
+        if len(chunks) == self._layout.num_shards:
+            with holding_small_files(self._files, "sealing"):
+                seal(now, [chunks[shard] for shard in sorted(chunks)])
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed repair of the same shards left half written."""

@@ -68,10 +68,9 @@ def _read(writer: Writer, old: Cache, number: int) -> dict[str, tuple[str, bytes
     return objects
 
 
-def _frames(cache: Cache, shard: int, whole_scenes: bool) -> tuple[str, ...]:
+def _frames(cache: Cache, shard: int, whole_scenes: bool) -> tuple[bytes, bytes]:
     """Return what must be equal for two shards to be: their tokens, and those that went before."""
-    first = shard
-    if whole_scenes:
-        first = max(start for start in cache.layout.scene_starts if start <= shard)
-    before = [t for number in range(first, shard) for t in cache.layout.tokens_of(number)]
-    return (*before, "|", *cache.layout.tokens_of(shard))
+    layout, tokens_N16 = cache.layout, cache.frames.tokens.bytes_N16
+    own = layout.frames_of(shard)
+    start = layout.frames_of(layout.scene_start(shard)).start if whole_scenes else own.start
+    return tokens_N16[start : own.start].tobytes(), tokens_N16[own.start : own.stop].tobytes()

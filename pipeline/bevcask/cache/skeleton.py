@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
@@ -22,6 +21,7 @@ from bevcask.cache.layout import (
     Layout,
     commit_array,
     group_of,
+    open_array,
 )
 from bevcask.cache.objects import seal_json
 from bevcask.cache.root import ROOT
@@ -72,13 +72,6 @@ def _whole(group: zarr.Group, key: str, data: npt.NDArray[Any], dims: Sequence[s
     array[...] = data
 
 
-def scene_numbers(layout: Layout) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Return the scene names in order and the number of each frame's scene."""
-    names = list(dict.fromkeys(layout.frames.scenes))
-    number = {name: i for i, name in enumerate(names)}
-    return names, np.array([number[scene] for scene in layout.frames.scenes], np.int32)
-
-
 def build(layout: Layout, cache_id: str) -> dict[str, bytes]:
     """Return every small file but the root's and the provenance's zarr.json."""
     content: dict[str, Buffer] = {}
@@ -92,14 +85,29 @@ def build(layout: Layout, cache_id: str) -> dict[str, bytes]:
                 _whole(group, f"{group_of(spec)}/{dim}", values, (dim,))
                 group[f"{group_of(spec)}/{dim}"].attrs["units"] = "m"
     _frames(group, layout)
-    group.create_array(
-        commit_array(cache_id),
-        shape=(layout.num_shards, len(layout.arrays), NUM_COMMIT_BYTES),
+    small = {key: value.to_bytes() for key, value in content.items() if key != ROOT}
+    return {**small, **commit_json(layout, cache_id, packed=False)}
+
+
+def commit_json(layout: Layout, cache_id: str, packed: bool) -> dict[str, bytes]:
+    """Return the metadata of the array that commits the shards, and of its group.
+
+    Args:
+        layout: rows and targets.
+        cache_id: identity the array is named after.
+        packed: all shards in one object, or each in one of its own.
+    """
+    content: dict[str, Buffer] = {}
+    row = (1, len(layout.arrays), NUM_COMMIT_BYTES)
+    plain: list[Any] = [BytesCodec(), Crc32cCodec()]
+    zarr.create_group(MemoryStore(content)).create_array(
+        commit_array(cache_id) if packed else open_array(cache_id),
+        shape=(layout.num_shards, *row[1:]),
         dtype="uint8",
-        chunks=(1, len(layout.arrays), NUM_COMMIT_BYTES),
-        serializer=BytesCodec(),
+        chunks=(layout.num_shards, *row[1:]) if packed else row,
+        serializer=ShardingCodec(chunk_shape=row, codecs=plain) if packed else plain[0],
         filters=None,
-        compressors=[Crc32cCodec()],
+        compressors=[] if packed else plain[1:],
         fill_value=0,
         dimension_names=("shard", "array", "commit_byte"),
         chunk_key_encoding=_NAMES,
@@ -110,11 +118,10 @@ def build(layout: Layout, cache_id: str) -> dict[str, bytes]:
 
 def _frames(group: zarr.Group, layout: Layout) -> None:
     frames = layout.frames
-    tokens = np.frombuffer(bytes.fromhex("".join(frames.tokens)), np.uint8).reshape(-1, 16)
-    names, numbers = scene_numbers(layout)
-    _whole(group, "frames/sample_token", layout.per_row(tokens), ("row", "token_byte"))
-    _whole(group, "frames/scene", layout.per_row(numbers), ("row",))
-    group["frames/scene"].attrs["names"] = names
+    tokens = layout.per_row(frames.tokens.bytes_N16)
+    _whole(group, "frames/sample_token", tokens, ("row", "token_byte"))
+    _whole(group, "frames/scene", layout.per_row(frames.scenes.codes_N), ("row",))
+    group["frames/scene"].attrs["names"] = frames.scenes.names
     _whole(group, "frames/timestamp", layout.per_row(frames.timestamps), ("row",))
     group["frames/timestamp"].attrs["unit"] = "seconds"
     geometry = layout.per_row(frames.lidar_to_global)
@@ -139,9 +146,9 @@ def root_attributes(
         "state": "open",
         "commit": None,
         "shard_rows": layout.shard_rows,
-        "num_frames": len(layout.frames.tokens),
+        "num_frames": len(layout.frames),
         "num_shards": layout.num_shards,
-        "scenes": scene_numbers(layout)[0],
+        "scenes": layout.frames.scenes.names,
         "specs": [canonical(spec.to_dict()) for spec in layout.specs.values()],
         "fingerprint": canonical(dict(fingerprint)),
         "files": {key: files[key] for key in sorted(files)},

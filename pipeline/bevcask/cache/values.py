@@ -96,7 +96,7 @@ class _Shard:
     def check(self) -> tuple[list[Problem], dict[str, Floats]]:
         """Return the problems, and the moments (C, 5) of every target's channels."""
         moments: dict[str, Floats] = {}
-        tokens = [self._cache.frames.tokens[f] for f in self._cache.layout.frames_of(self._shard)]
+        tokens = self._cache.layout.tokens_of(self._shard)
         for name, spec in self._cache.specs.items():
             moments[name] = _no_moments(_num_channels(spec))
             for token in tokens:

@@ -6,21 +6,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from bevcask.cache.commit import Commit
 from bevcask.cache.files import PARTIAL, Files
 from bevcask.cache.layout import (
-    NUM_COMMIT_BYTES,
     arrays_in_order,
     arrays_of,
+    commit_array,
     commit_key,
     group_of,
+    open_array,
+    packed_key,
+    shard_of,
 )
 from bevcask.cache.lease import FOLDER as LEASES
-from bevcask.cache.objects import Committed, decode_plain, open_json
-from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root, split_commit
+from bevcask.cache.objects import Committed, open_json
+from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.spec import TargetSpec
 
 _PIECE = 1 << 24
+_PORTION = 1 << 26
+_SHARDS = 64
+_CHANGED = "bytes differ from what was committed"
 Progress = Callable[[int, int], None]
 
 
@@ -91,16 +100,6 @@ def verify(url: str, workers: int | None = None, progress: Progress | None = Non
     return _Check(files, attributes).run(workers, progress)
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """What a file must be; `length` is None where only the digest is known."""
-
-    sha256: bytes
-    length: int | None = None
-    shard: int | None = None
-    target: str | None = None
-
-
 class _Check:
     """One run of `verify`."""
 
@@ -109,46 +108,69 @@ class _Check:
         self._digests: Mapping[str, str] = attributes["files"]
         self._id: str = attributes["id"]
         self._sealed = attributes["state"] == "sealed"
-        self._digest = attributes["commit"]
         self._num_shards: int = attributes["num_shards"]
         specs = [TargetSpec.from_dict(spec) for spec in attributes["specs"]]
         num_rows = self._num_shards * attributes["shard_rows"]
         self._arrays = arrays_in_order(specs, num_rows)
+        self._number = {array.key: number for number, array in enumerate(self._arrays)}
         self._targets = tuple(spec.name for spec in specs)
         self._target = {a.key: spec.name for spec in specs for a in arrays_of(spec, num_rows)}
+        self._commit = Commit(files, attributes, len(self._arrays), lenient=True)
         self._problems: list[Problem] = []
 
     def run(self, workers: int | None, progress: Progress | None) -> Report:
-        expected = {k: _Expected(bytes.fromhex(digest)) for k, digest in self._digests.items()}
-        commit = self._commit()
-        for shard, rows in commit.items():
-            for array, row in zip(self._arrays, rows, strict=True):
-                if row.length:
-                    expected[array.object_key(shard)] = _Expected(
-                        row.sha256, row.length, shard, self._target[array.key]
-                    )
-        commits = {commit_key(self._id, shard) for shard in range(self._num_shards)}
+        self._judge_commit()
         runs = self._provenance()
-        self._extra({ROOT, *runs, *commits, *expected}, commit)
-        hashed = 0
-        total = sum(known.length or 0 for known in expected.values())
+        self._extra(runs)
+        hashed, lengths_SA = 0, self._commit.lengths_SA
+        total = int(lengths_SA.sum())
         with ThreadPoolExecutor(workers) as pool:
-            found = pool.map(self._hash, expected, [known.length for known in expected.values()])
-            for (key, known), got in zip(expected.items(), found, strict=True):
-                hashed += got.length if got else 0
-                self._judge(key, known, got)
-                if progress is not None:
-                    progress(hashed, max(hashed, total))
+            for work, pieces in (
+                (self._check_small, list(self._digests)),
+                (self._check_shards, _portions(self._num_shards, total)),
+            ):
+                for problems, num_bytes in pool.map(work, pieces):
+                    self._problems += problems
+                    hashed += num_bytes
+                    if progress is not None:
+                        progress(hashed, max(hashed, total))
         if progress is not None:
             progress(hashed, hashed)
-        problems = sorted(self._problems, key=lambda problem: problem.key)
+        commits = 1 if self._sealed else len(self._commit)
         return Report(
             self._files.url,
-            problems,
-            len(expected) + len(commit) + len(runs) + 1,
+            sorted(self._problems, key=lambda problem: problem.key),
+            len(self._digests) + np.count_nonzero(lengths_SA) + commits + len(runs) + 1,
             hashed,
             self._targets,
         )
+
+    def _check_small(self, key: str) -> tuple[list[Problem], int]:
+        """Return what is wrong with a file that the root vouches for, and its bytes."""
+        got = self._hash(key, None)
+        if got is None:
+            return [Problem(key, "missing")], 0
+        if got.sha256.hex() != self._digests[key]:
+            return [Problem(key, _CHANGED)], got.length
+        return [], got.length
+
+    def _check_shards(self, shards: range) -> tuple[list[Problem], int]:
+        """Return what is wrong with the objects of some shards, and their bytes."""
+        problems, num_bytes = [], 0
+        for shard in shards:
+            if shard not in self._commit:
+                continue
+            for array, known in zip(self._arrays, self._commit[shard], strict=True):
+                if known.length == 0:
+                    continue
+                key = array.object_key(shard)
+                got = self._hash(key, known.length)
+                num_bytes += got.length if got else 0
+                if got != known:
+                    problems.append(
+                        Problem(key, _difference(known, got), shard, self._target[array.key])
+                    )
+        return problems, num_bytes
 
     def _hash(self, key: str, length: int | None) -> Committed | None:
         """Hash a file; large ones in pieces, so that memory does not follow the shard size."""
@@ -166,41 +188,19 @@ class _Check:
             total.update(piece)
         return Committed(total.digest(), size)
 
-    def _judge(self, key: str, known: _Expected, got: Committed | None) -> None:
-        what = None
-        if got is None:
-            what = "missing"
-        elif known.length is not None and got.length != known.length:
-            what = f"expected {known.length} bytes, got {got.length}"
-        elif got.sha256 != known.sha256:
-            what = "bytes differ from what was committed"
-        if what is not None:
-            self._add(key, what, known.shard, known.target)
-
-    def _commit(self) -> dict[int, list[Committed]]:
-        """Return the commit of every shard that has a readable one."""
-        width = NUM_COMMIT_BYTES * len(self._arrays)
-        rows: dict[int, bytes] = {}
-        chunks = self._files.get_many(
-            commit_key(self._id, shard) for shard in range(self._num_shards)
-        )
-        for shard, (key, data) in enumerate(chunks.items()):
-            if data is None:
-                if self._sealed:
-                    self._add(key, "missing", shard)
-                continue
-            try:
-                rows[shard] = decode_plain(data, width, key)
-            except CacheCorruptError:
-                self._add(
-                    key, "checksum or length does not match; its shard cannot be checked", shard
-                )
-        whole = len(rows) == self._num_shards
+    def _judge_commit(self) -> None:
+        """Report what is wrong with the commits; their shards cannot be checked."""
         if not self._sealed:
-            self._add(ROOT, f"not sealed: {len(rows)} of {self._num_shards} shards are committed")
-        elif whole and hashlib.sha256(b"".join(rows.values())).hexdigest() != self._digest:
-            self._add("commit", "does not match the digest in zarr.json")
-        return {shard: split_commit(data) for shard, data in rows.items()}
+            done = f"{len(self._commit)} of {self._num_shards}"
+            self._add(ROOT, f"not sealed: {done} shards are committed")
+        key = packed_key(self._id)
+        what = "checksum or length does not match; its shard cannot be checked"
+        if self._sealed and self._files.size(key) is None:
+            what = "missing"
+        for shard in self._commit.damaged:
+            self._add(key if self._sealed else commit_key(self._id, shard), what, shard)
+        if not (self._commit.intact or self._commit.damaged):
+            self._add(key, "its index does not match", self._num_shards - 1)
 
     def _provenance(self) -> set[str]:
         """Check what every run said of itself; return the keys."""
@@ -215,18 +215,26 @@ class _Check:
                 self._add(key, "does not match its own digest")
         return {PROVENANCE, *runs}
 
-    def _extra(self, expected: set[str], commit: Mapping[int, list[Committed]]) -> None:
+    def _extra(self, runs: set[str]) -> None:
         """Report files nobody committed; a shard without a readable commit is no matter of this."""
-        unfinished = {
-            array.object_key(shard)
-            for shard in set(range(self._num_shards)) - set(commit)
-            for array in self._arrays
-        }
-        added = (f"{LEASES}/", *self._being_added())
+        own = {ROOT, packed_key(self._id), f"{commit_array(self._id)}/zarr.json"}
+        expected = {*own, *runs, *self._digests}
+        added = (f"{LEASES}/", f"{open_array(self._id)}/", *self._being_added())
+        unfinished = not self._sealed or ADDITION.partition("/")[0] + "/" in added
         for key in self._files.list():
-            leftover = key.endswith(PARTIAL) and (len(added) > 1 or not self._sealed)
-            if not (key in expected or key in unfinished or leftover or key.startswith(added)):
+            leftover = key.endswith(PARTIAL) and unfinished
+            if not (key in expected or leftover or key.startswith(added) or self._lawful(key)):
                 self._add(key, "extra: nobody committed it")
+
+    def _lawful(self, key: str) -> bool:
+        """Tell whether a key is that of a committed object, or of a shard that is no such yet."""
+        folder, _, name = key.rpartition("/")
+        number, shard = self._number.get(folder), shard_of(name)
+        if number is None or shard is None or shard >= self._num_shards:
+            return False
+        committed = shard in self._commit
+        lawful = not committed or self._commit.lengths_SA[shard, number] > 0
+        return bool(lawful and key == self._arrays[number].object_key(shard))
 
     def _being_added(self) -> list[str]:
         """Return how the keys of targets that are being added begin; none where nothing is."""
@@ -246,3 +254,17 @@ class _Check:
         self, key: str, what: str, shard: int | None = None, target: str | None = None
     ) -> None:
         self._problems.append(Problem(key, what, shard, target))
+
+
+def _portions(num_shards: int, num_bytes: int) -> list[range]:
+    """Return all shards in runs of about a `_PORTION`: few enough to wait in a queue."""
+    step = max(1, min(_SHARDS, _PORTION * num_shards // max(1, num_bytes)))
+    return [range(first, min(first + step, num_shards)) for first in range(0, num_shards, step)]
+
+
+def _difference(known: Committed, got: Committed | None) -> str:
+    if got is None:
+        return "missing"
+    if got.length != known.length:
+        return f"expected {known.length} bytes, got {got.length}"
+    return _CHANGED

@@ -4,7 +4,6 @@ The writer owns every object of its shards until it has written their commit row
 row does not exist: it is removed on resume.
 """
 
-import hashlib
 import queue
 import secrets
 import threading
@@ -14,13 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
+
 from bevcask.cache import skeleton
+from bevcask.cache.commit import encode_row
 from bevcask.cache.files import PARTIAL, Files
-from bevcask.cache.layout import Encoded, arrays_of, commit_array, commit_key
+from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
-from bevcask.cache.objects import Committed, encode_plain
+from bevcask.cache.objects import Committed
 from bevcask.cache.reader import Cache
-from bevcask.cache.root import ADDITION, ROOT, read_root
+from bevcask.cache.root import read_root
+from bevcask.cache.seal import end_addition, seal
 from bevcask.cache.shards import objects_of
 from bevcask.errors import CacheIncompleteError
 from bevcask.targets.spec import TargetSpec
@@ -51,7 +54,7 @@ class Writer:
         self._files = Files(cache.url)
         self._layout = cache.layout
         self._shards = shards
-        self._commit = dict(cache.commit)
+        self._done_S = cache.commit.present_S.copy()
         self._base = base
         old = base.specs if base else {}
         self.specs: list[TargetSpec] = [s for name, s in cache.specs.items() if name not in old]
@@ -70,7 +73,10 @@ class Writer:
             return self
         self._lease.claim()
         try:
-            self._commit = self._cache.read_commit()
+            self._done_S = self._cache.read_commit().present_S.copy()
+            if not self.missing():
+                self._lease.release()
+                return self
             self._remove_leftovers()
             self._run.begin(shards=self._shards, targets=[spec.name for spec in self.specs])
         except BaseException:
@@ -111,7 +117,8 @@ class Writer:
         What other parts commit meanwhile is not seen.
         """
         shards = range(self.num_shards) if everywhere else self._shards
-        return [shard for shard in shards if shard not in self._commit]
+        left = np.flatnonzero(~self._done_S[shards.start : shards.stop])
+        return [shards.start + int(place) for place in left]
 
     def tokens(self, shard: int) -> list[str]:
         """Return the sample tokens of a shard, in row order, without pad rows."""
@@ -134,7 +141,7 @@ class Writer:
             CacheBusyError: this process has lost its lease.
         """
         assert shard in self._shards
-        assert shard not in self._commit
+        assert not self._done_S[shard]
         objects = objects_of(self._layout, [spec.name for spec in self.specs], shard, arrays)
         self._lease.check()
         keys = {array.key: array.object_key(shard) for array in self._layout.arrays}
@@ -163,16 +170,16 @@ class Writer:
         if self._base is not None:
             theirs = zip(self._base.layout.arrays, self._base.commit[shard], strict=True)
             known |= {array.key: row for array, row in theirs}
-        self._commit[shard] = [known[array.key] for array in self._layout.arrays]
-        data = b"".join(row.to_bytes() for row in self._commit[shard])
-        self._files.put(commit_key(self._cache.id, shard), encode_plain(data))
+        row = [known[array.key] for array in self._layout.arrays]
+        self._files.put(commit_key(self._cache.id, shard), encode_row(row))
+        self._done_S[shard] = True
         self._written += 1
 
     def unfinished(self) -> int:
         """Return how many shards of the whole cache nobody has committed by now."""
         if self._cache.sealed:
             return 0
-        self._commit = self._cache.read_commit()
+        self._done_S = self._cache.read_commit().present_S.copy()
         return len(self.missing(everywhere=True))
 
     def seal(self) -> None:
@@ -190,24 +197,24 @@ class Writer:
             if (root["id"], root["state"]) == (self._cache.id, "sealed"):
                 return
             commit = self._cache.read_commit()
-            missing = [shard for shard in range(self.num_shards) if shard not in commit]
-            if missing:
+            if commit.missing:
                 raise CacheIncompleteError(
-                    f"cache {self._files.url} cannot be sealed: {len(missing)} of "
-                    f"{self.num_shards} shards are missing, first {missing[0]}. Run "
+                    f"cache {self._files.url} cannot be sealed: {len(commit.missing)} of "
+                    f"{self.num_shards} shards are missing, first {commit.missing[0]}. Run "
                     "teacher-extract again."
                 )
-            self._files.put(ROOT, sealed_root(self._cache.attributes, commit))
+            seal(self._cache, list(commit.chunks().values()))
             end_addition(self._files, self._cache.id)
 
     def _remove_leftovers(self) -> None:
         """Remove partial files and objects of own shards that were never committed."""
         arrays = [a for spec in self.specs for a in arrays_of(spec, self._layout.num_rows)]
-        uncommitted = {a.object_key(shard) for shard in self.missing() for a in arrays}
-        uncommitted |= {commit_key(self._cache.id, shard) for shard in self.missing()}
+        folders = {open_array(self._cache.id), *(array.key for array in arrays)}
+        uncommitted = set(self.missing())
         for key in list(self._files.list()):
             whole = key.removesuffix(PARTIAL).rpartition(".")[0] if key.endswith(PARTIAL) else key
-            if whole in uncommitted:
+            folder, _, name = whole.rpartition("/")
+            if folder in folders and shard_of(name) in uncommitted:
                 self._files.delete(key)
 
 
@@ -239,24 +246,6 @@ class Run:
             self._files.put(
                 self._key, skeleton.group_json({**self._made, "shards_written": shards_written})
             )
-
-
-def sealed_root(attributes: Mapping[str, Any], commit: Mapping[int, list[Committed]]) -> bytes:
-    """Return the root's zarr.json of a cache whose shards are all committed."""
-    rows = (row.to_bytes() for shard in sorted(commit) for row in commit[shard])
-    digest = hashlib.sha256(b"".join(rows)).hexdigest()
-    return skeleton.group_json({**attributes, "state": "sealed", "commit": digest})
-
-
-def end_addition(files: Files, cache_id: str) -> None:
-    """Remove what the addition of targets replaced; its own root goes last, as the reminder."""
-    if files.get(ADDITION) is None:
-        return
-    kept = (f"{commit_array(cache_id)}/", "commit/zarr.json")
-    others = [key for key in files.list("commit") if not key.startswith(kept)]
-    for folder in {key.rpartition("/")[0] for key in others}:
-        files.delete_below(folder)
-    files.delete_below("addition")
 
 
 class ShardWriter(Protocol):
