@@ -28,11 +28,9 @@ import torch
 from measure import ground, interleave, make_world, ratio, report
 
 from bevcask.cache import FrameTable, create, open_cache
-from bevcask.cache.files import Files
-from bevcask.cache.layout import commit_key
-from bevcask.cache.objects import Committed, encode_plain
-from bevcask.cache.root import ROOT
-from bevcask.cache.writer import sealed_root
+from bevcask.cache.commit import encode_row
+from bevcask.cache.objects import Committed
+from bevcask.cache.seal import seal
 from bevcask.config import DatasetConfig
 from bevcask.data.index import FrameIndex, write_index
 from bevcask.data.nuscenes import Frames
@@ -71,20 +69,16 @@ def make_index(root: Path, num_frames: int) -> Path:
 
 def make_cache(url: Path, num_frames: int) -> Path:
     """Write a sealed cache of so many rows whose targets are all zero."""
-    digits = np.random.default_rng(SEED).bytes(16 * num_frames).hex()
+    random = np.random.default_rng(SEED)
+    digits = random.bytes(16 * num_frames).hex()
     tokens = [digits[start : start + 32] for start in range(0, len(digits), 32)]
     scenes = [f"scene-{i // SCENE_FRAMES:05d}" for i in range(num_frames)]
-    table = FrameTable(
-        tokens, scenes, np.arange(num_frames) / 2.0, np.tile(np.eye(4), (num_frames, 1, 1))
-    )
+    poses = random.random((num_frames, 4, 4))  # as hard to compress as real ones
+    table = FrameTable(tokens, scenes, np.arange(num_frames) / 2.0, poses)
     create(str(url), SPECS, table, shard_rows=SHARD_ROWS, fingerprint={}, plan={}, provenance={})
     cache = open_cache(str(url), allow_unsealed=True)
     row = [Committed.of(b"")] * len(cache.layout.arrays)
-    data = encode_plain(b"".join(entry.to_bytes() for entry in row))
-    for shard in range(cache.layout.num_shards):
-        (url / commit_key(cache.id, shard)).write_bytes(data)
-    commit = dict.fromkeys(range(cache.layout.num_shards), row)
-    Files(str(url)).put(ROOT, sealed_root(cache.attributes, commit))
+    seal(cache, [encode_row(row)] * cache.layout.num_shards)
     return url
 
 
