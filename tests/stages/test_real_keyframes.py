@@ -79,12 +79,41 @@ def test_picture_of_a_real_sample(
 def test_twenty_finite_steps_of_a_tiny_student(
     nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    words = ["student=bevdepth_tiny", "method=distillbev", *data(nuscenes_root)]
+    assert_twenty_finite_steps(call, cache, tmp_path / "run", words)
+
+
+SMALL_CAMERAS = tuple(
+    f"{role}.detector.{size}"
+    for role in ("teacher", "student")
+    for size in ("image_size_HW=[64,96]", "image_channels=16", "decoder_channels=[8,12,16]")
+)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("method=tigdistill", "teacher=centerpoint_tiny", "student=bevdepth_tiny"),
+        ("method=simdistill", "teacher=bevfusion_tiny", "student=bevsimdet_tiny", *SMALL_CAMERAS),
+    ],
+    ids=["tigdistill", "simdistill"],
+)
+def test_every_method_takes_twenty_finite_steps(
+    pair: tuple[str, ...], nuscenes_root: Path, call: Call, tmp_path: Path
+) -> None:
+    words = [*pair, *data(nuscenes_root, "dataset.limit=4")]
+    url = tmp_path / "own.zarr"
+    code, _, err = call("teacher-extract", str(url), "loader.num_workers=0", *words)
+    assert code == 0, err
+    assert_twenty_finite_steps(call, url, tmp_path / "run", words)
+
+
+def assert_twenty_finite_steps(call: Call, cache: Path, run: Path, words: list[str]) -> None:
+    """Train from a cache; every term of every step is finite, and the method has terms."""
     code, out, err = call(
         "student-distill",
         str(cache),
-        "student=bevdepth_tiny",
-        "method=distillbev",
+        *words,
         f"run={run}",
         "trainer=tiny",
         "trainer.max_steps=20",
@@ -93,13 +122,13 @@ def test_twenty_finite_steps_of_a_tiny_student(
         "loader.num_workers=0",
         "augment.bev_flip_x=true",
         "--json",
-        *data(nuscenes_root),
     )
     assert code == 0, err
     assert json.loads(out)["step"] == 20
     with next((run / "logs" / "csv").rglob("metrics.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
     assert len(rows) == 20
+    assert any("distill" in name for name in rows[0])
     for row in rows:
         values = [float(v) for k, v in row.items() if k.startswith("train/") and v]
         assert all(map(math.isfinite, values))
