@@ -15,6 +15,7 @@ DETECTORS = {
     "bevsimdet": "bevcask.detectors.bevsimdet:BEVSimDet",
     "centerpoint": "bevcask.detectors.centerpoint:CenterPoint",
     "mmdet3d": "bevcask.detectors.mmdet3d.detector:Mmdet3dDetector",
+    "pillarnext": "bevcask.detectors.pillarnext:PillarNeXt",
 }
 TEACHERS = {
     "native": "bevcask.teachers.native:NativeTeacher",

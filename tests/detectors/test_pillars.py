@@ -7,17 +7,20 @@ from bevcask.geometry import Grid
 GRID = Grid(-8.0, -4.0, 0.5, num_x=32, num_y=16)
 
 
-def encoder() -> PillarEncoder:
+def encoder(point_channels: int = 5, hidden: tuple[int, ...] = ()) -> PillarEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return PillarEncoder(6, GRID, (-5.0, 3.0)).eval()
+        return PillarEncoder(
+            6, GRID, (-5.0, 3.0), point_channels=point_channels, hidden=hidden
+        ).eval()
 
 
-def cloud(seed: int, num_points: int = 400) -> torch.Tensor:
+def cloud(seed: int, num_points: int = 400, point_channels: int = 5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    low = torch.tensor([-9.0, -5.0, -6.0, 0.0, 0.0])
-    size = torch.tensor([18.0, 10.0, 10.0, 255.0, 0.5])
-    return low + size * torch.rand((num_points, 5), generator=generator)
+    more = point_channels - 5
+    low = torch.tensor([-9.0, -5.0, -6.0, 0.0, 0.0] + [0.0] * more)
+    size = torch.tensor([18.0, 10.0, 10.0, 255.0, 0.5] + [1.0] * more)
+    return low + size * torch.rand((num_points, point_channels), generator=generator)
 
 
 def by_hand(net: PillarEncoder, points: torch.Tensor) -> torch.Tensor:
@@ -30,19 +33,25 @@ def by_hand(net: PillarEncoder, points: torch.Tensor) -> torch.Tensor:
         if 0 <= row < 16 and 0 <= column < 32 and low <= z < high:
             pillars.setdefault((row, column), []).append(point)
     out = torch.zeros(6, 16, 32)
-    scale = torch.tensor([8, 8, 5, 255, 1, 0.5, 0.5, 1, 0.5, 0.5])
+    more = [1.0] * (points.shape[1] - 5)
+    scale = torch.tensor([8, 8, 5, 255, 1, *more, 0.5, 0.5, 1, 0.5, 0.5])
     for (row, column), members in pillars.items():
         mean = torch.stack(members)[:, :3].mean(0)
         centre = torch.tensor([-8 + (column + 0.5) * 0.5, -4 + (row + 0.5) * 0.5])
         rows = [torch.cat([p, p[:3] - mean, p[:2] - centre]) / scale for p in members]
-        embedded = net.norm(net.linear(torch.stack(rows))).relu()
+        features = torch.stack(rows)
+        for linear, norm, _ in net.hidden:
+            own = norm(linear(features)).relu()
+            features = torch.cat([own, own.amax(0).expand_as(own)], dim=1)
+        embedded = net.norm(net.linear(features)).relu()
         out[:, row, column] = embedded.amax(0)
     return out
 
 
-def test_equals_the_loop_over_pillars() -> None:
-    net = encoder()
-    clouds = [cloud(0), cloud(1, 30)]
+@pytest.mark.parametrize(("point_channels", "hidden"), [(5, ()), (5, (8,)), (5, (8, 4)), (17, ())])
+def test_equals_the_loop_over_pillars(point_channels: int, hidden: tuple[int, ...]) -> None:
+    net = encoder(point_channels, hidden)
+    clouds = [cloud(0, 400, point_channels), cloud(1, 30, point_channels)]
     with torch.inference_mode():
         map_BCYX = net(clouds)
         assert map_BCYX.shape == (2, 6, 16, 32)

@@ -3,6 +3,8 @@
 No voxel cap and no point cap, so the order of the points changes the map by rounding at most.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from bevcask.detectors.blocks.second import NORM_EPS, NORM_MOMENTUM
 from bevcask.geometry import Grid
 
-NUM_FEATURES = 10  # x, y, z, intensity, time; offsets to the pillar's mean (3) and centre (2)
 _MAX_INTENSITY = 255.0
 
 
@@ -20,13 +21,13 @@ class PillarPoints:
     """Points in range, of a whole batch.
 
     Attributes:
-        points_P5: x, y, z, intensity, seconds before the keyframe.
+        points_PD: x, y, z, intensity, seconds before the keyframe, and what else they carry.
         pillar_P: index of each point's pillar among the occupied ones, int64.
         cells_M: flat cell (sample, y, x) of each occupied pillar, int64, ascending.
         counts_M: points in each of them, int64.
     """
 
-    points_P5: Tensor
+    points_PD: Tensor
     pillar_P: Tensor
     cells_M: Tensor
     counts_M: Tensor
@@ -35,26 +36,43 @@ class PillarPoints:
 class PillarEncoder(nn.Module):
     """Embed points and scatter them to a BEV map.
 
-    Features are divided by fixed scales (range, 255, cell) before the linear layer, which changes
-    what it can learn first, not what it can express.
+    A point's features are its own, then its offsets to the pillar's mean (3) and centre (2). They
+    are divided by fixed scales (range, 255, cell) before the linear layer, which changes what it
+    can learn first, not what it can express.
 
     Args:
         channels: channels of the map.
         grid: pillars, one a cell.
         z_range: lowest and highest point used, metres.
+        point_channels: numbers a point carries, 5 or more.
+        hidden: widths of layers before the last; each embeds points in half of its width and sets
+            the maximum of their pillar beside them.
     """
 
     scale_F: Tensor
 
-    def __init__(self, channels: int, grid: Grid, z_range: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: Grid,
+        z_range: tuple[float, float],
+        *,
+        point_channels: int = 5,
+        hidden: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.z_range = z_range
-        self.linear = nn.Linear(NUM_FEATURES, channels, bias=False)
-        self.norm = nn.BatchNorm1d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
         reach, height, cell = max(grid.x_max, grid.y_max), max(map(abs, z_range)), grid.cell
-        scales = [reach, reach, height, _MAX_INTENSITY, 1.0, cell, cell, 1.0, cell, cell]
+        extra = [1.0] * (point_channels - 5)
+        scales = [reach, reach, height, _MAX_INTENSITY, 1.0, *extra, cell, cell, 1.0, cell, cell]
         self.register_buffer("scale_F", torch.tensor(scales), persistent=False)
+        widths = [len(scales), *hidden]
+        self.hidden = nn.ModuleList(
+            nn.Sequential(*_linear_norm(num_in, num_out // 2), nn.ReLU())
+            for num_in, num_out in itertools.pairwise(widths)
+        )
+        self.linear, self.norm = _linear_norm(widths[-1], channels)
 
     def forward(self, points: list[Tensor]) -> Tensor:
         """Return the map (B, C, Y, X), float32, non-negative, 0 in empty cells.
@@ -63,8 +81,8 @@ class PillarEncoder(nn.Module):
         and its CPU kernels keep memory for every number of points they have seen.
 
         Args:
-            points: per sample (P, 5) float32: x, y, z (metres, the grid's frame), intensity
-                (0..255), seconds before the keyframe.
+            points: per sample (P, point_channels) float32, see `detectors.base.Batch`, in the
+                grid's frame.
         """
         with torch.autocast(points[0].device.type, enabled=False):
             return self._forward(points)
@@ -72,10 +90,11 @@ class PillarEncoder(nn.Module):
     def _forward(self, points: list[Tensor]) -> Tensor:
         found = self._assign(points)
         features_PF = self._features(found) / self.scale_F
-        embedded_PC: Tensor = self.norm(self.linear(features_PF)).relu()
-        pillars_MC = embedded_PC.new_zeros((len(found.cells_M), embedded_PC.shape[1]))
-        index_PC = found.pillar_P[:, None].expand_as(embedded_PC)
-        pillars_MC = pillars_MC.scatter_reduce(0, index_PC, embedded_PC, "amax")
+        for layer in self.hidden:
+            own_PC = layer(features_PF)
+            around_PC = _pillar_maximum(own_PC, found)[found.pillar_P]
+            features_PF = torch.cat([own_PC, around_PC], dim=1)
+        pillars_MC = _pillar_maximum(self.norm(self.linear(features_PF)).relu(), found)
         num_y, num_x = self.grid.shape_YX
         canvas_SC = pillars_MC.new_zeros((len(points) * num_y * num_x, pillars_MC.shape[1]))
         canvas_SC = canvas_SC.index_copy(0, found.cells_M, pillars_MC)
@@ -85,24 +104,24 @@ class PillarEncoder(nn.Module):
         """Drop points out of range and give each of the rest its pillar."""
         sizes = torch.tensor([len(own) for own in points], device=points[0].device)
         sample_P = torch.repeat_interleave(sizes)
-        points_P5 = torch.cat(points).float()
-        cells_P2 = self.grid.to_cells(points_P5[:, :2]).floor().long()
+        points_PD = torch.cat(points).float()
+        cells_P2 = self.grid.to_cells(points_PD[:, :2]).floor().long()
         low, high = self.z_range
         inside_P = (
             (cells_P2 >= 0).all(dim=1)
             & (cells_P2[:, 0] < self.grid.num_x)
             & (cells_P2[:, 1] < self.grid.num_y)
-            & (points_P5[:, 2] >= low)
-            & (points_P5[:, 2] < high)
+            & (points_PD[:, 2] >= low)
+            & (points_PD[:, 2] < high)
         )
-        points_P5, cells_P2, sample_P = points_P5[inside_P], cells_P2[inside_P], sample_P[inside_P]
+        points_PD, cells_P2, sample_P = points_PD[inside_P], cells_P2[inside_P], sample_P[inside_P]
         flat_P = (sample_P * self.grid.num_y + cells_P2[:, 1]) * self.grid.num_x + cells_P2[:, 0]
         cells_M, pillar_P, counts_M = torch.unique(flat_P, return_inverse=True, return_counts=True)
-        return PillarPoints(points_P5, pillar_P, cells_M, counts_M)
+        return PillarPoints(points_PD, pillar_P, cells_M, counts_M)
 
     def _features(self, found: PillarPoints) -> Tensor:
-        """Return raw values, offset to the pillar's mean and offset to its centre: (P, 10)."""
-        xyz_P3 = found.points_P5[:, :3]
+        """Return raw values, offset to the pillar's mean and offset to its centre: (P, D + 5)."""
+        xyz_P3 = found.points_PD[:, :3]
         sum_M3 = xyz_P3.new_zeros((len(found.cells_M), 3)).index_add(0, found.pillar_P, xyz_P3)
         mean_M3 = sum_M3 / found.counts_M[:, None]
         row_M = found.cells_M // self.grid.num_x % self.grid.num_y
@@ -113,9 +132,21 @@ class PillarEncoder(nn.Module):
         )
         return torch.cat(
             [
-                found.points_P5,
+                found.points_PD,
                 xyz_P3 - mean_M3[found.pillar_P],
                 xyz_P3[:, :2] - centre_M2[found.pillar_P],
             ],
             dim=1,
         )
+
+
+def _linear_norm(num_in: int, num_out: int) -> tuple[nn.Linear, nn.BatchNorm1d]:
+    norm = nn.BatchNorm1d(num_out, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+    return nn.Linear(num_in, num_out, bias=False), norm
+
+
+def _pillar_maximum(embedded_PC: Tensor, found: PillarPoints) -> Tensor:
+    """Return the channel-wise maximum (M, C) of the points of each pillar; they are >= 0."""
+    pillars_MC = embedded_PC.new_zeros((len(found.cells_M), embedded_PC.shape[1]))
+    index_PC = found.pillar_P[:, None].expand_as(embedded_PC)
+    return pillars_MC.scatter_reduce(0, index_PC, embedded_PC, "amax")
