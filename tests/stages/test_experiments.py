@@ -18,8 +18,14 @@ from bevcask.teachers import build_teacher
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [name for name in group_members("experiment") if name.startswith("tiny_")]
+
+
+def needs_mmdet3d(name: str) -> bool:
+    return bool(compose([f"experiment={name}"]).teacher.detector["type"] == "mmdet3d")
+
+
 PUBLISHED = [
-    pytest.param(name, marks=pytest.mark.mmdet3d if name.startswith("tigdistill_") else ())
+    pytest.param(name, marks=pytest.mark.mmdet3d if needs_mmdet3d(name) else ())
     for name in group_members("experiment")
     if name not in (*TINY, "demo", "toy_study")
 ]
@@ -35,7 +41,7 @@ def student_of(config: RunConfig) -> Detector:
 def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
     config = compose([f"experiment={name}"])
     assert plan.run(config)["frames"] == 28130
-    taps = build_teacher(config.teacher, 0).taps()
+    taps = build_teacher(config.teacher, 0).offers()
     method = build_method(config.method)
     specs = plan_targets(method.needs(), taps, 1, config.store, config.augment).specs
     plugin, own = build_config("detector", config.student.detector, "student.detector")
