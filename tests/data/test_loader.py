@@ -199,7 +199,7 @@ def test_depth_follows_the_pixels(tiny_frames: Frames, view: int) -> None:
 
 
 def test_collate_stacks_and_keeps_ragged_lists(tiny_frames: Frames) -> None:
-    reader = SampleReader(tiny_frames, INPUTS, AUGMENT, 0)
+    reader = SampleReader(tiny_frames, INPUTS, AUGMENT, 0, pixels=True)
     samples = [reader.read(token) for token in tiny_frames.tokens[:2]]
     batch = collate(samples)
     assert batch.tokens == tiny_frames.tokens[:2]
@@ -207,7 +207,12 @@ def test_collate_stacks_and_keeps_ragged_lists(tiny_frames: Frames) -> None:
     assert batch.images_BVCHW.shape == (2, 6, 3, 56, 96)
     assert batch.points is not None
     assert batch.labels is not None
+    assert batch.pixels is not None
+    moved = batch.to("meta")
+    assert moved.pixels is not None
+    assert all(own.is_meta for own in moved.pixels)
     for i, sample in enumerate(samples):
+        np.testing.assert_array_equal(batch.pixels[i], sample.pixels_P5)
         np.testing.assert_array_equal(batch.points[i], sample.points_P5)
         np.testing.assert_array_equal(batch.labels.canonical_boxes[i], sample.canonical_boxes_N9)
         np.testing.assert_array_equal(batch.bev_aug_B44[i], sample.bev_aug_44)

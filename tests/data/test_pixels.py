@@ -223,22 +223,24 @@ def test_drawing_against_a_slow_reference(stride: int, number: int, points: int)
     assert ((box == 0) & (depth > 0)).any()
 
 
-def test_halfway_goes_to_the_even_cell_and_ties_to_the_lowest_box() -> None:
+def test_halfway_goes_to_the_even_cell_ties_to_the_lowest_box_and_far_is_far() -> None:
     rows = torch.tensor(
         [
             [0, 7.5, 0, 9, 4],
             [0, 15.5, 0, 9, 4],
             [0, 23.5, 0, 9, 5],
             [0, 16, 0, 9, 3],
-            [0, 16, 0, 8, 7],
+            [0, 27, 0, 60, 1],  # too far
+            [0, 35, 0, 1, 1],  # just near enough
+            [0, 16, 0, 8, 7],  # behind the count
         ]
     )
     depth, box = draw(
-        rows[None], torch.tensor([4]), torch.eye(3).expand(1, 6, 3, 3), 8, (1, 5), (1.0, 60.0)
+        rows[None], torch.tensor([6]), torch.eye(3).expand(1, 6, 3, 3), 8, (1, 5), (1.0, 60.0)
     )
     # 7.5 lies between cells 0 and 1, 15.5 between 1 and 2, 23.5 between 2 and 3.
-    assert depth[0, 0, 0].tolist() == [9, 0, 9, 0, 0]
-    assert box[0, 0, 0].tolist() == [4, 0, 3, 0, 0]
+    assert depth[0, 0, 0].tolist() == [9, 0, 9, 0, 1]
+    assert box[0, 0, 0].tolist() == [4, 0, 3, 0, 1]
 
 
 def test_as_many_cameras_as_the_points_speak_of() -> None:

@@ -9,8 +9,9 @@ import torch
 
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, bev_matrix, transform_points
-from bevcask.targets.align import Align, lattice_move, same_cells
+from bevcask.targets.align import Align, ImageAug, lattice_move, same_cells
 from bevcask.targets.heatmap import draw_heatmaps
+from bevcask.targets.target import Target
 
 GRID = Grid.square(8.0, 0.5)
 QUARTER = math.pi / 2
@@ -260,3 +261,21 @@ def test_wrong_sizes_are_refused() -> None:
         align.points([torch.zeros(1, 3)])
     with pytest.raises(TargetMismatchError, match=r"\(B, 4, 4\)"):
         Align(torch.eye(4))
+
+
+def test_points_are_drawn_into_maps_that_divide_the_images() -> None:
+    """The values are those of `targets.pixels.draw`, tested with the data."""
+    images = ImageAug(torch.eye(3).expand(2, 6, 3, 3), (32, 48))
+    points = torch.zeros(2, 3, 5)
+    points[1, 0] = torch.tensor([5.0, 40, 20, 7, 3])
+    target = Target(points, None, torch.tensor([0, 1]))
+    depth, box = Align.identity(2, images).pixels(target, (4, 6), (1.0, 60.0))
+    assert depth.shape == box.shape == (2, 6, 4, 6)
+    assert depth.nonzero().tolist() == [[1, 5, 2, 5]]
+    assert (depth[1, 5, 2, 5], box[1, 5, 2, 5]) == (7, 3)
+    with pytest.raises(TargetMismatchError, match=r"\(4, 5\) cells does not divide .*\(32, 48\)"):
+        Align.identity(2, images).pixels(target, (4, 5), (1.0, 60.0))
+    with pytest.raises(TargetMismatchError, match="2 samples meet 3"):
+        Align.identity(3, images).pixels(target, (4, 6), (1.0, 60.0))
+    with pytest.raises(TargetMismatchError, match="a student that has images"):
+        Align.identity(2).pixels(target, (4, 6), (1.0, 60.0))

@@ -145,13 +145,13 @@ def draw(
     cell_BP = (image_BP * height + row_BP.long()) * width + column_BP.long()
     # The bits of positive floats sort as the floats do: depth first, then box.
     key_BP = depth_BP.float().contiguous().view(torch.int32).long() << _BOX_BITS | box_BP
-    empty = torch.iinfo(torch.int64).max
-    nearest = torch.full(
-        (num_samples * num_cameras * height * width,), empty, dtype=torch.int64, device=device
-    )
-    nearest.scatter_reduce_(0, cell_BP[kept_BP], key_BP[kept_BP], "amin")
-    found = nearest != empty
-    depth = torch.where(found, nearest >> _BOX_BITS, 0).int().view(torch.float32)
-    box = torch.where(found, nearest & ((1 << _BOX_BITS) - 1), 0)
+    cell_M, key_M = cell_BP[kept_BP], key_BP[kept_BP]
+    num_cells = num_samples * num_cameras * height * width
+    nearest = key_M.new_full((num_cells,), torch.iinfo(torch.int64).max)
+    won_M = nearest.scatter_reduce_(0, cell_M, key_M, "amin")[cell_M] == key_M
+    depth = torch.zeros(num_cells, device=device)
+    depth[cell_M[won_M]] = depth_BP[kept_BP][won_M].float()
+    box = box_BP.new_zeros(num_cells)
+    box[cell_M[won_M]] = box_BP[kept_BP][won_M]
     shape = (num_samples, num_cameras, height, width)
     return depth.view(shape), box.view(shape)
