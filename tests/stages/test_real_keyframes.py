@@ -80,21 +80,34 @@ def test_twenty_finite_steps_of_a_tiny_student(
     nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:
     words = ["student=bevdepth_tiny", "method=distillbev", *data(nuscenes_root)]
+    words += ["student.detector.image_size_HW=[64,96]"]
     assert_twenty_finite_steps(call, cache, tmp_path / "run", words)
 
 
-SMALL_CAMERAS = tuple(
+SMALL_FUSION = tuple(
     f"{role}.detector.{size}"
     for role in ("teacher", "student")
-    for size in ("image_size_HW=[64,96]", "image_channels=16", "decoder_channels=[8,12,16]")
+    for size in (
+        "image_size_HW=[64,96]",
+        "image_channels=16",
+        "decoder_channels=[8,12,16]",
+        "half_extent=25.6",
+    )
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [
-        ("method=tigdistill", "teacher=centerpoint_tiny", "student=bevdepth_tiny"),
-        ("method=simdistill", "teacher=bevfusion_tiny", "student=bevsimdet_tiny", *SMALL_CAMERAS),
+        (
+            "method=tigdistill",
+            "method.keypoints=8",
+            "teacher=centerpoint_tiny",
+            "student=bevdepth_tiny",
+            "student.detector.image_size_HW=[64,96]",
+        ),
+        ("method=simdistill", "teacher=bevfusion_tiny", "student=bevsimdet_tiny", *SMALL_FUSION),
     ],
     ids=["tigdistill", "simdistill"],
 )
