@@ -15,6 +15,7 @@ from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
+from bevcask.viz.statistics import statistics
 from training.test_cached_equals_online import FLIPS, gap, gradients
 
 SMALL = [
@@ -72,6 +73,12 @@ def test_each_view_is_a_target_of_its_own(cache: str, tiny_world: Path) -> None:
     assert not np.array_equal(
         read["image_transform.view1"].values, read["image_transform.view2"].values
     )
+
+
+def test_a_cache_of_views_can_be_looked_at(cache: str) -> None:
+    found = statistics(open_cache(cache))
+    assert found["bev.neck.view1"]["num_channels"] == 32
+    assert found["image_transform.view1"] == {}
 
 
 @pytest.mark.parametrize("augment", [[], FLIPS], ids=["images", "images and flips"])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dask.diagnostics.progress import ProgressBar
 
 from bevcask.cache import Cache
+from bevcask.cache.layout import dims_of
 
 # dask ships type information without types; these three are called as if it shipped none.
 _progress: Any = ProgressBar
@@ -33,20 +34,26 @@ def statistics(cache: Cache) -> dict[str, dict[str, Any]]:
         Target name -> for box sets `frames`, `boxes`, `most` (in one frame), `mean_score`,
         `max_score`, `per_class`; for all others `mean`, `std`, `min`, `max`, `zeros` (share of
         exact zeros), `num_channels`, `dead` (channel numbers) and `per_channel` (lists of the first
-        five). Empty for a target without a committed entry.
+        five). Empty for a target without a committed entry, and for the matrices of views, which
+        have no channels.
     """
     shards = sorted(cache.committed)
     if not shards:
         return {name: {} for name in cache.specs}
-    partial = {name: _partial(cache, name, shards) for name in cache.specs}
+    partial = {
+        name: _partial(cache, name, shards)
+        for name, spec in cache.specs.items()
+        if spec.tap.kind == "box_set" or "channel" in dims_of(spec)
+    }
     with _progress(minimum=_SILENT_SECONDS, out=sys.stderr):
         (computed,) = _compute(partial)
-    return {
+    found = {
         name: _boxes(table, cache.specs[name].tap.classes)
         if cache.specs[name].tap.kind == "box_set"
         else _channels(table)
         for name, table in computed.items()
     }
+    return {name: found.get(name, {}) for name in cache.specs}
 
 
 def _partial(cache: Cache, name: str, shards: list[int]) -> Any:
