@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bevcask.cache import open_cache, verifier, verify
+from bevcask.cache import files, open_cache, verify
 from bevcask.cache.layout import packed_key
 from bevcask.errors import BevcaskError, CacheIncompleteError
-from cache.example import begin, commit_folder, damage_commit, encoded
+from cache.example import begin, build, commit_folder, damage_commit, encoded
 
 
 def read_everything(url: Path) -> None:
@@ -116,24 +116,29 @@ def test_a_damaged_file_is_traced_to_its_shard_and_target(copied: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("scheme", ["path", "memory"])
 def test_files_larger_than_a_piece_are_hashed_in_pieces(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "_PIECE", 100)
-    assert verify(str(copied)).ok
-    values = copied / "targets/bev.signed/values/c.0.0.0.0"
-    size = values.stat().st_size
+    url = build(f"{tmp_path}/c" if scheme == "path" else "memory://pieces/c")
+    monkeypatch.setattr(files, "_PIECE", 100)
+    monkeypatch.setattr(files, "_REMOTE_PIECE", 100)
+    assert verify(url).ok
+    key, store = "targets/bev.signed/values/c.0.0.0.0", files.Files(url)
+    before = store.get(key) or b""
+    size = len(before)
     assert size > 300
     for place in (50, 150, size - 1):
-        before = flip(values, place)
-        (problem,) = verify(str(copied)).problems
+        after = bytearray(before)
+        after[place] ^= 1
+        store.put(key, bytes(after))
+        (problem,) = verify(url).problems
         assert problem.what == "bytes differ from what was committed"
-        values.write_bytes(before)
-    values.write_bytes(before[:-1])
-    (problem,) = verify(str(copied)).problems
+    store.put(key, before[:-1])
+    (problem,) = verify(url).problems
     assert problem.what == f"expected {size} bytes, got {size - 1}"
-    values.unlink()
-    (problem,) = verify(str(copied)).problems
+    store.delete(key)
+    (problem,) = verify(url).problems
     assert problem.what == "missing"
 
 
@@ -156,8 +161,6 @@ def test_nothing_to_verify(tmp_path: Path) -> None:
 
 def test_verify_over_fsspec() -> None:
     import fsspec
-
-    from cache.example import build
 
     url = build("memory://verify/c")
     assert verify(url).ok

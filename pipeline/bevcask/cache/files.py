@@ -5,6 +5,7 @@ holds either all of its bytes or nothing, also after a power cut. Remote puts ar
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -18,6 +19,8 @@ from bevcask.errors import DiskFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FETCHERS = 16
+_PIECE = 1 << 18  # stays in a processor's cache between reading and hashing
+_REMOTE_PIECE = 1 << 24
 PARTIAL = ".partial"
 
 
@@ -77,6 +80,27 @@ class Files:
             return bytes(filesystem.cat_file(self._path(key), start=start, end=stop))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def digest(self, key: str) -> tuple[bytes, int] | None:
+        """Return SHA-256 and length of a key, read in pieces; None if there is no such key."""
+        total, length = hashlib.sha256(), 0
+        try:
+            if self.root is not None:
+                with open(f"{self.root}/{key}", "rb", buffering=0) as file:
+                    while piece := file.read(_PIECE):
+                        total.update(piece)
+                        length += len(piece)
+                return total.digest(), length
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        size = self.size(key)
+        while size is not None and length < size:
+            part = self.get_range(key, length, min(length + _REMOTE_PIECE, size))
+            if not part:
+                return None
+            total.update(part)
+            length += len(part)
+        return None if size is None else (total.digest(), length)
 
     def size(self, key: str) -> int | None:
         """Return the length of a key, None if there is no such key."""

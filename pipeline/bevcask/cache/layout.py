@@ -5,7 +5,6 @@ here that changes a file on disk raises `SCHEMA_VERSION`.
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -226,8 +225,8 @@ class Layout:
         self.shard_rows = shard_rows
         counts = np.bincount(frames.scenes.codes_N)
         shards = -(-counts // shard_rows)
-        self._first_frame: list[int] = [0, *np.cumsum(counts).tolist()]
-        self._first_shard: list[int] = [0, *np.cumsum(shards).tolist()]
+        self._first_frame = np.concatenate([[0], np.cumsum(counts)])
+        self._first_shard = np.concatenate([[0], np.cumsum(shards)])
 
     @property
     def num_rows(self) -> int:
@@ -235,7 +234,7 @@ class Layout:
 
     @property
     def num_shards(self) -> int:
-        return self._first_shard[-1]
+        return int(self._first_shard[-1])
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -253,16 +252,17 @@ class Layout:
         """Return the row of each of some tokens, int64 (n,); -1 of a token that has none."""
         frame_n = self.frames.tokens.positions(tokens)
         scene_n = np.searchsorted(self._first_frame, frame_n, "right") - 1
-        row_n: npt.NDArray[np.int64] = np.array(self._first_shard)[scene_n] * self.shard_rows
-        row_n += frame_n - np.array(self._first_frame)[scene_n]
+        row_n: npt.NDArray[np.int64] = self._first_shard[scene_n] * self.shard_rows
+        row_n += frame_n - self._first_frame[scene_n]
         row_n[frame_n < 0] = -1
         return row_n
 
     def frames_of(self, shard: int) -> range:
         """Return the frame numbers of a shard; they sit in its first rows."""
-        scene = bisect_right(self._first_shard, shard) - 1
-        first = self._first_frame[scene] + (shard - self._first_shard[scene]) * self.shard_rows
-        return range(first, min(first + self.shard_rows, self._first_frame[scene + 1]))
+        scene = int(np.searchsorted(self._first_shard, shard, "right")) - 1
+        start, stop = self._first_frame[scene : scene + 2].tolist()
+        first = start + (shard - int(self._first_shard[scene])) * self.shard_rows
+        return range(first, min(first + self.shard_rows, stop))
 
     @property
     def frames_per_shard(self) -> npt.NDArray[np.int64]:
@@ -272,11 +272,12 @@ class Layout:
     @property
     def scene_starts(self) -> list[int]:
         """The first shard of every scene."""
-        return self._first_shard[:-1]
+        starts: list[int] = self._first_shard[:-1].tolist()
+        return starts
 
     def scene_start(self, shard: int) -> int:
         """Return the first shard of the scene of a shard."""
-        return self._first_shard[bisect_right(self._first_shard, shard) - 1]
+        return int(self._first_shard[np.searchsorted(self._first_shard, shard, "right") - 1])
 
     def tokens_of(self, shard: int) -> list[str]:
         """Return the sample tokens of a shard, in row order, without pad rows."""
@@ -291,9 +292,8 @@ class Layout:
 
     def _rows(self) -> npt.NDArray[np.int64]:
         """Return the row of every frame; scenes start on a shard boundary."""
-        first_frame = np.array(self._first_frame)
-        shift = np.array(self._first_shard[:-1]) * self.shard_rows - first_frame[:-1]
-        rows: npt.NDArray[np.int64] = np.repeat(shift, np.diff(first_frame))
+        shift = self._first_shard[:-1] * self.shard_rows - self._first_frame[:-1]
+        rows = np.repeat(shift, np.diff(self._first_frame))
         rows += np.arange(len(rows))
         return rows
 

@@ -1,6 +1,5 @@
 """Checking every stored byte of a cache against its digests."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,8 +25,7 @@ from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.spec import TargetSpec
 
-_PIECE = 1 << 24
-_PORTION = 1 << 26
+_PORTION = 1 << 23
 _SHARDS = 64
 _CHANGED = "bytes differ from what was committed"
 Progress = Callable[[int, int], None]
@@ -147,12 +145,12 @@ class _Check:
 
     def _check_small(self, key: str) -> tuple[list[Problem], int]:
         """Return what is wrong with a file that the root vouches for, and its bytes."""
-        got = self._hash(key, None)
-        if got is None:
+        found = self._files.digest(key)
+        if found is None:
             return [Problem(key, "missing")], 0
-        if got.sha256.hex() != self._digests[key]:
-            return [Problem(key, _CHANGED)], got.length
-        return [], got.length
+        sha256, length = found
+        same = sha256.hex() == self._digests[key]
+        return [] if same else [Problem(key, _CHANGED)], length
 
     def _check_shards(self, shards: range) -> tuple[list[Problem], int]:
         """Return what is wrong with the objects of some shards, and their bytes."""
@@ -164,29 +162,14 @@ class _Check:
                 if known.length == 0:
                     continue
                 key = array.object_key(shard)
-                got = self._hash(key, known.length)
+                found = self._files.digest(key)
+                got = Committed(*found) if found else None
                 num_bytes += got.length if got else 0
                 if got != known:
                     problems.append(
                         Problem(key, _difference(known, got), shard, self._target[array.key])
                     )
         return problems, num_bytes
-
-    def _hash(self, key: str, length: int | None) -> Committed | None:
-        """Hash a file; large ones in pieces, so that memory does not follow the shard size."""
-        if length is None or length <= _PIECE:
-            data = self._files.get(key)
-            return None if data is None else Committed.of(data)
-        size = self._files.size(key)
-        if size is None or size != length:
-            return None if size is None else Committed(b"", size)
-        total = hashlib.sha256()
-        for start in range(0, size, _PIECE):
-            piece = self._files.get_range(key, start, min(start + _PIECE, size))
-            if piece is None:
-                return None
-            total.update(piece)
-        return Committed(total.digest(), size)
 
     def _judge_commit(self) -> None:
         """Report what is wrong with the commits; their shards cannot be checked."""
