@@ -49,8 +49,14 @@ SPECS = [
 ]
 
 
+def home(root: Path) -> dict[str, str]:
+    """Return where the index of a dataset lies: all have the same tables, each another index."""
+    return {"BEVCASK_HOME": f"{root}.home"}
+
+
 def make_index(root: Path, num_frames: int) -> Path:
     """Write a dataset whose frame index has so many rows; return its root."""
+    os.environ.update(home(root))
     make_world(root, 2, image_width=64)
     small = FrameIndex.open(root, VERSION)
     source = np.arange(num_frames) % len(small)
@@ -90,11 +96,14 @@ def start(what: str, place: str) -> None:
     if what == "frames":
         found = Frames.select(DatasetConfig(root=place, version=VERSION, split="all"))
         assert found.tokens[-1] in found
+        rows = len(found)
     else:
         cache = open_cache(place)
         assert cache.frames.tokens[-1] in cache.layout.row_of
+        rows = len(cache.frames)
     seconds = perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "megabytes": (peak_bytes() - before) / 1e6}))
+    megabytes = (peak_bytes() - before) / 1e6
+    print(json.dumps({"rows": rows, "seconds": seconds, "megabytes": megabytes}))
 
 
 def peak_bytes() -> int:
@@ -111,17 +120,21 @@ def measure(rows: list[int], rounds: int, folder: Path) -> dict[str, Any]:
     places = {(w, n): makers[w](folder / f"{w}-{n}", n) for w, n in product(makers, rows)}
     megabytes: dict[str, list[float]] = {}
 
-    def clock(name: str, what: str, place: Path) -> Callable[[], float]:
+    def clock(name: str, what: str, rows: int, place: Path) -> Callable[[], float]:
         def seconds() -> float:
             command = [sys.executable, __file__, "--start", what, str(place)]
-            said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            done = subprocess.run(
+                command, check=True, capture_output=True, env={**os.environ, **home(place)}
+            )
+            said = json.loads(done.stdout)
+            assert said["rows"] == rows
             megabytes.setdefault(name, []).append(said["megabytes"])
             return float(said["seconds"])
 
         return seconds
 
     names = {f"{what}, {number:,} rows": (what, number) for what, number in places}
-    clocks = {name: clock(name, key[0], places[key]) for name, key in names.items()}
+    clocks = {name: clock(name, *key, places[key]) for name, key in names.items()}
     seconds = interleave(clocks, rounds, SEED)
     return result | {
         "data": "simulated",
@@ -147,7 +160,6 @@ def main() -> None:
         start(*options.start)
         return
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["BEVCASK_HOME"] = folder
         result = measure(options.rows, options.rounds, Path(folder))
     report("startup", result, options.out)
 
