@@ -200,7 +200,11 @@ def identity(
     return {
         "teacher": teacher.fingerprint(),
         "dataset": frames.identity(
-            sensors, max(inputs.num_sweeps, 1), annotations, frame_gap(inputs.num_frames)
+            sensors,
+            max(inputs.num_sweeps, 1),
+            annotations,
+            frame_gap(inputs.num_frames),
+            inputs.virtual_points,
         ),
         "classes": list(CLASSES),
         "preprocessing": {

@@ -19,8 +19,9 @@ from bevcask.registry import load_class, suggest
 GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
 LITERAL_KEYS = frozenset(
     {
-        "dataset.root", "dataset.infos", "val.root", "val.infos", "teacher.checkpoint",
-        "teacher.detector.config", "student.checkpoint", "student.detector.config", "student.init",
+        "dataset.root", "dataset.infos", "dataset.virtual_points", "val.root", "val.infos",
+        "val.virtual_points", "teacher.checkpoint", "teacher.detector.config",
+        "student.checkpoint", "student.detector.config", "student.init",
         "student.head", "cache", "part", "store.reuse", "run", "out", "repair", "sample", "picture",
         "name",
     }
@@ -50,7 +51,12 @@ class DatasetConfig(Config):
         False, exclude=True, description="read the info file, which is a pickle; never recorded"
     )
 
-    @field_validator("infos", mode="before")
+    virtual_points: str | None = Field(
+        None,
+        description="folder with SAMPLE_TOKEN.npy, for detectors of 17 point_channels; empty: none",
+    )
+
+    @field_validator("infos", "virtual_points", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None

@@ -40,6 +40,11 @@ CAMERAS = (
     "CAM_BACK_RIGHT",
 )
 BOX_FIELDS = ("x", "y", "z", "l", "w", "h", "yaw", "vx", "vy")
+POINT_FIELDS = ("x", "y", "z", "intensity", "seconds")
+"""Metres; intensity 0..255; seconds before the keyframe."""
+VIRTUAL_POINT_FIELDS = (*POINT_FIELDS, *CLASSES, "score", "virtual")
+"""Of detectors that see virtual points too. The score of each class and that of the detection a
+point comes from, 0..1; `virtual` is 0 or 1. Points of the scans are 0 in all twelve."""
 
 Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor
 Matrix = npt.NDArray[np.float64]

@@ -37,6 +37,28 @@ class TestCenterPoint(DetectorContract):
         )
 
 
+class TestMVP(DetectorContract):
+    detector = CenterPoint
+    config = SMALL.model_copy(update={"point_channels": 17})
+
+    def inputs(self, num_samples: int, seed: int) -> Batch:
+        batch = TestCenterPoint().inputs(num_samples, seed)
+        assert batch.points is not None
+        batch.points = [
+            torch.cat([own, own[:, :2].sin().repeat(1, 6) ** 2], 1) for own in batch.points
+        ]
+        return batch
+
+
+def test_virtual_points_are_asked_for_where_they_are_seen() -> None:
+    assert CenterPoint.inputs(shipped("centerpoint_mvp")) == Inputs(
+        num_sweeps=10, virtual_points=True
+    )
+    with torch.device("meta"):
+        detector = CenterPoint(shipped("centerpoint_mvp"))
+    assert tuple(detector.encoder.linear.weight.shape) == (64, 22)
+
+
 def shipped(name: str) -> CenterPointConfig:
     plugin, config = build_config("detector", load_group("detector", name), "teacher.detector")
     assert plugin is CenterPoint

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.nuscenes import Frames
+from bevcask.data.virtual import with_virtual
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 from bevcask.geometry import transform_points
@@ -46,19 +47,22 @@ def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None
     """Read the keyframe's scan and its nearest predecessors in the keyframe's LIDAR_TOP frame.
 
     Keyframe first, then back in time. By default points on the ego car are removed, and a sweep the
-    dataset does not have repeats the keyframe at 0 s, so that density stays familiar.
+    dataset does not have repeats the keyframe at 0 s, so that density stays familiar. Virtual
+    points come last, as they are in their file.
 
     Args:
         frames: the selection.
         token: sample token.
         num_sweeps: scans including the keyframe.
-        like: its `ego_points` and `pad` change that default.
+        like: its `ego_points` and `pad` change that default; its `virtual_points` adds them.
 
     Returns:
-        (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0).
+        (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0); with
+        virtual points (P, 17), `geometry.VIRTUAL_POINT_FIELDS`.
 
     Raises:
-        DataError: a scan file is missing or of wrong length.
+        ConfigError: virtual points are wanted and the dataset names no folder.
+        DataError: a scan or its virtual points are missing or not what they should be.
     """
     rule = like or Inputs()
     scans = frames.scans(token, num_sweeps)
@@ -76,7 +80,8 @@ def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None
     if rule.pad == "missing" or (rule.pad == "empty" and len(scans) == 1):
         again = parts[0] if rule.ego_points != "keyframe" else _without_ego(parts[0])
         parts += [again] * (num_sweeps - len(scans))
-    return np.concatenate(parts)
+    points = np.concatenate(parts)
+    return with_virtual(points, frames.virtual_points, token) if rule.virtual_points else points
 
 
 def _without_ego(points: Points) -> Points:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index import SENSORS, FrameIndex, bytes_to_tokens
+from bevcask.data.virtual import virtual_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import Matrix, pose_matrix
 from bevcask.registry import suggest
@@ -30,11 +31,18 @@ class Frames:
         rows: (n,) int64, rows of the index.
         tokens: sample token of each frame.
         scenes: scene name of each frame.
+        virtual_points: folder of their virtual points, see `data.virtual`; None without.
     """
 
-    def __init__(self, index: FrameIndex, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        index: FrameIndex,
+        rows: npt.NDArray[np.int64],
+        virtual_points: Path | None = None,
+    ) -> None:
         self.index = index
         self.rows = rows
+        self.virtual_points = virtual_points
         self.tokens = bytes_to_tokens(index["frame_token"][rows])
         self.scenes = [index.scenes[i] for i in index["frame_scene"][rows]]
 
@@ -72,7 +80,8 @@ class Frames:
                 f"{index.source} ({', '.join(index.scenes[:5])}, ...). "
                 f"Splits that hold frames here: {', '.join(_filled_splits(index))}."
             )
-        return cls(index, rows)
+        virtual_points = None if dataset.virtual_points is None else Path(dataset.virtual_points)
+        return cls(index, rows, virtual_points)
 
     @property
     def root(self) -> Path:
@@ -108,7 +117,7 @@ class Frames:
         return token in self._positions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.index, self.rows)
+        return type(self), (self.index, self.rows, self.virtual_points)
 
     def row(self, token: str) -> int:
         """Return the index row of a token.
@@ -125,12 +134,14 @@ class Frames:
 
     def in_order(self, tokens: Sequence[str]) -> "Frames":
         """Return the frames of these tokens, in this order of tokens; see `row`."""
-        return Frames(self.index, np.array([self.row(token) for token in tokens], np.int64))
+        rows = np.array([self.row(token) for token in tokens], np.int64)
+        return Frames(self.index, rows, self.virtual_points)
 
     def keep(self, tokens: Collection[str]) -> "Frames":
         """Return only the frames with these tokens, in this order of frames."""
         wanted = set(tokens)
-        return Frames(self.index, self.rows[[token in wanted for token in self.tokens]])
+        rows = self.rows[[token in wanted for token in self.tokens]]
+        return Frames(self.index, rows, self.virtual_points)
 
     def previous_row(self, row: int, gap: int) -> int:
         """Return the index row `gap` keyframes before a row, or the first of its scene."""
@@ -200,18 +211,24 @@ class Frames:
         num_sweeps: int = 1,
         annotations: bool = True,
         frame_gap: int = 0,
+        virtual_points: bool = False,
     ) -> dict[str, Any]:
         """Return digests of what a reader of these frames depends on, as a tree.
 
         Leaves: `tokens`; `calibration.SENSOR` (mounting and intrinsics); `poses.SENSOR` (ego pose
-        at exposure; for LIDAR_TOP also of its sweeps, with scan times); `annotations`. File names
-        and pixels are not part of it.
+        at exposure; for LIDAR_TOP also of its sweeps, with scan times); `annotations`;
+        `virtual_points`, every byte of them. The dataset's own files and their names are not part
+        of it.
 
         Args:
             sensors: those that are read.
             num_sweeps: LiDAR sweeps that are read.
             annotations: whether ground truth is read.
             frame_gap: how many keyframes back an earlier one is read; 0 for none.
+            virtual_points: whether virtual points are read.
+
+        Raises:
+            ConfigError, DataError: see `virtual_digest`.
         """
         earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
         tree: dict[str, Any] = {
@@ -235,6 +252,8 @@ class Frames:
             tree["poses"][sensor] = _digest(*poses)
         if annotations:
             tree["annotations"] = _digest(self.index["frame_annotations"][self.rows])
+        if virtual_points:
+            tree["virtual_points"] = virtual_digest(self.virtual_points, self.tokens)
         return tree
 
 

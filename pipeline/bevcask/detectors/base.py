@@ -25,8 +25,8 @@ class Batch:
         camera_to_lidar_BV44: camera frame -> canonical keyframe LIDAR_TOP frame (ego motion between
             the exposures included).
         bev_aug_B44: canonical LIDAR_TOP -> augmented LIDAR_TOP (`geometry.bev_matrix`).
-        points: per sample (P, 5) float32: x, y, z, intensity (0..255), seconds before keyframe;
-            augmented; None without LiDAR.
+        points: per sample (P, 5) float32, `geometry.POINT_FIELDS`, or (P, 17),
+            `geometry.VIRTUAL_POINT_FIELDS`; augmented; None without LiDAR.
         depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when
             the detector asks for none.
         pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
@@ -139,6 +139,7 @@ class Inputs:
             `remove_close`), or kept in all scans.
         pad: when the keyframe stands in for sweeps the dataset does not have: for each that is
             missing, only where there are none at all (mmdet3d's `pad_empty_sweeps`), never.
+        virtual_points: virtual points behind those of the sweeps, all of 17 numbers.
     """
 
     image_size_HW: tuple[int, int] | None = None
@@ -147,6 +148,7 @@ class Inputs:
     depth: bool = False
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"
     pad: Literal["missing", "empty", "never"] = "missing"
+    virtual_points: bool = False
 
 
 class Detector(nn.Module, ABC):

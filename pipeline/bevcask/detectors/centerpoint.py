@@ -25,7 +25,7 @@ class CenterPointConfig(LidarConfig, LidarDetectorConfig):
 
 
 class CenterPoint(LidarDetector):
-    """Dynamic pillars, SECOND, neck, CenterHead.
+    """Dynamic pillars, SECOND, neck, CenterHead; with virtual points the teacher MVP.
 
     Taps: `bev.block0`, `bev.block1`, `bev.block2` (stages of SECOND), `bev.neck`, `head.heatmap`,
     `head.codes`, `head.boxes`.
@@ -36,7 +36,12 @@ class CenterPoint(LidarDetector):
     def __init__(self, config: CenterPointConfig) -> None:
         super().__init__()
         grids = config.grids()
-        self.encoder = PillarEncoder(config.pillar_channels, grids[0], config.z_range)
+        self.encoder = PillarEncoder(
+            config.pillar_channels,
+            grids[0],
+            config.z_range,
+            point_channels=config.point_channels,
+        )
         self.backbone = SECOND(
             config.pillar_channels, config.channels, config.convs, config.strides
         )

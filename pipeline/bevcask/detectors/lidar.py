@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Literal, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
@@ -19,6 +20,9 @@ class LidarDetectorConfig(BaseConfig):
 
     half_extent: float = 51.2
     num_sweeps: int = 10
+    point_channels: Literal[5, 17] = Field(
+        5, description="numbers a point has; 17: virtual points beside the real ones (MVP)"
+    )
     norm_momentum: float = NORM_MOMENTUM
     head: CenterHeadConfig = CenterHeadConfig()
 
@@ -43,7 +47,8 @@ class LidarDetector(Detector):
 
     @classmethod
     def inputs(cls, config: BaseConfig) -> Inputs:
-        return Inputs(num_sweeps=cast(LidarDetectorConfig, config).num_sweeps)
+        own = cast(LidarDetectorConfig, config)
+        return Inputs(num_sweeps=own.num_sweeps, virtual_points=own.point_channels > 5)
 
     @classmethod
     @abstractmethod

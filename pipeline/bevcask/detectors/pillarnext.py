@@ -72,7 +72,11 @@ class PillarNeXt(LidarDetector):
         super().__init__()
         grids = config.grids()
         self.encoder = PillarEncoder(
-            config.pillar_channels, grids[0], config.z_range, hidden=config.point_layers
+            config.pillar_channels,
+            grids[0],
+            config.z_range,
+            point_channels=config.point_channels,
+            hidden=config.point_layers,
         )
         self.backbone = ResidualStages(
             config.pillar_channels, config.channels, config.blocks, config.strides

@@ -28,7 +28,8 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
     """Refuse a cache whose frames have other calibration, poses or annotations in this dataset.
 
     All cached frames are compared, also those outside the split that is trained on, in the order
-    of the cache: tables and info files name, hence sort, scenes differently.
+    of the cache: tables and info files name, hence sort, scenes differently. Virtual points, which
+    no student reads, are compared where the dataset names them.
 
     Raises:
         CacheIdentityError: frames are gone, or leaves below `dataset` differ.
@@ -49,6 +50,7 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
         num_sweeps=max(1, int(read["num_sweeps"])),
         annotations="annotations" in stored,
         frame_gap=frame_gap(int(read["num_frames"])),
+        virtual_points="virtual_points" in stored and dataset.virtual_points is not None,
     )
     check_identity(cache, {"dataset": found})
 
