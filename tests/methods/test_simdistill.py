@@ -1,7 +1,6 @@
 """SimDistill: hand-computed terms, the loop oracle, identities, and what may not matter."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,131 +9,36 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import encode
-from bevcask.config import AugmentConfig, StoreConfig
 from bevcask.detectors.base import Labels
-from bevcask.errors import TargetMismatchError
-from bevcask.geometry import CLASSES, Grid, bev_matrix
-from bevcask.methods import build_method
-from bevcask.methods.base import Method, Target
+from bevcask.geometry import bev_matrix
+from bevcask.methods.base import Target
 from bevcask.methods.simdistill import quality_focal
 from bevcask.targets.align import Align
 from bevcask.targets.box_code import TASK_OF_CLASS, encode_boxes
 from bevcask.targets.heatmap import centre_cells
-from bevcask.targets.plan import plan
-from bevcask.targets.spec import Region, TapInfo, TargetSpec
-from contracts.method import FLIP, TURN, MethodContract, Step
+from bevcask.targets.spec import Region, TargetSpec
+from contracts.method import FLIP, TURN, Step
 from methods import oracle_simdistill as oracle
-
-GRID = Grid.square(6.0, 1.0)
-TERMS = ("intra_modal", "cross_modal", "fusion", "quality", "box")
-QUARTER = bev_matrix(math.pi / 2)
-MOVES = {"clean": bev_matrix(), "flip": FLIP, "quarter": QUARTER, "turn": TURN}
-WEIGHT = {"intra_modal": 1.0, "cross_modal": 100.0, "fusion": 1.0, "quality": 0.25, "box": 0.25}
-
-
-def dense(name: str, channels: int, grid: Grid = GRID, images: bool = True) -> TapInfo:
-    shape = (channels, *grid.shape_YX)
-    return TapInfo(name, "dense_bev", shape, grid, nonnegative=True, depends_on_images=images)
-
-
-def taps(camera: int, fused: int, grid: Grid = GRID) -> dict[str, TapInfo]:
-    """Return what both sides have."""
-    shape = grid.shape_YX
-    return {
-        "bev.camera": dense("bev.camera", camera, grid),
-        "bev.fused": dense("bev.fused", fused, grid),
-        "head.heatmap": TapInfo(
-            "head.heatmap", "heatmap", (10, *shape), grid, True, CLASSES, depends_on_images=True
-        ),
-        "head.codes": TapInfo("head.codes", "box_code", (60, *shape), grid, depends_on_images=True),
-    }
+from methods.simdistill_cases import (
+    CASE,
+    GRID,
+    MOVES,
+    PLAIN,
+    TERMS,
+    WEIGHT,
+    Fused,
+    Identity,
+    dense,
+    repeated,
+    scene,
+    student_taps,
+    teacher_taps,
+    values,
+)
 
 
-def student_taps(simulated: int = 3, grid: Grid = GRID) -> dict[str, TapInfo]:
-    return taps(3, 5, grid) | {"bev.simulated": dense("bev.simulated", simulated, grid)}
-
-
-def teacher_taps(lidar: int = 4, grid: Grid = GRID) -> dict[str, TapInfo]:
-    return taps(3, 5, grid) | {"bev.lidar": dense("bev.lidar", lidar, grid, images=False)}
-
-
-class TestSimDistill(MethodContract):
-    section: Mapping[str, Any] = {"type": "simdistill"}
-    student: Mapping[str, TapInfo] = student_taps()
-    teacher: Mapping[str, TapInfo] = teacher_taps()
-    extent = 4.0
-    blind_without_boxes = True
-    perfect_terms = ("intra_modal", "fusion", "quality", "box")
-
-    def perfect(self, step: Step) -> Step:
-        said = {name: target.values.clone() for name, target in step.targets.items()}
-        return replace(step, student={**step.student, **said})
-
-    def test_batch_is_the_mean_of_its_samples(self) -> None:
-        """Of the dense terms; predictions count objects over the batch, so one sample thrice."""
-        method, step = self.build().eval(), self.step(3, matrix=TURN)
-        assert isinstance(method, Method)
-        singles = [values(step.sample(b).run(method)) for b in range(3)]
-        whole = values(step.run(method))
-        for name in ("intra_modal", "cross_modal", "fusion"):
-            mean = sum(single[name] for single in singles) / 3
-            assert whole[name] == pytest.approx(mean, rel=1e-5)
-        assert values(repeated(step.sample(0), 3).run(method)) == pytest.approx(
-            singles[0], rel=1e-5
-        )
-
-
-CASE = TestSimDistill()
-
-
-class Identity(TestSimDistill):
-    """Student and teacher LiDAR maps of equal width meet without an adapter."""
-
-    student: Mapping[str, TapInfo] = student_taps(4)
-
-    def build(self, seed: int = 0) -> Method:
-        method = super().build(seed)
-        method.widen = torch.nn.Identity()
-        return method
-
-
-PLAIN = Identity()
-
-
-def values(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name.rpartition("/")[2]: float(loss.detach()) for name, loss in losses.items()}
-
-
-def repeated(step: Step, times: int) -> Step:
-    """Return a batch of one sample, several times."""
-    student = {name: value.repeat(times, 1, 1, 1) for name, value in step.student.items()}
-    targets = {
-        name: Target(
-            t.values.repeat(times, 1, 1, 1),
-            None if t.region_BYX is None else t.region_BYX.repeat(times, 1, 1),
-        )
-        for name, t in step.targets.items()
-    }
-    labels = step.labels
-    return Step(
-        student,
-        targets,
-        Labels(labels.boxes * times, labels.classes * times, labels.canonical_boxes * times),
-        Align(torch.as_tensor(step.align.matrices_B44).repeat(times, 1, 1)),
-    )
-
-
-def scene(matrix: Any = None, **boxes: tuple[int, float, float]) -> Step:
-    """Return one silent sample with small boxes: name -> (class, x, y)."""
-    align = Align(torch.as_tensor(bev_matrix() if matrix is None else matrix)[None])
-    canonical = torch.tensor(
-        [[x, y, -1.0, 1.0, 1.0, 1.0, 0.3, 2.0, -1.0] for _, x, y in boxes.values()]
-    ).reshape(-1, 9)
-    classes = torch.tensor([k for k, _, _ in boxes.values()], dtype=torch.int64)
-    labels = Labels(align.boxes([canonical]), [classes], [canonical])
-    student = {name: torch.zeros(1, *tap.shape) for name, tap in PLAIN.student.items()}
-    targets = {name: Target(torch.zeros(1, *tap.shape)) for name, tap in PLAIN.teacher.items()}
-    return Step(student, targets, labels, align)
+class TestSimDistill(Fused):
+    pass
 
 
 def test_intra_modal_and_fusion_by_hand() -> None:
@@ -197,7 +101,7 @@ def test_box_by_hand() -> None:
 @pytest.mark.parametrize("matrix", MOVES.values(), ids=MOVES.keys())
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_the_oracle(matrix: Any, seed: int) -> None:
-    case = TestSimDistill()
+    case = Fused()
     case.extent = 6.5  # some boxes lie off the grid in one frame or both
     method = case.build(seed).eval().double()
     step = case.step(2, 9, seed, matrix)
@@ -407,86 +311,3 @@ def test_an_empty_sample_is_silent_about_objects() -> None:
     found = values(step.run(PLAIN.build()))
     assert found["cross_modal"] == found["box"] == 0
     assert found["quality"] > 0  # claims of objects are wrong
-
-
-def built(**changes: TapInfo | TargetSpec) -> None:
-    """Build with some taps or targets replaced; `student_` and `target_` say whose."""
-    specs: dict[str, TargetSpec] = {
-        spec.name: spec
-        for spec in plan(
-            build_method(CASE.section).needs(), CASE.teacher, 1, StoreConfig(), None
-        ).specs
-    }
-    student = dict(CASE.student)
-    for key, value in changes.items():
-        side, _, name = key.partition("_")
-        (student if side == "student" else specs)[name.replace("_", ".")] = value  # type: ignore[assignment]
-    build_method(CASE.section).build(student, specs)
-
-
-def test_every_mismatch_is_named_at_once() -> None:
-    finer = Grid.square(6.0, 0.5)
-    swapped = replace(CASE.student["head.heatmap"], classes=CLASSES[::-1])
-    with pytest.raises(TargetMismatchError) as caught:
-        built(
-            student_bev_camera=dense("bev.camera", 7),
-            student_bev_simulated=dense("bev.simulated", 3, finer),
-            student_head_heatmap=swapped,
-            student_head_codes=replace(CASE.student["head.codes"], kind="dense_bev"),
-            target_bev_lidar=TargetSpec(CASE.teacher["bev.lidar"], "uint8", Region("foreground")),
-            target_bev_fused=TargetSpec(CASE.teacher["head.codes"], "float32"),
-        )
-    said = str(caught.value)
-    for part in (
-        "intra_modal: student tap 'bev.camera' has 7 channels, target 'bev.camera' 3",
-        "cross_modal: student tap 'bev.simulated' lies on",
-        "cross_modal: target 'bev.lidar' is stored on region 'foreground +0 m', the term reads "
-        "'gaussians'",
-        "fusion: target 'bev.fused' is a box_code, expected a dense_bev",
-        "quality: heatmap channels must be car, truck",
-        "box: student tap 'head.codes' is a dense_bev, expected a box_code",
-    ):
-        assert part in said
-    assert said.count("\n- ") == 6
-
-
-def test_larger_regions_serve() -> None:
-    lidar = CASE.teacher["bev.lidar"]
-    both = Region("union", parts=(Region("gaussians"), Region("keypoints", margin=1.6)))
-    for region in (Region(), both):
-        built(target_bev_lidar=TargetSpec(lidar, "uint8", region))
-    with pytest.raises(TargetMismatchError, match="stored on region 'centres'"):
-        built(target_bev_fused=TargetSpec(CASE.teacher["bev.fused"], "uint8", Region("centres")))
-
-
-def test_plan_at_paper_size() -> None:
-    """Views where the pixels decide, the LiDAR map once; alignment classes; bytes."""
-    grid = Grid.square(54.0, 0.6)
-    paper = {
-        "bev.camera": dense("bev.camera", 80, grid),
-        "bev.fused": dense("bev.fused", 256, grid),
-        "bev.lidar": dense("bev.lidar", 256, grid, images=False),
-    }
-    paper = {**taps(1, 1, grid), **paper}
-    needs = build_method(CASE.section).needs()
-    turns = AugmentConfig(bev_rotation=0.39, bev_scale=(0.95, 1.05), bev_flip_x=True)
-    chosen = plan(needs, paper, 1, StoreConfig(), turns)
-    assert {spec.name: (spec.codec, str(spec.region), spec.alignment) for spec in chosen.specs} == {
-        "bev.camera": ("uint8", "all", "aligned"),
-        "bev.lidar": ("uint8", "gaussians", "aligned"),
-        "bev.fused": ("uint8", "all", "aligned"),
-        "head.heatmap": ("float16", "all", "aligned"),
-        "head.codes": ("float32", "centres", "exact"),
-    }
-    pixels = AugmentConfig(image_flip=True)
-    found = {
-        spec.name: spec.alignment for spec in plan(needs, paper, 1, StoreConfig(), pixels).specs
-    }
-    assert found.pop("bev.lidar") == "exact"
-    assert set(found.values()) == {"approximate"}
-    views = {
-        spec.name: spec.alignment
-        for spec in plan(needs, paper, 1, StoreConfig(views=2), pixels).specs
-    }
-    assert views.pop("bev.lidar") == "exact"
-    assert {views[f"{name}.view{v}"] for name in found for v in (1, 2)} == {"replay"}
