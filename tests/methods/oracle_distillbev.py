@@ -110,8 +110,12 @@ def sample_terms(
     heat_KYX: Array | None,
     kernel: Array,
     bias: float,
+    both_look: bool = True,
 ) -> dict[str, float]:
-    """Return the terms of one sample, weighted, not divided by the batch size."""
+    """Return the terms of one sample, weighted, not divided by the batch size.
+
+    With `both_look` attention is that of teacher and student averaged, else the teacher's.
+    """
     num_channels = len(teacher_CYX)
     known = [
         box
@@ -138,6 +142,8 @@ def sample_terms(
         return [sum(abs(v or 0.0) for v in own) / num_channels / TAU for own in values]
 
     focus_far, focus_near = softmax(energy(far)), softmax(energy(near))
+    if not both_look:
+        focus_near = focus_far
     focus = [num * (a + b) / 2 for a, b in zip(focus_far, focus_near, strict=True)]
     kappa = softmax([sum(abs(own[c]) for own in far) / num / TAU for c in range(num_channels)])
     owner: list[Array | None] = []

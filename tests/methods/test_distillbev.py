@@ -10,107 +10,37 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import dequantize, encode
-from bevcask.config import StoreConfig, build_config
 from bevcask.detectors.base import Labels
-from bevcask.errors import ConfigError, TargetMismatchError
-from bevcask.geometry import CLASSES, Grid, bev_matrix
-from bevcask.groups import load_group
-from bevcask.methods import build_method
-from bevcask.methods.adapters import Adapter
-from bevcask.methods.base import Method, Target
-from bevcask.methods.distillbev import DistillBEV, attention, channel_attention
-from bevcask.targets.align import Align, same_cells
-from bevcask.targets.plan import plan
+from bevcask.geometry import Grid, bev_matrix
+from bevcask.methods.base import Target
+from bevcask.methods.distillbev import attention, channel_attention
+from bevcask.targets.align import Align
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
-from contracts.method import FLIP, TURN, MethodContract, Step
-from methods.oracle_distillbev import sample_terms
-
-GRID = Grid.square(6.0, 1.0)
-WIDE = Grid.square(8.0, 1.0)
-CHANNELS = 3
-TERMS = ("foreground", "background", "false_positive", "spatial")
-
-
-def dense(name: str, channels: int, grid: Grid) -> TapInfo:
-    return TapInfo(name, "dense_bev", (channels, *grid.shape_YX), grid, nonnegative=True)
-
-
-def heatmap(grid: Grid) -> TapInfo:
-    return TapInfo("head.heatmap", "heatmap", (10, *grid.shape_YX), grid, True, CLASSES)
-
-
-class TestDistillBEV(MethodContract):
-    section: Mapping[str, Any] = {"type": "distillbev"}
-    student: Mapping[str, TapInfo] = {
-        "bev.block1": dense("bev.block1", 4, GRID.coarsen(2)),
-        "bev.block2": dense("bev.block2", 5, GRID.coarsen(4)),
-        "bev.neck": dense("bev.neck", 6, GRID),
-    }
-    teacher: Mapping[str, TapInfo] = {
-        "bev.block1": dense("bev.block1", 3, GRID),
-        "bev.block2": dense("bev.block2", 4, GRID.coarsen(2)),
-        "bev.neck": dense("bev.neck", 5, GRID),
-        "head.heatmap": heatmap(GRID),
-        "head.boxes": TapInfo("head.boxes", "box_set", (500, 11), classes=CLASSES),
-    }
+from contracts.method import FLIP, TURN
+from methods.distillbev_cases import (
+    CHANNELS,
+    MOVES,
+    ONE,
+    TERMS,
+    WIDE,
+    OneLevel,
+    ThreeLevels,
+    delta,
+    dense,
+    heatmap,
+    oracle,
+    set_kernel,
+    values,
+    wider,
+)
 
 
-class TestOneLevel(MethodContract):
-    """One level without an adapter: the student's map meets the teacher's directly."""
-
-    section: Mapping[str, Any] = {
-        "type": "distillbev",
-        "levels": [
-            {
-                "name": "neck",
-                "student": "bev.neck",
-                "teacher": "bev.neck",
-                "adapter": "identity",
-                "false_positives": True,
-            }
-        ],
-    }
-    student: Mapping[str, TapInfo] = {"bev.neck": dense("bev.neck", CHANNELS, WIDE)}
-    teacher: Mapping[str, TapInfo] = {
-        "bev.neck": dense("bev.neck", CHANNELS, WIDE),
-        "head.heatmap": heatmap(WIDE),
-    }
-    perfect_terms = ("foreground", "background", "false_positive")
-    extent = 8.5
-
-    def perfect(self, step: Step) -> Step:
-        return replace(step, student={"bev.neck": step.targets["bev.neck"].values.clone()})
-
-    def test_shipped_configuration_is_the_default(self) -> None:
-        assert build_method({"type": "distillbev"}).needs() != build_method(self.section).needs()
+class TestThreeLevels(ThreeLevels):
+    pass
 
 
-ONE = TestOneLevel()
-
-
-def wider(channels: int) -> TestOneLevel:
-    """Return the one-level case with other channels on both sides."""
-    case = TestOneLevel()
-    case.student = {"bev.neck": dense("bev.neck", channels, WIDE)}
-    case.teacher = {**case.teacher, "bev.neck": dense("bev.neck", channels, WIDE)}
-    return case
-
-
-def set_kernel(method: Method, kernel: Tensor, bias: float = 0.0) -> None:
-    convolution = method.get_submodule("levels.neck.smooth")
-    with torch.no_grad():
-        convolution.weight.copy_(kernel.reshape(1, 1, 3, 3))
-        convolution.bias.fill_(bias)
-
-
-def delta() -> Tensor:
-    kernel = torch.zeros(3, 3)
-    kernel[1, 1] = 1
-    return kernel
-
-
-def values(losses: dict[str, Tensor]) -> dict[str, float]:
-    return {name.rpartition("/")[2]: float(loss.detach()) for name, loss in losses.items()}
+class TestOneLevel(OneLevel):
+    pass
 
 
 def test_every_term_by_hand() -> None:
@@ -156,41 +86,6 @@ def test_channel_attention_by_hand() -> None:
     torch.testing.assert_close(channel_attention(map_BCYX, valid, 0.5), torch.tensor([[1.5, 0.5]]))
 
 
-def oracle(method: Method, step: Step, reach: Grid = WIDE, target: Grid = WIDE) -> dict[str, float]:
-    def plain(grid: Grid) -> tuple[float, float, float, int, int]:
-        return grid.x_min, grid.y_min, grid.cell, grid.num_x, grid.num_y
-
-    convolution = method.get_submodule("levels.neck.smooth")
-    total = dict.fromkeys(TERMS, 0.0)
-    batch_size = len(step.align)
-    for b in range(batch_size):
-        terms = sample_terms(
-            step.student["bev.neck"][b].detach().double().numpy(),
-            plain(reach),
-            plain(reach),
-            step.targets["bev.neck"].values[b].double().numpy(),
-            plain(target),
-            step.align.matrices_B44[b],
-            step.labels.boxes[b].double().numpy(),
-            step.labels.canonical_boxes[b].double().numpy(),
-            step.targets["head.heatmap"].values[b].double().numpy(),
-            convolution.weight[0, 0].detach().double().numpy(),
-            float(convolution.bias.detach()),
-        )
-        for name, value in terms.items():
-            total[name] += value / batch_size
-    return total
-
-
-MOVES = {
-    "clean": bev_matrix(),
-    "flip": bev_matrix(flip_x=True),
-    "quarter": bev_matrix(math.pi / 2, flip_y=True),
-    "turn": TURN,
-    "hard": bev_matrix(-0.3925, 0.95, True, True),
-}
-
-
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("seed", range(2))
 def test_against_the_loop_oracle(move: str, seed: int) -> None:
@@ -208,7 +103,7 @@ def test_against_the_loop_oracle(move: str, seed: int) -> None:
 def test_oracle_on_grids_of_another_size(move: str) -> None:
     """A student that is finer and narrower than 0.8 m targets; cells beyond it count nowhere."""
     target, narrow = Grid.square(6.4, 0.8), Grid.square(5.0, 0.5)
-    case = TestOneLevel()
+    case = OneLevel()
     case.student = {"bev.neck": dense("bev.neck", CHANNELS, narrow)}
     case.teacher = {
         "bev.neck": dense("bev.neck", CHANNELS, target),
@@ -330,103 +225,3 @@ def test_false_positives_are_the_stored_bits() -> None:
     for target in (whole, blurred):
         step.targets["head.heatmap"] = target
         assert values(step.run(method)) == expected
-
-
-def test_heatmap_is_not_asked_for_without_use() -> None:
-    level = {"name": "a", "student": "x", "teacher": "y"}
-    method = build_method({"type": "distillbev", "levels": [level]})
-    assert [need.role for need in method.needs()] == ["a"]
-    needs = build_method({"type": "distillbev"}).needs()
-    assert [(need.role, need.normaliser, need.region.name) for need in needs] == [
-        ("block1", "all", "all"),
-        ("block2", "all", "all"),
-        ("neck", "all", "all"),
-        ("confidence", "region", "confident"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher"),
-    [("bevdepth_tiny", "centerpoint_tiny"), ("bevdepth_r50", "centerpoint")],
-)
-def test_shipped_detectors_meet(student: str, teacher: str) -> None:
-    near, far = (
-        plugin.describe_taps(config)  # type: ignore[attr-defined]
-        for plugin, config in (
-            build_config("detector", load_group(group, name)["detector"], group)
-            for group, name in (("student", student), ("teacher", teacher))
-        )
-    )
-    method = build_method(load_group("method", "distillbev"))
-    specs = {spec.name: spec for spec in plan(method.needs(), far, 1, StoreConfig(), None).specs}
-    method.build(near, specs)
-    for name in ("block1", "block2", "neck"):
-        adapter = method.get_submodule(f"levels.{name}.adapter")
-        assert isinstance(adapter, Adapter)
-        assert same_cells(adapter.grid, specs[f"bev.{name}"].tap.grid)  # type: ignore[arg-type]
-
-
-def test_published_settings() -> None:
-    config = DistillBEV.Config()
-    assert (config.foreground, config.background) == (6e-3, 4e-2)
-    assert (config.false_positive, config.spatial) == (6e-2, 2.5e-3)
-    assert (config.temperature, config.threshold) == (0.5, 0.1)
-
-
-def test_level_names_must_differ() -> None:
-    level = {"name": "a", "student": "x", "teacher": "y"}
-    with pytest.raises(ConfigError, match="level names must differ, got a, a"):
-        build_method({"type": "distillbev", "levels": [level, level]})
-    with pytest.raises(ConfigError, match="Did you mean 'background'"):
-        build_method({"type": "distillbev", "backgroud": 1.0})
-
-
-def test_mismatches_are_collected() -> None:
-    case = TestDistillBEV()
-    specs = case.specs()
-    specs["bev.block1"] = replace(specs["bev.block1"], region=Region("confident", 0.1))
-    specs["bev.block2"] = TargetSpec(dense("bev.block2", 4, Grid.square(6.0, 0.7)), "float32")
-    coarse = TargetSpec(heatmap(GRID.coarsen(2)), "uint8", Region("confident", 0.3))
-    specs["head.heatmap"] = coarse
-    student: Mapping[str, TapInfo] = {
-        **case.student,
-        "bev.neck": replace(case.student["bev.neck"], kind="heatmap"),
-    }
-    with pytest.raises(TargetMismatchError) as caught:
-        build_method(case.section).build(student, specs)
-    message = str(caught.value)
-    for words in (
-        "stored on region 'confident'; attention runs over all cells",
-        "does not divide into cells of 0.7 m",
-        "student tap 'bev.neck' is a heatmap",
-        "the threshold 0.1 must have been decided in float32",
-        "false positives need the heatmap on the level's own cells",
-    ):
-        assert words in message
-    assert message.count("\n- ") == 5
-
-
-@pytest.mark.parametrize(
-    ("region", "codec", "accepted"),
-    [
-        (Region("confident", 0.1), "uint8", True),
-        (Region("confident", 0.2), "uint8", False),
-        (Region(), "float32", True),
-        (Region(), "float16", False),
-    ],
-)
-def test_heatmap_must_keep_the_decision(region: Region, codec: Any, accepted: bool) -> None:
-    specs = ONE.specs()
-    specs["head.heatmap"] = TargetSpec(TestOneLevel.teacher["head.heatmap"], codec, region)
-    method = build_method(TestOneLevel.section)
-    if accepted:
-        method.build(TestOneLevel.student, specs)
-    else:
-        with pytest.raises(TargetMismatchError, match="decided in float32"):
-            method.build(TestOneLevel.student, specs)
-
-
-def test_identity_needs_equal_channels() -> None:
-    student: Mapping[str, TapInfo] = {"bev.neck": dense("bev.neck", CHANNELS + 1, WIDE)}
-    with pytest.raises(TargetMismatchError, match=r"equal channels, student 4, teacher 3"):
-        build_method(TestOneLevel.section).build(student, ONE.specs())

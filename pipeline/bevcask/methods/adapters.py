@@ -23,14 +23,19 @@ class Adapter(nn.Module):
             conv with bias, no BN) or `identity` (channels must agree).
         student: the student's tap, a dense_bev or heatmap.
         target: the teacher's tap.
+        align_corners: stretch corner to corner, as the released code does, which shifts the map by
+            up to half a coarse cell; otherwise every value keeps its place in metres.
 
     Attributes:
         grid: where the adapted map lies: the student's range at the target's cell size, or the
             student's own grid where that is as fine already.
     """
 
-    def __init__(self, name: AdapterName, student: TapInfo, target: TapInfo) -> None:
+    def __init__(
+        self, name: AdapterName, student: TapInfo, target: TapInfo, align_corners: bool = False
+    ) -> None:
         super().__init__()
+        self._align_corners = align_corners
         assert student.grid is not None
         assert target.grid is not None
         self.grid = adapted_grid(student.grid, target.grid)
@@ -49,14 +54,13 @@ class Adapter(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, map_BCYX: Tensor) -> Tensor:
-        """Map (B, C_student, Y_student, X_student) to (B, C_target, *grid.shape_YX).
-
-        Upsampling keeps every value at its place in metres (align_corners=False); the released code
-        stretches corner to corner, which shifts the map by up to half a coarse cell.
-        """
+        """Map (B, C_student, Y_student, X_student) to (B, C_target, *grid.shape_YX)."""
         if tuple(map_BCYX.shape[2:]) != self.grid.shape_YX:
             map_BCYX = functional.interpolate(
-                map_BCYX, size=self.grid.shape_YX, mode="bilinear", align_corners=False
+                map_BCYX,
+                size=self.grid.shape_YX,
+                mode="bilinear",
+                align_corners=self._align_corners,
             )
         adapted: Tensor = self.layers(map_BCYX)
         return adapted

@@ -4,15 +4,23 @@ Everything is drawn from ground truth in the canonical frame at canonical cell c
 targets as they are stored. DistillBEV, ICCV 2023; formulas in methods/README.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from bevcask.detectors.base import Labels
 from bevcask.geometry import Grid
+from bevcask.targets.align import Align
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.region import footprint, sample_of_box
+
+Claimant = Literal["teacher", "student", "student_alone", "union"]
+Owner = Callable[[list[Tensor], Grid], tuple[Tensor, Tensor]]
+"""Says which cells belong to a box, and the scale of its owner, as `foreground` does."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Regions:
 
     Attributes:
         foreground_BYX: bool, cells of ground-truth boxes, found by the teacher or not.
-        false_positive_BYX: bool, cells where the teacher alone is confident.
+        false_positive_BYX: bool, cells where a detector alone is confident.
         background_BYX: bool, the valid rest.
         box_scale_BYX: float32, 1 / sqrt(box area in cells) on foreground cells, else 0.
     """
@@ -96,18 +104,19 @@ def split(
     valid_BYX: Tensor,
     confident_BYX: Tensor | None,
     threshold: float,
+    owner: Owner = foreground,
 ) -> Regions:
-    """Part the valid cells into foreground, teacher's false positives and background.
+    """Part the valid cells into foreground, false positives and background.
 
     Args:
         boxes: per sample (N, 9), canonical frame, from `boxes_in_reach`.
         grid: the target's grid.
         valid_BYX: cells the student can be read at.
-        confident_BYX: bool, the teacher's highest heatmap exceeds the threshold; None at levels
-            without false positives.
+        confident_BYX: bool, where an object is claimed; None at levels without false positives.
         threshold: a cell near ground truth (its Gaussian at least this) is no false positive.
+        owner: which cells are foreground.
     """
-    foreground_BYX, scale_BYX = foreground(boxes, grid)
+    foreground_BYX, scale_BYX = owner(boxes, grid)
     foreground_BYX = foreground_BYX & valid_BYX
     scale_BYX = scale_BYX * valid_BYX
     if confident_BYX is None:
@@ -120,6 +129,43 @@ def split(
     return Regions(foreground_BYX, false_positive_BYX, background_BYX, scale_BYX)
 
 
+def claims(by: Claimant, teacher_BYX: Tensor | None, student_BYX: Tensor | None) -> Tensor:
+    """Return where an object is claimed, bool (B, Y, X), by whom it counts.
+
+    Args:
+        by: `student_alone`: where the teacher is silent; `union`: by either.
+        teacher_BYX: bool, where the teacher is confident; unused by `student`.
+        student_BYX: bool, where the student is; unused by `teacher`.
+    """
+    if teacher_BYX is None or student_BYX is None:
+        [one_BYX] = [mask for mask in (teacher_BYX, student_BYX) if mask is not None]
+        return one_BYX
+    return student_BYX & ~teacher_BYX if by == "student_alone" else student_BYX | teacher_BYX
+
+
+def moved_mask(mask_BYX: Tensor, align: Align, source: Grid, target: Grid) -> Tensor:
+    """Return a student's mask at canonical cells: where interpolation finds more than half of it.
+
+    The threshold is taken before cells move, so that narrow peaks are not lost in between.
+    """
+    read_B1YX, valid_BYX = align.cells(mask_BYX[:, None].float(), source, target)
+    return (read_B1YX[:, 0] > 0.5) & valid_BYX
+
+
 def share(mask_BYX: Tensor) -> Tensor:
     """Return 1 / |mask| on the cells of a mask, float32; zero for a sample whose mask is empty."""
     return mask_BYX / mask_BYX.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+def component_share(mask_BYX: Tensor) -> Tensor:
+    """Return 1 / |component| on the cells of a mask, float32; components join along edges.
+
+    Components are found on the host.
+    """
+    shares = []
+    for mask_YX in mask_BYX.cpu().numpy():
+        component_YX = torch.from_numpy(ndimage.label(mask_YX)[0]).long()
+        share_M = component_YX.flatten().bincount().float().reciprocal()
+        share_M[0] = 0  # outside
+        shares.append(share_M[component_YX])
+    return torch.stack(shares).to(mask_BYX.device)

@@ -16,7 +16,8 @@ from bevcask import config as configuration
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES, Grid
-from bevcask.methods.base import Method, Target, full_precision
+from bevcask.methods import compat
+from bevcask.methods.base import Method, Mode, Target, full_precision, require_unmoved
 from bevcask.methods.regions import in_reach
 from bevcask.registry import suggest
 from bevcask.targets.align import Align, same_cells
@@ -46,6 +47,7 @@ class SimDistill(Method):
     class Config(configuration.Config):
         """Settings; weights are those of the released code."""
 
+        mode: Mode = Field("clean", description="clean | compat (released bugs; tests only)")
         camera: str = Field("bev.camera", description="tap of both: camera map in BEV")
         simulated: str = Field("bev.simulated", description="student tap: simulated LiDAR map")
         lidar: str = Field("bev.lidar", description="teacher tap: LiDAR map")
@@ -67,18 +69,20 @@ class SimDistill(Method):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self._compat = config.mode == "compat"
         self._grids: dict[str, Grid] = {}
         self.widen: nn.Module = nn.Identity()
 
     @property
     def _pairs(self) -> list[Pair]:
         config = self.config
+        codes = Region("all" if self._compat else "centres")  # compat reads cell (0, 0) too
         return [
             Pair("intra_modal", config.camera, config.camera),
             Pair("cross_modal", config.simulated, config.lidar, region=Region("gaussians")),
             Pair("fusion", config.fused, config.fused),
             Pair("quality", config.heatmap, config.heatmap, "heatmap"),
-            Pair("box", config.codes, config.codes, "box_code", Region("centres")),
+            Pair("box", config.codes, config.codes, "box_code", codes),
         ]
 
     def needs(self) -> list[Need]:
@@ -130,7 +134,12 @@ class SimDistill(Method):
         """Return `simdistill/TERM`: intra_modal, cross_modal, fusion, quality, box.
 
         The adapter runs under the caller's autocast, the losses in float32.
+
+        Raises:
+            TargetMismatchError: mode `compat` meets BEV augmentation.
         """
+        if self._compat:
+            require_unmoved(align, "simdistill (mode=compat)")
         near = {pair.role: student[pair.student] for pair in self._pairs}
         far = {pair.role: targets[pair.teacher].values for pair in self._pairs}
         near["cross_modal"] = self.widen(near["cross_modal"])
@@ -161,6 +170,8 @@ class SimDistill(Method):
 
     def _quality(self, near_BKYX: Tensor, far_BKYX: Tensor, align: Align) -> Tensor:
         """Compare in the student's frame, on the cells the teacher's map covers."""
+        if self._compat:
+            return compat.quality_focal(near_BKYX, far_BKYX)
         grid = self._grids["quality"]
         moved_BKYX = align.heatmap(far_BKYX, grid, grid)
         _, known_BYX = align.inverse().cells(far_BKYX[:, :1], grid, grid)
@@ -169,6 +180,9 @@ class SimDistill(Method):
     def _box(self, near_BCYX: Tensor, far_BCYX: Tensor, labels: Labels, align: Align) -> Tensor:
         """Compare codes at box centres: each task group's mean over its objects, summed."""
         grid = self._grids["box"]
+        weight_E = near_BCYX.new_tensor([1.0] * (CODE_SIZE - 2) + [self.config.velocity] * 2)
+        if self._compat:
+            return compat.box(near_BCYX, far_BCYX, labels, grid, weight_E, _BETA)
         keep_N = torch.cat(in_reach(labels, grid, grid))
         sample_N = sample_of_box(labels.boxes, keep_N.device)[keep_N]
         class_N = torch.cat(labels.classes)[keep_N]
@@ -178,7 +192,6 @@ class SimDistill(Method):
         said_NE = read_codes(far_BCYX, sample_N, task_N, there_N2)
         target_NE = align.codes(said_NE, sample_N, there_N2, here_N2, grid)
         own_NE = read_codes(near_BCYX, sample_N, task_N, here_N2)
-        weight_E = own_NE.new_tensor([1.0] * (CODE_SIZE - 2) + [self.config.velocity] * 2)
         error_NE = functional.smooth_l1_loss(own_NE, target_NE, reduction="none", beta=_BETA)
         count_T = torch.bincount(task_N, minlength=len(TASKS))
         return ((error_NE * weight_E).sum(1) / count_T[task_N]).sum()

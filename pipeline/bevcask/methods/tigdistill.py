@@ -17,7 +17,8 @@ from bevcask import config as configuration
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, transform_points
-from bevcask.methods.base import Method, Target, full_precision
+from bevcask.methods import compat
+from bevcask.methods.base import Method, Mode, Target, full_precision, require_unmoved
 from bevcask.methods.regions import boxes_in_reach
 from bevcask.methods.tigdistill_depth import expected_depth, inner_depth
 from bevcask.registry import suggest
@@ -34,6 +35,7 @@ class TiGDistill(Method):
     class Config(configuration.Config):
         """Settings; defaults are those of the released BEVDet-R50 and BEVDepth4D scripts."""
 
+        mode: Mode = Field("clean", description="clean | compat (released bugs; tests only)")
         student: str = Field("bev.neck", description="student tap, a dense_bev")
         teacher: str = Field("bev.neck", description="teacher tap, a dense_bev")
         depth: str = Field("image.depth", description="student tap, depth probabilities with bins")
@@ -56,6 +58,7 @@ class TiGDistill(Method):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self._compat = config.mode == "compat"
         self._near: Grid | None = None
         self._far: Grid | None = None
         self.widen: nn.Module = nn.Identity()
@@ -63,7 +66,7 @@ class TiGDistill(Method):
 
     def needs(self) -> list[Need]:
         margin = self.config.margin / self.config.smallest_scale
-        region = Region("keypoints", margin=margin)
+        region = Region() if self._compat else Region("keypoints", margin=margin)
         points = [Need("points", PIXELS.name, PIXELS.kind)] if self.config.inner_depth else []
         return [Need("neck", self.config.teacher, "dense_bev", region), *points]
 
@@ -97,7 +100,8 @@ class TiGDistill(Method):
         self._near, self._far = near.grid, far.tap.grid
         self.widen = nn.Linear(near.shape[0], far.tap.shape[0])
         if self.config.inner_depth:
-            self.bins_D = torch.tensor(student[self.config.depth].bins)
+            bins_D = torch.tensor(student[self.config.depth].bins)
+            self.bins_D = compat.lower_edges(bins_D) if self._compat else bins_D
 
     def _depth_problems(
         self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
@@ -131,8 +135,10 @@ class TiGDistill(Method):
 
         Raises:
             TargetMismatchError: the augmentation shrinks more than `smallest_scale`; the student
-                has no images.
+                has no images; mode `compat` meets BEV augmentation or a sample without boxes.
         """
+        if self._compat:
+            require_unmoved(align, "tigdistill (mode=compat)")
         terms = self._features(student, targets, labels, align)
         if self.config.inner_depth:
             depth = self._depth(student[self.config.depth], targets[PIXELS.name], align)
@@ -142,6 +148,8 @@ class TiGDistill(Method):
     def _depth(self, probabilities_BVDHW: Tensor, points: Target, align: Align) -> Tensor:
         """Return the inner-depth loss before its weight."""
         height, width = probabilities_BVDHW.shape[-2:]
+        if self._compat:
+            align = compat.whole_strides(align, height)
         depth_BVHW, box_BVHW = align.pixels(points, (height, width), self.config.depth_range)
         with torch.autocast(probabilities_BVDHW.device.type, enabled=False):
             expected_BVHW = expected_depth(full_precision(probabilities_BVDHW), self.bins_D)
@@ -166,6 +174,8 @@ class TiGDistill(Method):
         self._require_covered(align, targets[self.config.teacher].region_BYX is not None)
         back = align.inverse()
         kept = align.boxes(boxes_in_reach(labels, self._near, self._far))
+        if self._compat:
+            compat.require_boxes(kept)
         touched = torch.stack([t.sum() for t in (map_BCYX, *self.widen.parameters())])
         sums = (0 * touched).sum().expand(2)  # every step has the same graph, boxes or none
         with torch.autocast(map_BCYX.device.type, enabled=False):
@@ -203,8 +213,9 @@ class TiGDistill(Method):
         """Return the sums over N boxes of both terms, (2,): rows averaged, columns summed."""
         assert self._near is not None
         assert self._far is not None
-        own_NKC, own_NK = read_points(map_CYX, self._near, points_NK2)
-        his_NKC, his_NK = read_points(teacher_CYX, self._far, origin_NK2)
+        read = compat.read_points if self._compat else read_points
+        own_NKC, own_NK = read(map_CYX, self._near, points_NK2)
+        his_NKC, his_NK = read(teacher_CYX, self._far, origin_NK2)
         both_NK1 = (own_NK & his_NK)[..., None]
         own_NKC, his_NKC = own_NKC * both_NK1, his_NKC * both_NK1
         wide_NKC = self.widen(own_NKC) * both_NK1
