@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bevcask.config import RunConfig
-from bevcask.detectors.weights import save_weights
+from bevcask.detectors.weights import halve, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command
 from bevcask.teachers import build_teacher
@@ -38,13 +38,17 @@ def run(config: RunConfig) -> dict[str, Any]:
             f"run={folder.path} has no checkpoint: neither {folder.best} nor {folder.last}. Train "
             "with `bevcask student-distill`, or give student.checkpoint=FILE.ckpt."
         )
-    return export(source, Path(config.out))
+    return export(source, Path(config.out), config.half)
 
 
 def _convert(config: RunConfig, out: Path) -> dict[str, Any]:
     """Write a teacher's weights, under the names its detector gives them."""
     weights = build_teacher(config.teacher, config.seed).weights()
-    save_weights(weights, out, {"made_by": command(), "from": config.teacher.checkpoint})
+    save_weights(
+        halve(weights) if config.half else weights,
+        out,
+        {"made_by": command(), "from": config.teacher.checkpoint},
+    )
     return {
         "out": str(out),
         "checkpoint": config.teacher.checkpoint,

@@ -253,6 +253,9 @@ class RunConfig(Config):
     sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
     picture: str | None = Field(None, description="inspect: write the picture to this PNG")
     out: str | None = Field(None, description="export: write the weights to this file")
+    half: bool = Field(
+        False, description="export: write float16, which any detector here loads as float32"
+    )
     check: Literal["bytes", "meaning"] = Field(
         "bytes", description="verify: the digest of every file; meaning: values and frames too"
     )

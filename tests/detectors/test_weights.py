@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from bevcask.detectors.weights import (
+    halve,
     identify,
     load_weights,
     read_note,
     read_tensors,
+    read_weights,
     save_weights,
 )
 from bevcask.errors import CheckpointError
@@ -65,3 +67,17 @@ def test_identity_is_the_same_inside_a_wrapper() -> None:
     own = nn.Linear(3, 2).state_dict()
     assert identify(own) == identify({f"network.{name}": t for name, t in own.items()})
     assert identify(own) != identify({name: t + 1 for name, t in own.items()})
+
+
+def test_half_precision_files_are_the_network_they_load_into(tmp_path: Path) -> None:
+    source = nn.BatchNorm2d(3)
+    source.running_var.fill_(1 / 3)  # type: ignore[union-attr]
+    save_weights(halve(source.state_dict()), tmp_path / "half.safetensors", {})
+    loaded = nn.BatchNorm2d(3)
+    load_weights(loaded, tmp_path / "half.safetensors")
+    stored = read_weights(tmp_path / "half.safetensors")
+    assert stored["running_var"].dtype == torch.float16
+    assert loaded.running_var.dtype == torch.float32  # type: ignore[union-attr]
+    assert identify(stored) == identify(loaded.state_dict()) != identify(source.state_dict())
+    with pytest.raises(CheckpointError, match="cannot hold running_var"):
+        halve({"running_var": torch.tensor([1e5])})

@@ -57,6 +57,18 @@ def test_named_checkpoint_is_written(
     assert torch.equal(load_file(out)["count"], state["student.count"] + 9)
 
 
+def test_half_is_half(
+    trained: tuple[Path, dict[str, torch.Tensor]], call: Call, tmp_path: Path
+) -> None:
+    run, state = trained
+    out = tmp_path / "half.safetensors"
+    code, _, err = call("export", str(out), f"run={run}", "half=true")
+    assert code == 0, err
+    written = load_file(out)
+    assert torch.equal(written["head.weight"], (state["student.head.weight"] + 5).half())
+    assert written["count"].dtype == torch.int64
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

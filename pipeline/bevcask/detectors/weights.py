@@ -14,6 +14,7 @@ from bevcask.fingerprint import weights_digest
 NETWORK = "network."
 """Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
 _PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin"})
+_HALVES = (torch.float16, torch.bfloat16)
 _SHOWN = 3
 
 
@@ -87,8 +88,31 @@ def read_tensors(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 
 def identify(tensors: Mapping[str, Tensor]) -> str:
-    """Return the digest of weights, the same for a wrapped model and for its own files."""
-    return weights_digest({name.removeprefix(NETWORK): t for name, t in tensors.items()})
+    """Return the digest of weights as a network holds them.
+
+    The same for a wrapped model and for its own files, and for half-precision files and the
+    float32 network that loads them.
+    """
+    return weights_digest({name.removeprefix(NETWORK): _wide(t) for name, t in tensors.items()})
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALVES else tensor
+
+
+def halve(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in float16.
+
+    Raises:
+        CheckpointError: a value is too large for it.
+    """
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+    lost = [n for n, t in halves.items() if not bool(t.isfinite().all())]
+    if lost:
+        raise CheckpointError(
+            f"float16 cannot hold {', '.join(lost[:_SHOWN])} (above 65,504). Leave half=true out."
+        )
+    return halves
 
 
 def load_weights(module: nn.Module, path: Path, trust: bool = False) -> None:

@@ -12,7 +12,7 @@ from bevcask.catalog import resolve
 from bevcask.config import StudentConfig, build_config
 from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.resnet import ResNet, load_imagenet
-from bevcask.detectors.weights import load_weights, read_note, read_weights, save_weights
+from bevcask.detectors.weights import halve, load_weights, read_note, read_weights, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command, git_revision
 
@@ -150,8 +150,13 @@ def _few(names: list[str]) -> str:
     return (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")) or "none"
 
 
-def export(checkpoint: Path, out: Path) -> dict[str, Any]:
+def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
     """Write the student in a training checkpoint, without adapters, as safetensors.
+
+    Args:
+        checkpoint: of a training.
+        out: the file to write.
+        half: in float16.
 
     Returns:
         The note, and the number of tensors and parameters written.
@@ -166,7 +171,7 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         if name.startswith(_STUDENT)
     }
     note = {**saved["bevcask"], "step": str(saved["global_step"])}
-    save_weights(student, out, note)
+    save_weights(halve(student) if half else student, out, note)
     return {
         "out": str(out),
         "checkpoint": str(checkpoint),

@@ -23,6 +23,7 @@ _STATE = frozenset(
         "sample",
         "picture",
         "out",
+        "half",
         "name",
         "repair",
         "check",
