@@ -74,6 +74,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     teacher = build_teacher(config.teacher, config.seed)
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
+    _mention_virtual_points(frames, teacher)
     method = build_method(config.method)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     if config.dry_run:
@@ -109,6 +110,16 @@ def run(config: RunConfig) -> dict[str, Any]:
         "shards_left": left,
         "reused": reused,
     }
+
+
+def _mention_virtual_points(frames: Frames, teacher: Teacher) -> None:
+    """Say so where virtual points are named that this teacher does not look at."""
+    if frames.virtual_points is not None and not teacher.inputs().virtual_points:
+        _log.warning(
+            "dataset.virtual_points=%s: this teacher sees real points only. A LiDAR detector with "
+            "point_channels 17 (teacher=centerpoint_mvp) sees both.",
+            frames.virtual_points,
+        )
 
 
 def report(url: str, teacher: Teacher, num_frames: int) -> dict[str, Any]:

@@ -107,6 +107,26 @@ def test_other_virtual_points_are_refused(
     assert code == 0, err  # a student reads none
 
 
+def test_the_teacher_can_be_asked_again(
+    own: tuple[str, Path], tiny_world: Path, call: Call
+) -> None:
+    url, _ = own
+    words = words_of(url, tiny_world, None)  # the folder is the extraction's
+    code, out, err = call("verify", *words, "resample=2", "check=meaning", "--json")
+    assert code == 0, err + out
+
+
+def test_a_teacher_that_does_not_look_says_so(
+    folder: Path, tiny_world: Path, call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = words_of(str(tmp_path / "plain.zarr"), tiny_world, folder)
+    call("teacher-extract", *words, "teacher.detector.point_channels=5", "dry_run=true")
+    assert "this teacher sees real points only" in caplog.text
+    caplog.clear()
+    call("teacher-extract", *words, "dry_run=true")
+    assert "real points only" not in caplog.text
+
+
 def test_what_is_missing_is_said(
     folder: Path, tiny_world: Path, call: Call, tmp_path: Path
 ) -> None:

@@ -2,8 +2,7 @@
 
 After Li et al. (2023) as TiGDistill-BEV uses it. The original's stages convolve occupied pillars
 only, by compiled ops; in plain torch every cell takes part (see `blocks.residual`), and pillars are
-dynamic, without a cap on points. A PillarNeXt with its own weights fills a cache through mmdet3d
-instead.
+dynamic, without a cap on points. The original's weights do not fit.
 """
 
 from collections.abc import Sequence
