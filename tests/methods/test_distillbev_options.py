@@ -314,7 +314,7 @@ def test_transformer_line_against_the_oracle() -> None:
 
 def test_transformer_line_refuses_a_moved_map() -> None:
     method, step = memory_step(bev_matrix(flip_y=True))
-    with pytest.raises(TargetMismatchError, match=r"defined without BEV augmentation.*sample 0"):
+    with pytest.raises(TargetMismatchError, match=r"\(unmoved=true\) is defined without.*sample 0"):
         step.run(method)
 
 

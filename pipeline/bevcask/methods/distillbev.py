@@ -88,8 +88,10 @@ class DistillBEV(Method):
         Raises:
             TargetMismatchError: BEV augmentation, where the settings refuse it.
         """
-        if self.config.mode == "compat" or self.config.unmoved:
-            require_unmoved(align, f"distillbev (mode={self.config.mode})")
+        if self.config.mode == "compat":
+            require_unmoved(align, "distillbev (mode=compat)")
+        if self.config.unmoved:
+            require_unmoved(align, "distillbev (unmoved=true)")
         losses: dict[str, Tensor] = {}
         for level in self.config.levels:
             terms = self.levels[level.name](student, targets, labels, align)

@@ -1,4 +1,4 @@
-"""Where a loss looks: foreground, teacher's false positives, background, and their scales.
+"""Where a loss looks: foreground, false positives, background, and their scales.
 
 Everything is drawn from ground truth in the canonical frame at canonical cell centres, so it fits
 targets as they are stored. DistillBEV, ICCV 2023; formulas in methods/README.md.
