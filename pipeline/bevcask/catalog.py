@@ -42,7 +42,7 @@ class CheckpointEntry(Config):
 
     path: str = Field(description="safetensors file; a relative one starts beside the catalog file")
     detector: str = Field(description="name in configs/detector")
-    weights: str = Field(description="weights digest (`fingerprint.weights_digest`), sha256 hex")
+    weights: str = Field(description="weights digest (`detectors.weights.identify`), sha256 hex")
     command: str = Field(description="what made it")
     world: str = Field(description="data it was trained on, and whether that is synthetic")
     metrics: dict[str, float] = Field(default_factory=dict, description="e.g. mAP, NDS")
