@@ -17,6 +17,7 @@ RANKS = {
     "registry": 0,
     "progress": 0,
     "provenance": 0,
+    "tokens": 0,
     "groups": 0.5,
     "config": 1,
     "catalog": 2,

@@ -127,7 +127,7 @@ def test_a_split_of_the_devkit_and_a_custom_one(
     val = select(tiny_world, split="synthetic_val")
     assert len(train) == len(val) == 3
     assert not set(train.scenes) & set(val.scenes)
-    assert train.tokens + val.tokens == select(tiny_world).tokens
+    assert [*train.tokens, *val.tokens] == select(tiny_world).tokens
 
 
 def test_scenes_and_limit_narrow_the_split(tiny_world: Path, select: Select) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.cache.files import Files
-from bevcask.cache.frames import FrameTable, Scenes, Tokens
+from bevcask.cache.frames import FrameTable
 from bevcask.cache.layout import chunk_name
 from bevcask.cache.objects import REPAIR, decode_chunk
 from bevcask.errors import CacheCorruptError
+from bevcask.tokens import Scenes, Tokens
 
 _LATE = {"timestamp": (), "lidar_to_global": (4, 4)}
 """Columns of the frames that are read when they are asked for, float64; their shape in a row."""

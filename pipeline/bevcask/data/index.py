@@ -201,11 +201,6 @@ def tokens_to_bytes(tokens: list[str]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex("".join(tokens)), np.uint8).reshape(-1, 16)
 
 
-def bytes_to_tokens(token_N16: npt.NDArray[np.uint8]) -> list[str]:
-    """Return (n, 16) uint8 as 32-digit hexadecimal tokens."""
-    return [row.tobytes().hex() for row in token_N16]
-
-
 def _require_sensors(nusc: "NuScenes", samples: list[dict[str, Any]]) -> None:
     gaps = [
         f"sample {sample['token']} has no {', '.join(absent)}"

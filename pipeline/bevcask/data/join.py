@@ -86,10 +86,11 @@ def cached_frames(
     Raises:
         TokenNotCachedError: frames have no row and `on_missing` is `raise`, or none has one.
     """
-    known = set(cache.frames.tokens)
-    missing = [token for token in frames.tokens if token not in known]
-    if not missing:
+    known = cache.frames.tokens
+    absent = known.positions(frames.tokens) < 0
+    if not absent.any():
         return frames
+    missing = [frames.tokens[place] for place in np.flatnonzero(absent)]
     said = (
         f"{len(missing)} of {len(frames)} selected frames have no row in the cache of "
         f"{len(known)} frames: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"

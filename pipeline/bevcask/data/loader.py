@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
 from bevcask.data.images import load_image, normalise
-from bevcask.data.index import bytes_to_tokens
 from bevcask.data.lidar import read_points
 from bevcask.data.nuscenes import Frames
 from bevcask.data.pixels import depth_maps, read_pixels
@@ -144,7 +143,7 @@ class SampleReader:
         to_global = index["frame_lidar_to_global"]
         motion = np.linalg.inv(to_global[row]) @ to_global[earlier]
         return Sample(
-            token=bytes_to_tokens(index["frame_token"][earlier : earlier + 1])[0],
+            token=bytes(index["frame_token"][earlier]).hex(),
             bev_aug_44=(drawn.bev_aug @ motion).astype(np.float32),
             **self._cameras(earlier, drawn),
         )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import numpy.typing as npt
 
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
-from bevcask.data.index import SENSORS, FrameIndex, bytes_to_tokens
+from bevcask.data.index import SENSORS, FrameIndex
 from bevcask.data.virtual import virtual_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import Matrix, pose_matrix
 from bevcask.registry import suggest
+from bevcask.tokens import Scenes, Tokens
 
 MAX_SWEEP_GAP = 0.3
 """Seconds. nuScenes scans every 0.05 s; a longer link in a scan's chain of predecessors means that
@@ -43,8 +43,8 @@ class Frames:
         self.index = index
         self.rows = rows
         self.virtual_points = virtual_points
-        self.tokens = bytes_to_tokens(index["frame_token"][rows])
-        self.scenes = [index.scenes[i] for i in index["frame_scene"][rows]]
+        self.tokens = Tokens(index["frame_token"][rows])
+        self.scenes = Scenes(index["frame_scene"][rows], index.scenes)
 
     @classmethod
     def select(cls, dataset: DatasetConfig) -> "Frames":
@@ -106,15 +106,11 @@ class Frames:
         """False for a version without annotations (the test split)."""
         return len(self.index["box_values"]) > 0
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {token: i for i, token in enumerate(self.tokens)}
-
     def __len__(self) -> int:
         return len(self.rows)
 
     def __contains__(self, token: str) -> bool:
-        return token in self._positions
+        return token in self.tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.index, self.rows, self.virtual_points)
@@ -125,23 +121,26 @@ class Frames:
         Raises:
             DataError: the token is not in this selection.
         """
-        if token not in self._positions:
+        return int(self._rows_of([token])[0])
+
+    def _rows_of(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
+        places = self.tokens.positions(tokens)
+        if (places < 0).any():
             raise DataError(
-                f"sample {token!r} is not among the {len(self)} frames selected from "
-                f"{self.index.source}. Check dataset.split, dataset.scenes, dataset.limit."
+                f"sample {tokens[int(np.argmin(places))]!r} is not among the {len(self)} frames "
+                f"selected from {self.index.source}. Check dataset.split, dataset.scenes, "
+                "dataset.limit."
             )
-        return int(self.rows[self._positions[token]])
+        return self.rows[places]
 
     def in_order(self, tokens: Sequence[str]) -> "Frames":
         """Return the frames of these tokens, in this order of tokens; see `row`."""
-        rows = np.array([self.row(token) for token in tokens], np.int64)
-        return Frames(self.index, rows, self.virtual_points)
+        return Frames(self.index, self._rows_of(tokens), self.virtual_points)
 
     def keep(self, tokens: Collection[str]) -> "Frames":
         """Return only the frames with these tokens, in this order of frames."""
-        wanted = set(tokens)
-        rows = self.rows[[token in wanted for token in self.tokens]]
-        return Frames(self.index, rows, self.virtual_points)
+        places = self.tokens.positions(list(tokens))
+        return Frames(self.index, self.rows[np.sort(places[places >= 0])], self.virtual_points)
 
     def previous_row(self, row: int, gap: int) -> int:
         """Return the index row `gap` keyframes before a row, or the first of its scene."""
