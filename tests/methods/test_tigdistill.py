@@ -179,8 +179,9 @@ def test_scale_of_either_map_does_not_matter_to_keypoints() -> None:
     torch.testing.assert_close(step.run(method)["tigdistill/inter_keypoint"], before)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["32", "bf16-mixed"])
 @pytest.mark.parametrize("matrix", [bev_matrix(), FLIP, TURN], ids=["clean", "flip", "turn"])
-def test_sparse_cells_give_the_dense_loss_bitwise(matrix: Any) -> None:
+def test_sparse_cells_give_the_dense_loss_bitwise(matrix: Any, precision: torch.dtype) -> None:
     step = scene(1, 3, matrix)
     dense_BCYX = torch.rand(2, 6, 32, 32)
     region = Region("keypoints", margin=1.6 / 0.95)
@@ -193,7 +194,8 @@ def test_sparse_cells_give_the_dense_loss_bitwise(matrix: Any) -> None:
         ("keypoints", Target(dense_BCYX * mask[:, None], mask)),
     ):
         step.targets = {"bev.neck": target}
-        losses.append(step.run(built(neck(4, COARSE), neck(6, GRID), kind)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            losses.append(step.run(built(neck(4, COARSE), neck(6, GRID), kind)))
     for name in losses[0]:
         assert torch.equal(losses[0][name], losses[1][name])
 

@@ -186,6 +186,16 @@ def test_points_and_boxes_move_in_closed_form() -> None:
     torch.testing.assert_close(box[0, 9:], boxes[0, 9:])
 
 
+def test_metres_do_not_move_in_half_precision() -> None:
+    align = batch(bev_matrix(0.3, 1.04, True, False))
+    boxes = 50 * torch.rand((20, 9)) + 0.1
+    points = 50 * torch.rand((20, 4))
+    exact = align.boxes([boxes]) + align.points([points])
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = align.boxes([boxes]) + align.points([points])
+    assert all(map(torch.equal, seen, exact))
+
+
 def lone_boxes(seed: int) -> torch.Tensor:
     """Boxes at cell centres, nine cells apart, so blobs neither overlap nor fall on an edge."""
     generator = torch.Generator().manual_seed(seed)

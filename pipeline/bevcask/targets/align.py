@@ -146,18 +146,20 @@ class Align:
     def points(self, points: list[Tensor]) -> list[Tensor]:
         """Move canonical points (P, 3 or more) of each sample to the student's frame."""
         self._check_length(len(points))
-        return [
-            transform_points(own, matrix)
-            for own, matrix in zip(points, self.matrices_B44, strict=True)
-        ]
+        with _own_precision(points):
+            return [
+                transform_points(own, matrix)
+                for own, matrix in zip(points, self.matrices_B44, strict=True)
+            ]
 
     def boxes(self, boxes: list[Tensor]) -> list[Tensor]:
         """Move canonical boxes (N, 9 or more) of each sample; columns after the ninth stay."""
         self._check_length(len(boxes))
-        moved = []
-        for own, matrix in zip(boxes, self.matrices_B44, strict=True):
-            moved.append(torch.cat([transform_boxes(own[:, :9], matrix), own[:, 9:]], dim=1))
-        return moved
+        with _own_precision(boxes):
+            return [
+                torch.cat([transform_boxes(own[:, :9], matrix), own[:, 9:]], dim=1)
+                for own, matrix in zip(boxes, self.matrices_B44, strict=True)
+            ]
 
     def codes(
         self,
@@ -266,6 +268,11 @@ class Align:
                 f"{tuple(map_BCYX.shape)}"
             )
         self._check_length(len(map_BCYX))
+
+
+def _own_precision(tensors: list[Tensor]) -> torch.autocast:
+    """Return a context without autocast, which would move metres in half precision."""
+    return torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False)
 
 
 def same_cells(a: Grid, b: Grid) -> bool:

@@ -183,6 +183,24 @@ def test_gradients_reach_everything_once_the_offsets_listen() -> None:
         assert float(own.grad.abs().sum()) > 0, name
 
 
+def test_autocast_moves_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = MapSelfAttention(8, 2, 3, (30, 30))
+    torch.nn.init.normal_(module.attention.offsets.weight)
+    seen: list[Tensor] = []
+
+    def spy(values: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+        seen.append(torch.cat([locations.flatten(), weights.flatten()]))
+        return sum_of_samples(values, locations, weights)
+
+    monkeypatch.setattr(deformable, "sum_of_samples", spy)
+    map_BCYX = torch.randn(1, 8, 30, 30)
+    with torch.no_grad():
+        module(map_BCYX)
+        with torch.autocast("cpu", torch.bfloat16):
+            module(map_BCYX)
+    assert torch.equal(seen[0], seen[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_samples_in_float32(dtype: torch.dtype) -> None:
     module = MapSelfAttention(8, 2, 3, (90, 90))

@@ -117,14 +117,15 @@ class DeformableAttention(nn.Module):
             reference_BQ2: (x, y) of each query, 0 to 1 over the maps.
             maps_BCYX: one map a level.
         """
-        wide = torch.promote_types(query_BQC.dtype, torch.float32)
         shape = (*query_BQC.shape[:2], *self.shape_ALP)
-        offsets_BQALP2 = self.offsets(query_BQC).to(wide).view(*shape, 2)
+        wide_BQC = query_BQC.to(torch.promote_types(query_BQC.dtype, torch.float32))
+        with torch.autocast(query_BQC.device.type, enabled=False):  # places need the digits
+            offsets_BQALP2 = self.offsets(wide_BQC).view(*shape, 2)
+            scores = self.weights(wide_BQC).view(*shape[:3], -1)
         sizes_L2 = offsets_BQALP2.new_tensor([[own.shape[-1], own.shape[-2]] for own in maps_BCYX])
         locations_BQALP2 = (
             reference_BQ2[:, :, None, None, None] + offsets_BQALP2 / sizes_L2[:, None]
         )
-        scores = self.weights(query_BQC).to(wide).view(*shape[:3], -1)
         weights_BQALP = scores.softmax(dim=-1).view(shape)
         values = [self.value(own) for own in maps_BCYX]
         read_BQC: Tensor = self.output(sum_of_samples(values, locations_BQALP2, weights_BQALP))
