@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -133,14 +134,28 @@ def test_last_checkpoint_is_written_once_a_step() -> None:
     assert saved == [2, 4]
 
 
+def test_a_resumed_step_is_not_written_half_done() -> None:
+    saved: list[int] = []
+    trainer: Any = SimpleNamespace(max_steps=12, global_step=4)
+    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
+    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=0)
+    last.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for global_step in (4, 5, 5, 6):
+        trainer.global_step = global_step
+        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert saved == [6]
+
+
 def test_average_forgets_its_first_weights_soon() -> None:
     module = nn.BatchNorm1d(1)
-    average = MovingAverage(decay=0.5)
+    module.register_buffer("constant", torch.tensor([0.1]), persistent=False)
+    average = MovingAverage(decay=0.5, device=torch.device("cpu"))
     average.setup(None, SimpleModule(module), "fit")  # type: ignore[arg-type]
     expected = 0.0
     for count, value in enumerate((3.0, 7.0, -2.0)):
         module.weight.data.fill_(value)
         module.running_mean.fill_(10 * value)  # type: ignore[union-attr]
+        module.num_batches_tracked.fill_(count)  # type: ignore[union-attr]
         trainer: Any = SimpleNamespace(global_step=count + 1)
         average.on_train_batch_end(trainer, SimpleModule(module), None, None, 0)  # type: ignore[arg-type]
         kept = 0.5 * (1 - math.exp(-count / 2000))
@@ -150,6 +165,8 @@ def test_average_forgets_its_first_weights_soon() -> None:
     assert averaged.weight.item() == pytest.approx(expected)
     assert averaged.running_mean.item() == pytest.approx(10 * expected)
     assert expected != pytest.approx(-2.0, rel=1e-5)
+    assert averaged.num_batches_tracked.item() == 2
+    assert torch.equal(averaged.constant, module.constant)
 
 
 def test_bar_is_on_stderr_with_the_loss(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,14 @@ def test_diverged_weights_are_never_kept() -> None:
         diverged.on_save_checkpoint({})
 
 
+def test_weights_that_an_earlier_batch_of_the_step_broke_are_not_kept() -> None:
+    diverged = module()
+    diverged._loss = torch.tensor(1.0)
+    diverged.student.weight.data[0, 0] = math.nan
+    with pytest.raises(DivergedError, match=r"student\.weight not finite"):
+        diverged.on_save_checkpoint({})
+
+
 def test_random_state_goes_on_at_the_first_step() -> None:
     first = module()
     torch.manual_seed(5)

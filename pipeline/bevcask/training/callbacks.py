@@ -8,6 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from torch import Tensor
@@ -109,6 +110,9 @@ class LastCheckpoint(Checkpoint):
         self._validate_every = validate_every
         self._saved = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -127,18 +131,22 @@ class MovingAverage(WeightAveraging):
     """The exponential moving average of weights and statistics: what is validated and exported.
 
     The decay rises as decay * (1 - exp(-n / 2000)), as in the release of BEVDepth (from YOLOX), so
-    that the first weights are forgotten soon.
+    that the first weights are forgotten soon. Whole numbers are copied.
 
     Args:
         decay: in the long run.
+        device: where the network trains.
     """
 
-    def __init__(self, decay: float) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    def __init__(self, decay: float, device: torch.device) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            if not averaged[0].is_floating_point():
+                torch._foreach_copy_(averaged, current)
+                return
             kept = decay * (1 - math.exp(-int(count) / _EMA_RAMP))
-            return kept * averaged + (1 - kept) * current
+            torch._foreach_lerp_(averaged, current, 1 - kept)
 
-        super().__init__(avg_fn=average)
+        super().__init__(device=device, multi_avg_fn=average)
 
 
 class StepClock(Callback):
@@ -168,6 +176,9 @@ class StepClock(Callback):
         if not self.seconds:
             return None
         return median(w / s for w, s in zip(self.waits, self.seconds, strict=True))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

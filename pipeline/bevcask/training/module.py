@@ -129,6 +129,7 @@ class Distillation(LightningModule):
         """Refuse to keep diverged weights; add the note and the random state."""
         if self._loss is not None:
             self._require_finite({"loss": self._loss})
+        self._require_finite({n: p.detach().sum() for n, p in self.named_parameters()})
         checkpoint["bevcask"] = self.note
         checkpoint["random"] = {
             "torch": torch.get_rng_state(),

@@ -63,7 +63,7 @@ def build_trainer(
         logger=_loggers(folder),
         callbacks=[
             *callbacks,
-            *([MovingAverage(config.ema)] if config.ema else []),
+            *([MovingAverage(config.ema, device)] if config.ema else []),
             LastStep(),
             Bar(config.log_every),
             *_savers(config, folder, validate),
