@@ -145,7 +145,9 @@ class AugmentConfig(Config):
     bev_flip_x: bool = Field(False, description="x becomes -x half of the time")
     bev_flip_y: bool = Field(False, description="y becomes -y half of the time")
     frame_gap: tuple[int, int] = Field(
-        (3, 3), description="keyframes from the earlier frame of a two-frame detector to this one"
+        (3, 3),
+        description="keyframes from the earlier frame of a two-frame detector to this one; nothing "
+        "tells it which of a range was drawn, so velocities blur",
     )
 
     @field_validator("resize", "bev_scale", "frame_gap")
