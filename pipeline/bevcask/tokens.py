@@ -47,7 +47,7 @@ class Tokens(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have none either
 
     def __contains__(self, token: object) -> bool:
         return isinstance(token, str) and int(self.positions([token])[0]) >= 0

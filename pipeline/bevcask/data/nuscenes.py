@@ -229,7 +229,6 @@ class Frames:
         Raises:
             ConfigError, DataError: see `virtual_digest`.
         """
-        earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
         tree: dict[str, Any] = {
             "tokens": _digest(self.index["frame_token"][self.rows]),
             "calibration": {},
@@ -244,6 +243,7 @@ class Frames:
             )
             poses = [self.index["frame_ego_pose"][self.rows, k]]
             if frame_gap:
+                earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
                 poses.append(self.index["frame_ego_pose"][earlier, k])
             if sensor == "LIDAR_TOP":
                 scans = [scan for row in self.rows for scan in self._chain(int(row), num_sweeps)]
