@@ -9,11 +9,12 @@ programs on the machine, and idle threads of OpenMP, do moves it least.
     pillow    the whole image decoded, resized (bicubic, Pillow's default), cropped, turned: the
               BEVDet family
     opencv    the same by OpenCV, bilinear: the mmcv family
-    bevcask   decoded smaller, one warp
+    bevcask   decoded smaller, one resize; one warp where there is rotation
 
 `pixels` ends with the RGB image (256, 704, 3) uint8, `input` with the normalised float32
 (3, 256, 704) of a batch; the first two families normalise as `mmcv.imnormalize` does. `clean` is
-the resize and crop of a validation frame, `augmented` draws from BEVDepth's published ranges; above
+the resize and crop of a validation frame, which the goals are about; `augmented` draws from
+BEVDepth's published ranges: every frame is turned, by the same warp in two of the arms, and above
 half the original size nothing can be decoded smaller. Without `--root` (or
 BEVCASK_NUSCENES) the images are a synthetic world's, which decode faster than photographs.
 """
@@ -55,7 +56,7 @@ AUGMENT = AugmentConfig(
 )  # BEVDepth's published ranges
 KINDS = ("clean", "augmented")
 ENDS = ("pixels", "input")
-GOALS = {"pillow": ">= 4", "opencv": ">= 1.5"}
+GOALS = {"pillow clean": ">= 4", "opencv clean": ">= 1.5"}
 Load = Callable[[Path, ImageTransform], Pixels]
 Normalise = Callable[[Pixels, npt.NDArray[np.float32]], None]
 
@@ -161,7 +162,7 @@ def measure(paths: list[Path], rounds: int, data: str) -> dict[str, Any]:
     def times(arm: str, kind: str, end: str) -> dict[str, Any]:
         pairs = zip(seconds[f"{arm} {kind} {end}"], seconds[f"bevcask {kind} {end}"], strict=True)
         name = f"{arm} / bevcask, {kind} {end}"
-        return ratio(name, [other / own for other, own in pairs], GOALS[arm])
+        return ratio(name, [other / own for other, own in pairs], GOALS.get(f"{arm} {kind}"))
 
     def bilinear(path: Path, transform: ImageTransform) -> Pixels:
         return by_pillow(path, transform, Image.Resampling.BILINEAR)
@@ -172,7 +173,7 @@ def measure(paths: list[Path], rounds: int, data: str) -> dict[str, Any]:
         "images": len(paths),
         "bytes_an_image": sum(path.stat().st_size for path in paths) // len(paths),
         "seconds": seconds,
-        "ratios": [times(*key) for key in product(GOALS, KINDS, ENDS)],
+        "ratios": [times(*key) for key in product(("pillow", "opencv"), KINDS, ENDS)],
         "mean_absolute_difference_of_255": {
             f"{name} - pillow {filter_name}": difference(ARMS[name][0], reference, paths)
             for name in ("bevcask", "opencv")

@@ -61,7 +61,7 @@ def test_clean_is_the_identity_in_bev_and_the_covering_bottom_crop() -> None:
     np.testing.assert_array_equal(clean.bev_aug, np.eye(4))
     for image in clean.images:
         assert (image.scale, image.flip, image.rotation) == (0.44, False, 0.0)
-        assert (image.crop_left, image.crop_top) == pytest.approx((0, 140))
+        assert (image.crop_left, image.crop_top) == (0, 140)
 
 
 def test_no_augmentation_draws_the_clean_sample() -> None:
@@ -81,8 +81,8 @@ def test_draws_fill_their_ranges_and_stay_inside() -> None:
     assert 0.4 < flips.mean() < 0.6
     for image in images:
         spare = 1600 * image.scale - 704
-        assert 0 <= image.crop_left <= max(0, spare)
-        assert image.crop_top == pytest.approx(900 * image.scale - 256)
+        assert 0 <= image.crop_left <= max(0, round(spare))
+        assert image.crop_top == round(900 * image.scale - 256)
     planes = np.array([drawn.bev_aug[:2, :2] for drawn in draws])
     determinants = np.linalg.det(planes)
     sizes = np.sqrt(np.abs(determinants))

@@ -43,8 +43,8 @@ def _centroid(image: Pixels) -> tuple[float, float]:
 
 
 def _view(scale: float, u: float, v: float, **rest: Any) -> ImageTransform:
-    """The transform that shows pixel (u, v) a fraction of a pixel beside the middle."""
-    return ImageTransform(scale, u * scale - 80.3, v * scale - 30.6, NETWORK, **rest)
+    """The transform that shows pixel (u, v) less than a pixel beside the middle."""
+    return ImageTransform(scale, round(u * scale) - 80, round(v * scale) - 30, NETWORK, **rest)
 
 
 MOVES: dict[str, dict[str, Any]] = {
@@ -98,28 +98,27 @@ def test_a_smaller_decode_is_the_mean_of_blocks_of_pixels(tmp_path: Path, reduct
 def test_a_side_that_does_not_divide_is_rounded_up(tmp_path: Path) -> None:
     path = _save(np.full((*CAMERA, 3), 99, np.uint8), tmp_path / "grey.jpg")
     assert read_image(path, CAMERA, 8).shape == (113, 200, 3)
-    out = load_image(path, CAMERA, ImageTransform(0.12, 0.0, 44.0, NETWORK))
+    out = load_image(path, CAMERA, ImageTransform(0.12, 0, 44, NETWORK))
     np.testing.assert_allclose(out.astype(int), 99, atol=1)
 
 
 def test_the_clean_crop_keeps_the_bottom_and_the_middle() -> None:
     transform = clean_image((900, 1600), (256, 704))
     assert transform.scale == pytest.approx(0.44)
-    assert transform.crop_left == pytest.approx(0)
-    assert transform.crop_top == pytest.approx(140)
+    assert (transform.crop_left, transform.crop_top) == (0, 140)
     wide = clean_image((100, 400), (50, 100))
-    assert (wide.scale, wide.crop_left, wide.crop_top) == (0.5, 50.0, 0.0)
+    assert (wide.scale, wide.crop_left, wide.crop_top) == (0.5, 50, 0)
 
 
 def test_the_resize_keeps_the_border_of_the_image_not_the_centre_of_its_first_pixel() -> None:
-    matrix = ImageTransform(0.44, 7.0, 3.0, NETWORK).matrix()
+    matrix = ImageTransform(0.44, 7, 3, NETWORK).matrix()
     np.testing.assert_allclose(matrix @ [-0.5, -0.5, 1], [-7.5, -3.5, 1], atol=1e-12)
     np.testing.assert_allclose(matrix @ [1599.5, 899.5, 1], [696.5, 392.5, 1], atol=1e-12)
 
 
 def test_flipping_twice_is_the_image_itself() -> None:
     image = np.random.default_rng(0).integers(0, 256, (*NETWORK, 3), np.uint8)
-    flip = ImageTransform(1.0, 0.0, 0.0, NETWORK, flip=True)
+    flip = ImageTransform(1.0, 0, 0, NETWORK, flip=True)
     np.testing.assert_array_equal(flip.apply(image), image[:, ::-1])
     np.testing.assert_array_equal(flip.apply(flip.apply(image)), image)
     np.testing.assert_allclose(flip.matrix() @ flip.matrix(), np.eye(3), atol=1e-12)
@@ -127,20 +126,37 @@ def test_flipping_twice_is_the_image_itself() -> None:
 
 def test_identity_changes_no_pixel() -> None:
     image = np.random.default_rng(0).integers(0, 256, (*NETWORK, 3), np.uint8)
-    identity = ImageTransform(1.0, 0.0, 0.0, NETWORK)
+    identity = ImageTransform(1.0, 0, 0, NETWORK)
     np.testing.assert_array_equal(identity.apply(image), image)
     np.testing.assert_allclose(identity.matrix(), np.eye(3), atol=1e-12)
 
 
 def test_what_lies_outside_the_image_is_black() -> None:
     white = np.full((225, 400, 3), 255, np.uint8)
-    narrow = ImageTransform(0.4, 0.0, 20.0, NETWORK).apply(white)  # covers 160 of 176 columns
+    narrow = ImageTransform(0.4, 0, 20, NETWORK).apply(white)  # covers 160 of 176 columns
     assert (narrow[:, :160] == 255).all()
     assert (narrow[:, 161:] == 0).all()
-    above = ImageTransform(0.44, 0.0, -10.0, NETWORK).apply(white)
+    above = ImageTransform(0.44, 0, -10, NETWORK).apply(white)
     assert (above[:9] == 0).all()
     assert (above[10:] == 255).all()
-    assert (ImageTransform(0.44, 500.0, 0.0, NETWORK).apply(white) == 0).all()
+    assert (ImageTransform(0.44, 500, 0, NETWORK).apply(white) == 0).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("scale", "left", "top"), [(0.44, 300, 150), (0.37, -20, -9), (0.513, 700, 400), (1.3, 400, 9)]
+)
+def test_a_resize_shows_what_the_warp_shows(
+    scale: float, left: int, top: int, flip: bool, tmp_path: Path
+) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 16, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(CAMERA[::-1], Image.Resampling.BICUBIC))
+    path = _save(smooth, tmp_path / "smooth.jpg")
+    resized = load_image(path, CAMERA, ImageTransform(scale, left, top, NETWORK, flip))
+    warped = load_image(path, CAMERA, ImageTransform(scale, left, top, NETWORK, flip, 1e-12))
+    apart = np.abs(resized.astype(int) - warped).max(axis=2)
+    assert (apart > 2).mean() < 0.02  # the outermost line, which a warp blends with the black
+    assert np.count_nonzero(resized) > 0
 
 
 @pytest.mark.parametrize("scale", [0.44, 0.27])
@@ -148,7 +164,7 @@ def test_shrinking_does_not_alias(tmp_path: Path, scale: float) -> None:
     stripes = np.zeros((*CAMERA, 3), np.uint8)
     stripes[:, ::2] = 255  # more lines than the network image can show
     path = _save(stripes, tmp_path / "stripes.jpg")
-    out = load_image(path, CAMERA, ImageTransform(scale, 10.0, 20.0, NETWORK))
+    out = load_image(path, CAMERA, ImageTransform(scale, 10, 20, NETWORK))
     assert out[:, 4:-4].std() < 12
 
 
@@ -156,10 +172,10 @@ def test_shrinking_does_not_alias(tmp_path: Path, scale: float) -> None:
 def test_pixels_are_close_to_an_antialiased_resize_of_the_whole(
     real_jpeg: Path, scale: float
 ) -> None:
-    top = 900 * scale - 128
+    top = round(900 * scale) - 128
     box = (0, top / scale, 352 / scale, 900)
     whole = Image.open(real_jpeg).resize((352, 128), Image.Resampling.BILINEAR, box=box)
-    out = load_image(real_jpeg, CAMERA, ImageTransform(scale, 0.0, top, (128, 352)))
+    out = load_image(real_jpeg, CAMERA, ImageTransform(scale, 0, top, (128, 352)))
     assert np.abs(out.astype(int) - np.asarray(whole)).mean() < 1.0
 
 

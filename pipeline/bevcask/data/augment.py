@@ -96,8 +96,8 @@ def clean_image(size_HW: tuple[int, int], network_HW: tuple[int, int]) -> ImageT
     scale = covering_scale(size_HW, network_HW)
     return ImageTransform(
         scale=scale,
-        crop_left=(size_HW[1] * scale - network_HW[1]) / 2,
-        crop_top=size_HW[0] * scale - network_HW[0],
+        crop_left=round((size_HW[1] * scale - network_HW[1]) / 2),
+        crop_top=round(size_HW[0] * scale - network_HW[0]),
         size_HW=network_HW,
     )
 
@@ -121,8 +121,8 @@ def _draw_image(
     spare = size_HW[1] * scale - network_HW[1]
     return ImageTransform(
         scale=scale,
-        crop_left=max(0.0, spare) * left if config.crop else spare / 2,
-        crop_top=size_HW[0] * scale - network_HW[0],
+        crop_left=round(max(0.0, spare) * left if config.crop else spare / 2),
+        crop_top=round(size_HW[0] * scale - network_HW[0]),
         size_HW=network_HW,
         flip=config.image_flip and flip < 0.5,
         rotation=math.radians(config.image_rotation) * (2 * rotation - 1),
