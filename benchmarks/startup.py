@@ -65,7 +65,7 @@ def make_index(root: Path, num_frames: int) -> Path:
         for path in small.folder.glob("*.npy")
     }
     arrays["frame_token"] = np.random.default_rng(SEED).integers(0, 256, (num_frames, 16), np.uint8)
-    arrays["frame_scene"] = np.arange(num_frames) // SCENE_FRAMES
+    arrays["frame_scene"] = np.arange(num_frames, dtype=np.int32) // SCENE_FRAMES
     scenes = [f"scene-{i:05d}" for i in range(arrays["frame_scene"][-1] + 1)]
     for path in small.folder.iterdir():
         path.unlink()
