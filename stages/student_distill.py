@@ -28,7 +28,7 @@ from bevcask.data.loader import Replay, SampleReader, build_loader
 from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, Ints, StepSampler, balanced_counts
 from bevcask.detectors.base import Batch, Detector, Inputs
-from bevcask.errors import ConfigError
+from bevcask.errors import ConfigError, PlanError
 from bevcask.evaluation.detect import frame_batches
 from bevcask.evaluation.nuscenes import Evaluation, split_size
 from bevcask.evaluation.report import score_report
@@ -91,10 +91,12 @@ def run(config: RunConfig) -> dict[str, Any]:
         student, the cache it learned from. Also written to `run/metrics.json`.
 
     Raises:
-        ConfigError: a wrong section, or the folder holds a run of another configuration.
+        ConfigError: a wrong section, or the folder holds a run of another configuration, or one
+            that another process is at.
         CacheIdentityError: the cache is of another teacher, dataset or class order.
         CacheIncompleteError: the cache is not sealed.
         TokenNotCachedError: frames without a row, unless `on_missing=skip`.
+        PlanError: no cache holds what the method reads.
         TargetMismatchError: the method cannot join this student and these targets.
         DivergedError: a loss is not finite.
     """
@@ -114,22 +116,37 @@ def run(config: RunConfig) -> dict[str, Any]:
         return {"dry_run": True, **about}
     _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
     folder = RunFolder(Path(config.run))
-    folder.open(config)
-    if (result := folder.finished()) is not None:
-        _log.info("run=%s has ended; its result is returned. resume=false starts over.", config.run)
-        return result
-    note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
-    module = Distillation(student, method, teaching.source, config.trainer, note)
+    with folder.held():
+        folder.open(config)
+        if (result := folder.finished()) is not None:
+            _log.info(
+                "run=%s has ended; its result is returned. resume=false starts over.", config.run
+            )
+            return result
+        note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
+        module = Distillation(student, method, teaching.source, config.trainer, note)
+        clock = train(config, teaching, epochs, detector.inputs(own), module, folder, device)
+        return finish(folder, clock, about)
+
+
+def train(
+    config: RunConfig,
+    teaching: Teaching,
+    epochs: Epochs,
+    inputs: Inputs,
+    module: Distillation,
+    folder: RunFolder,
+    device: torch.device,
+) -> StepClock:
+    """Run all steps that are left, validating and saving on the way; return their times."""
     clock = StepClock()
-    scorer, validation = open_validation(config, detector.inputs(own), folder)
+    scorer, validation = open_validation(config, inputs, folder)
     trainer = build_trainer(
         config.trainer, device, folder, scorer is not None, [clock, *([scorer] if scorer else [])]
     )
-    steps = Steps(
-        training_batches(config, teaching, epochs, detector.inputs(own)), num_batches(config)
-    )
+    steps = Steps(training_batches(config, teaching, epochs, inputs), num_batches(config))
     fit(trainer, module, steps, validation, folder.last)
-    return finish(folder, clock, about)
+    return clock
 
 
 def labelled_frames(dataset: DatasetConfig) -> Frames:
@@ -183,7 +200,13 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
     taps = {spec.tap.name: spec.tap for spec in caches.specs.values()}
     views = max((spec.view for spec in caches.specs.values()), default=0)
     store = config.store.model_copy(update={"views": views})
-    what = plan(method.needs(), taps, len(frames), store, config.augment)
+    try:
+        what = plan(method.needs(), taps, len(frames), store, config.augment, who="the cache")
+    except PlanError as error:
+        raise PlanError(
+            f"cache={config.cache}: {error}\nRun `bevcask teacher-extract` on it with this method: "
+            "a sealed cache is given the targets it lacks."
+        ) from None
     meets = {spec.tap.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
     viewed = sorted(name for name in needed if view_name(name, 1) in caches.specs)

@@ -1,12 +1,24 @@
 """A run folder belongs to one configuration."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bevcask.config import RunConfig
 from bevcask.errors import ConfigError
+from bevcask.training import record
 from bevcask.training.record import RunFolder
+
+HOLD = """
+import sys
+from pathlib import Path
+from bevcask.training.record import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def config(run: Path, **changes: object) -> RunConfig:
@@ -44,3 +56,31 @@ def test_starting_over_clears_only_what_a_run_wrote(tmp_path: Path) -> None:
 
 def test_a_step_without_validation_has_no_result(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).validation_result(3) == {}
+
+
+def test_two_processes_never_train_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_PATIENCE_SECONDS", 0.2)
+    folder = RunFolder(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        busy = pytest.raises(ConfigError, match=r"run: another process is training in this folder")
+        with busy, folder.held():
+            pass
+        other.kill()
+        other.wait()
+        with folder.held():
+            pass
+
+
+def test_a_folder_is_free_again_when_its_run_ends(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for _ in range(2):
+        with folder.held():
+            folder.open(config(tmp_path))

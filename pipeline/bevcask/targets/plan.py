@@ -82,6 +82,7 @@ def plan(
     store: StoreConfig,
     augment: AugmentConfig | None,
     approximate: bool = False,
+    who: str = "the teacher",
 ) -> Plan:
     """Match what methods need with what a teacher offers.
 
@@ -97,6 +98,7 @@ def plan(
         store: codec choice.
         augment: the student's augmentation, for the alignment class; None for none.
         approximate: accept image features under image augmentation.
+        who: offers the taps, for messages.
 
     Raises:
         PlanError: every need that cannot be met, in one message.
@@ -104,7 +106,7 @@ def plan(
     problems: list[str] = []
     wanted: dict[str, list[Need]] = {}
     for need in needs:
-        found = _unmet(need, taps)
+        found = _unmet(need, taps, who)
         problems += found
         if not found:
             wanted.setdefault(need.tap, []).append(need)
@@ -132,7 +134,7 @@ def plan(
         problems += found
         specs.append(spec)
     if problems:
-        raise PlanError("\n- ".join(["the teacher does not offer what is needed:", *problems]))
+        raise PlanError("\n- ".join([f"{who} does not offer what is needed:", *problems]))
     roles = {spec.name: tuple(n.role for n in wanted.get(spec.tap.name, ())) for spec in specs}
     return Plan(tuple(specs), num_frames, roles)
 
@@ -148,7 +150,7 @@ def _asked_by(group: list[Need]) -> str:
     return ", ".join(f"need {need.role!r}" for need in group)
 
 
-def _unmet(need: Need, taps: Mapping[str, TapInfo]) -> list[str]:
+def _unmet(need: Need, taps: Mapping[str, TapInfo], who: str) -> list[str]:
     """Return why a need cannot be met by these taps."""
     found = []
     if need.normaliser == "all" and need.region.name != "all":
@@ -158,14 +160,14 @@ def _unmet(need: Need, taps: Mapping[str, TapInfo]) -> list[str]:
         )
     if need.tap not in taps:
         found.append(
-            f"need {need.role!r}: the teacher has no tap {need.tap!r}.{suggest(need.tap, taps)} "
+            f"need {need.role!r}: {who} has no tap {need.tap!r}.{suggest(need.tap, taps)} "
             f"It has: {', '.join(sorted(taps))}"
         )
     elif taps[need.tap].kind != need.kind:
         same = sorted(name for name, tap in taps.items() if tap.kind == need.kind)
         found.append(
             f"need {need.role!r}: tap {need.tap!r} is a {taps[need.tap].kind}, expected a "
-            f"{need.kind}. The teacher's {need.kind} taps: {', '.join(same) or 'none'}"
+            f"{need.kind}. What {who} has of that kind: {', '.join(same) or 'nothing'}"
         )
     return found
 

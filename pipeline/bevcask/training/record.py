@@ -1,11 +1,16 @@
 """The folder of a run: its configuration, checkpoints and results, and whether it may go on.
 
 RUN/config.json  checkpoints/{last,best}.ckpt  validation/step_N/  logs/  student.safetensors
-metrics.json
+metrics.json  lock
 """
 
+import fcntl
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ _STATE = frozenset(
     }
 )
 _SHOWN = 5
+_PATIENCE_SECONDS = 10.0  # loader workers of a killed run hold its lock until they notice
 
 
 class RunFolder:
@@ -47,6 +53,33 @@ class RunFolder:
         self.logs = path / "logs"
         self.student = path / "student.safetensors"
         self.metrics = path / "metrics.json"
+        self.lock = path / "lock"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes of this machine out of the folder; the system lets go if we die.
+
+        Raises:
+            ConfigError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.lock, os.O_CREAT | os.O_RDWR)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(
+                            f"run={self.path}: another process is training in this folder. Wait "
+                            "until it ends, or choose another run=DIR."
+                        ) from None
+                    time.sleep(0.1)
+            yield
+        finally:
+            os.close(descriptor)
 
     def open(self, config: RunConfig) -> None:
         """Make the folder, or check that it holds a run of the same configuration.
