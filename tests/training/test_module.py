@@ -8,6 +8,7 @@ from torch import nn
 
 from bevcask.config import TrainerConfig
 from bevcask.detectors.base import Labels
+from bevcask.detectors.blocks.swin import WindowAttention
 from bevcask.errors import DivergedError
 from bevcask.geometry import bev_matrix
 from bevcask.targets.align import Align
@@ -78,6 +79,14 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert plain["weight_decay"] == 0.0
     assert [tuple(p.shape) for p in decay["params"]] == [(4, 3, 3, 3)]
     assert sorted(tuple(p.shape) for p in plain["params"]) == [(2,), (4,), (4,), (4,)]
+
+
+def test_tables_of_biases_do_not_decay() -> None:
+    network = WindowAttention(4, 2, window=3, shift=0)
+    plain, decay = parameter_groups(network, config("cosine", weight_decay=0.05))
+    assert {tuple(p.shape) for p in decay["params"]} == {(12, 4), (4, 4)}
+    assert any(own is network.relative_position_bias_table for own in plain["params"])
+    assert plain["weight_decay"] == 0.0
 
 
 def test_backbone_learns_at_its_own_rate() -> None:

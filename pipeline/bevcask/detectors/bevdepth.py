@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.blocks.backbone import Variant, build_backbone
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
 from bevcask.detectors.blocks.depthnet import (
     DepthNet,
@@ -23,8 +24,9 @@ from bevcask.detectors.blocks.depthnet import (
 )
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
+from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
-from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, BasicBlock, Level, ResNet, Variant
+from bevcask.detectors.blocks.resnet import BasicBlock
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
 
@@ -113,7 +115,7 @@ class _Lift(NamedTuple):
 
 
 class BEVDepth(Detector):
-    """ResNet and FPN, camera-aware depth, lift-splat, BEV encoder, CenterHead.
+    """Image backbone and FPN, camera-aware depth, lift-splat, BEV encoder, CenterHead.
 
     Features are lifted to bin *centres* (the BEVDet port lifts to lower edges, half a bin short of
     the depths its loss teaches).
@@ -124,7 +126,7 @@ class BEVDepth(Detector):
     `bev.neck`, `head.heatmap`, `head.codes`, `head.boxes`.
 
     Attributes:
-        backbone: the image backbone that ImageNet weights fill (`resnet.load_imagenet`).
+        backbone: the image backbone that ImageNet weights fill (`blocks.backbone.load_imagenet`).
         head: the CenterHead, whose `tasks` can be inherited.
     """
 
@@ -133,7 +135,7 @@ class BEVDepth(Detector):
     def __init__(self, config: BEVDepthConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone)
+        self.backbone = build_backbone(config.backbone, config.levels)
         self.pyramid = FeaturePyramid(
             [self.backbone.channels[level] for level in config.levels], config.image_channels
         )

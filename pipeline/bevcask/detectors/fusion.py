@@ -10,12 +10,13 @@ from torch import Tensor
 
 from bevcask.config import Config as BaseConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.blocks.backbone import Variant, build_backbone
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
 from bevcask.detectors.blocks.bev_lift import LiftConfig
 from bevcask.detectors.blocks.depthnet import depth_loss, nearest_depth
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
-from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, Level, ResNet, Variant
+from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
@@ -84,7 +85,8 @@ class FusionConfig(BaseConfig):
 class FusionDetector(Detector):
     """Images to a pyramid map, two BEV maps, a convolutional fuser, a decoder and a CenterHead.
 
-    A subclass adds the branches that make the two maps.
+    A subclass adds the branches that make the two maps. The pyramid adds coarser levels, where
+    BEVFusion's concatenates them.
 
     The decoder is that of BEVFusion's CenterHead variant in our blocks: three stages of basic
     blocks with strides 2, 2, 1, of which the coarsest joins the finest. Its first join is 3x3, not
@@ -98,7 +100,7 @@ class FusionDetector(Detector):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone)
+        self.backbone = build_backbone(config.backbone, config.levels)
         self.pyramid = FeaturePyramid(
             [self.backbone.channels[level] for level in config.levels], config.image_channels
         )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bevcask.catalog import resolve
 from bevcask.config import StudentConfig, build_config
 from bevcask.detectors.base import Detector
-from bevcask.detectors.blocks.resnet import ResNet, load_imagenet
+from bevcask.detectors.blocks.backbone import load_imagenet
+from bevcask.detectors.blocks.levels import ImageBackbone
 from bevcask.detectors.weights import halve, load_weights, read_note, read_weights, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command, git_revision
@@ -71,7 +72,7 @@ def _start_part(student: Detector, source: str) -> None:
     donor = _detector_of(path)
     if donor is None:
         backbone = getattr(student, "backbone", None)
-        if not isinstance(backbone, ResNet):
+        if not isinstance(backbone, ImageBackbone):
             raise ConfigError(
                 f"student.init={source}: {type(student).__name__} has no image backbone that "
                 "ImageNet weights fit. Leave student.init out."

@@ -153,15 +153,17 @@ class Distillation(LightningModule):
 def parameter_groups(module: nn.Module, config: TrainerConfig) -> list[dict[str, Any]]:
     """Return up to four groups: the image backbone and the rest, weights that decay and others.
 
-    Biases and norm parameters do not decay. The backbone is whatever `student.backbone` names.
+    Biases, those of relative positions too, and norm parameters do not decay. The backbone is
+    whatever `student.backbone` names.
     """
     backbone = getattr(getattr(module, "student", None), "backbone", None)
     slow = set(backbone.parameters()) if isinstance(backbone, nn.Module) else set()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             lr = config.lr * (config.backbone_lr if parameter in slow else 1.0)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            bias = "bias" in name.rpartition(".")[2]
+            decay = config.weight_decay if parameter.ndim > 1 and not bias else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()]
 

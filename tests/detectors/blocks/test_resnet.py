@@ -1,14 +1,10 @@
-"""ResNets carry torchvision's names and shapes, and load its checkpoints or say why not."""
-
-from pathlib import Path
+"""ResNets carry torchvision's names and shapes."""
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from bevcask.detectors.blocks.resnet import LEVELS, STRIDES, ResNet, Variant, load_imagenet
-from bevcask.errors import CheckpointError
+from bevcask.detectors.blocks.levels import LEVELS, STRIDES
+from bevcask.detectors.blocks.resnet import ResNet, Variant
 
 NUM_FC = 2  # fc.weight and fc.bias, which torchvision's files have and a backbone has not
 
@@ -85,91 +81,3 @@ def test_a_basic_block_is_residual() -> None:
         block.bn2.weight.zero_()
     features = torch.rand(1, 64, 4, 4)
     assert torch.equal(block(features), features)
-
-
-@pytest.fixture
-def checkpoint() -> dict[str, Tensor]:
-    """Weights as torchvision would ship them for the tiny network."""
-    torch.manual_seed(5)
-    state = {name: value.clone() for name, value in ResNet("resnet_tiny").state_dict().items()}
-    return {**state, "fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}
-
-
-def write(state: dict[str, Tensor], path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    return path
-
-
-@pytest.mark.parametrize("file", ["imagenet.pth", "imagenet.safetensors"])
-def test_checkpoints_load_and_fc_is_ignored(
-    file: str, checkpoint: dict[str, Tensor], tmp_path: Path
-) -> None:
-    network = ResNet("resnet_tiny")
-    load_imagenet(network, write(checkpoint, tmp_path / file))
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, checkpoint[name]), name
-
-
-def test_old_checkpoints_without_step_counters_load(
-    checkpoint: dict[str, Tensor], tmp_path: Path
-) -> None:
-    old = {k: v for k, v in checkpoint.items() if not k.endswith("num_batches_tracked")}
-    network = ResNet("resnet_tiny")
-    load_imagenet(network, write(old, tmp_path / "old.pth"))
-    assert torch.equal(network.conv1.weight, checkpoint["conv1.weight"])
-
-
-def test_every_mismatch_is_counted_and_nothing_is_loaded(
-    checkpoint: dict[str, Tensor], tmp_path: Path
-) -> None:
-    del checkpoint["bn1.weight"], checkpoint["bn1.bias"]
-    checkpoint["layer5.0.conv1.weight"] = torch.zeros(1)
-    checkpoint["conv1.weight"] = torch.zeros(16, 3, 3, 3)
-    network = ResNet("resnet_tiny")
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(CheckpointError) as caught:
-        load_imagenet(network, write(checkpoint, tmp_path / "wrong.pth"))
-    message = str(caught.value)
-    assert "2 missing (bn1.bias, bn1.weight)" in message
-    assert "1 unexpected (layer5.0.conv1.weight)" in message
-    assert (
-        "1 of another shape (conv1.weight (expected (16, 3, 7, 7), got (16, 3, 3, 3)))" in message
-    )
-    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("bn1.bias", None, "1 missing (bn1.bias); 0 unexpected; 0 of another shape"),
-        ("layer9.weight", torch.zeros(1), "0 missing; 1 unexpected (layer9.weight)"),
-        ("bn1.bias", torch.zeros(3), "0 missing; 0 unexpected; 1 of another shape (bn1.bias"),
-    ],
-)
-def test_one_mismatch_is_enough(
-    name: str, value: Tensor | None, words: str, checkpoint: dict[str, Tensor], tmp_path: Path
-) -> None:
-    changed = {key: own for key, own in checkpoint.items() if key != name}
-    if value is not None:
-        changed[name] = value
-    with pytest.raises(CheckpointError) as caught:
-        load_imagenet(ResNet("resnet_tiny"), write(changed, tmp_path / "wrong.pth"))
-    assert words in str(caught.value)
-
-
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
-    network = ResNet("resnet_tiny")
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_imagenet(network, tmp_path / "absent.pth")
-    (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(CheckpointError, match="not a weights-only torch file"):
-        load_imagenet(network, tmp_path / "text.pth")
-    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "run.pth")
-    with pytest.raises(CheckpointError, match="flat mapping"):
-        load_imagenet(network, tmp_path / "run.pth")
-    torch.save({"hook": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(CheckpointError, match="not a weights-only torch file"):
-        load_imagenet(network, tmp_path / "code.pth")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bevcask.detectors.blocks.resnet import Level, ResNet
+from bevcask.detectors.blocks.levels import ImageBackbone, Level
 
 
 class FeaturePyramid(nn.Module):
@@ -35,7 +35,10 @@ class FeaturePyramid(nn.Module):
 
 
 def encode_images(
-    backbone: ResNet, pyramid: FeaturePyramid, levels: Sequence[Level], images_BVCHW: Tensor
+    backbone: ImageBackbone,
+    pyramid: FeaturePyramid,
+    levels: Sequence[Level],
+    images_BVCHW: Tensor,
 ) -> Tensor:
     """Return the pyramid's map of every camera, (B, V, C, H, W) at the stride of the first level.
 

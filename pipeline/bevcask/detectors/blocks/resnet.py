@@ -1,25 +1,18 @@
-"""Image backbones: ResNet-18, ResNet-50 and a thin one, in plain torch.
+"""Image backbones: ResNet-18, -50, -101 and a thin one, in plain torch.
 
 Parameter names and shapes are those of torchvision's classification ResNets without `fc`, so that
 ImageNet checkpoints load through `student.init`. Not a classifier, and not pretrained by itself.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bevcask.detectors.weights import read_weights
-from bevcask.errors import CheckpointError
+from bevcask.detectors.blocks.levels import LEVELS, ImageBackbone, Level
 
 Variant = Literal["resnet18", "resnet50", "resnet101", "resnet_tiny"]
-Level = Literal["c2", "c3", "c4", "c5"]
-
-LEVELS: tuple[Level, ...] = ("c2", "c3", "c4", "c5")
-STRIDES: Mapping[Level, int] = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
-_SHOWN = 3
 
 
 class BasicBlock(nn.Module):
@@ -93,12 +86,14 @@ _SHAPES: Mapping[Variant, tuple[Block, tuple[int, int, int, int], int]] = {
 }
 
 
-class ResNet(nn.Module):
-    """A residual network whose four stages give the pyramid levels c2 to c5.
+class ResNet(ImageBackbone):
+    """A residual network.
 
-    Attributes:
-        channels: channels of each level.
+    Of published files `fc.*` is not read. Batch-norm step counters (`num_batches_tracked`) may be
+    absent, as in checkpoints older than PyTorch 0.4.1: nothing reads them.
     """
+
+    published = "torchvision weights"
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -106,7 +101,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         in_channels = width
-        self.channels: dict[Level, int] = {}
+        self.channels = {}
         for stage, depth in enumerate(depths):
             layers: list[nn.Module] = []
             for index in range(depth):
@@ -119,18 +114,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @staticmethod
-    def level_channels(variant: Variant) -> dict[Level, int]:
-        """Return the channels of each level without building the network."""
-        block, _, width = _SHAPES[variant]
-        return {level: width * 2**i * block.expansion for i, level in enumerate(LEVELS)}
-
     def forward(self, images_BCHW: Tensor) -> dict[Level, Tensor]:
-        """Return the maps of c2 to c5, strides 4 to 32.
-
-        Args:
-            images_BCHW: (B, 3, H, W) float, ImageNet-normalised RGB; H and W divide by 32.
-        """
         hidden = torch.relu(self.bn1(self.conv1(images_BCHW)))
         hidden = nn.functional.max_pool2d(hidden, 3, stride=2, padding=1)
         maps: dict[Level, Tensor] = {}
@@ -139,63 +123,7 @@ class ResNet(nn.Module):
             maps[level] = hidden
         return maps
 
-
-def load_imagenet(backbone: ResNet, path: Path) -> None:
-    """Load ImageNet classification weights, exactly but for what classification adds.
-
-    `fc.*` is ignored. Batch-norm step counters (`num_batches_tracked`) may be absent, as in
-    checkpoints older than PyTorch 0.4.1: nothing reads them.
-
-    Args:
-        backbone: the network to fill.
-        path: torchvision-style weights, `.safetensors`, or a `.pth` read with `weights_only=True`.
-
-    Raises:
-        CheckpointError: the file is missing or unreadable, or keys are missing, unexpected or of
-            another shape; they are counted and the first few named.
-    """
-    given = {name: value for name, value in _read(path).items() if not name.startswith("fc.")}
-    own = backbone.state_dict()
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    missing = sorted(needed - given.keys())
-    unexpected = sorted(given.keys() - own.keys())
-    reshaped = [
-        f"{name} (expected {tuple(own[name].shape)}, got {tuple(given[name].shape)})"
-        for name in sorted(own.keys() & given.keys())
-        if own[name].shape != given[name].shape
-    ]
-    if missing or unexpected or reshaped:
-        raise CheckpointError(
-            f"{path} does not fit the image backbone: {_few(missing, 'missing')}; "
-            f"{_few(unexpected, 'unexpected')}; {_few(reshaped, 'of another shape')}. "
-            "Give torchvision weights of the same ResNet as student.detector.backbone."
-        )
-    backbone.load_state_dict({**own, **given})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a flat mapping of tensors from a safetensors or a pickled torch file."""
-    from pickle import UnpicklingError
-
-    if path.suffix == ".safetensors":
-        return read_weights(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Give student.init a file.")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise CheckpointError(
-            f"{path}: not a weights-only torch file ({str(error).partition(chr(10))[0]}). "
-            "Save a plain state_dict with torch.save, or convert it to safetensors."
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(
-            f"{path}: expected a flat mapping from name to tensor (a state_dict), got "
-            f"{type(loaded).__name__}. Save the backbone's state_dict alone."
-        )
-    return dict(loaded)
-
-
-def _few(names: list[str], what: str) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
+    def adopt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = self.state_dict()
+        counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+        return counters | {n: value for n, value in tensors.items() if not n.startswith("fc.")}
