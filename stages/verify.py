@@ -19,8 +19,8 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.values import check_values
 from bevcask.cache.verifier import Problem, verify
 from bevcask.catalog import resolve
-from bevcask.config import DatasetConfig, RunConfig, validate
-from bevcask.data.loader import SampleReader
+from bevcask.config import AugmentConfig, DatasetConfig, RunConfig, validate
+from bevcask.data.loader import SampleReader, ViewSource
 from bevcask.data.nuscenes import Frames
 from bevcask.errors import CacheCorruptError, CacheIdentityError, ConfigError
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
@@ -106,17 +106,19 @@ def _ask_teacher(
     result: dict[str, Any],
 ) -> None:
     """Run the teacher again: on suspicious shards first, then on others."""
-    teacher, reader, device = open_teacher(config, cache)
+    teacher, source, device = open_teacher(config, cache)
     if config.resample:
         first = list(_suspects(cache, suspicions))
         tokens = spread_tokens(cache, config.resample, config.seed, first)
         with progress_bar("resample", len(tokens)) as bar:
-            result["resample"], found = resample(cache, teacher, reader, tokens, device, bar)
+            result["resample"], found = resample(cache, teacher, source, tokens, device, bar)
         problems += found
     if config.equivariance and not problems:
         tokens = spread_tokens(cache, config.equivariance, config.seed)
         with progress_bar("equivariance", len(tokens) * len(AUGMENTATIONS)) as bar:
-            result["equivariance"] = equivariance_gap(cache, teacher, reader, tokens, device, bar)
+            result["equivariance"] = equivariance_gap(
+                cache, teacher, source.reader, tokens, device, bar
+            )
 
 
 def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
@@ -126,8 +128,8 @@ def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
             yield cache.frames.tokens[cache.layout.frames_of(suspicion.shard)[0]]
 
 
-def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, SampleReader, torch.device]:
-    """Load the teacher that made a cache, and what reads its frames.
+def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, ViewSource, torch.device]:
+    """Load the teacher that made a cache, and what reads its frames, clean and in every view.
 
     Raises:
         ConfigError: no teacher is named, or it looks at whole scenes.
@@ -148,8 +150,11 @@ def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, SampleReader
     teacher.load(device)
     frames = _all_frames(dataset_of(config, cache))
     wanted = needs_pixels(cache.specs.values())
-    reader = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
-    return teacher, reader, device
+    clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
+    shown = cache.fingerprint.get("views", {"augment": {}, "seed": config.seed})
+    augment = validate(AugmentConfig, shown["augment"], "views.augment")
+    views = SampleReader(frames, teacher.inputs(), augment, int(shown["seed"]))
+    return teacher, ViewSource(clean, views), device
 
 
 def dataset_of(config: RunConfig, cache: Cache) -> DatasetConfig:

@@ -8,11 +8,12 @@ import torch
 
 from bevcask.cache import open_cache
 from bevcask.config import RunConfig, compose
+from bevcask.data.loader import ViewSource
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
 from bevcask.methods import build_method
-from bevcask.stages import student_distill, teacher_extract
+from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.viz.statistics import statistics
@@ -120,6 +121,23 @@ def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Pa
             expected = stored[f"bev.neck.view{view}"].values
             assert np.array_equal(batch.targets["bev.neck"].values[b].numpy(), expected)
     assert len(seen) > 4
+
+
+def test_the_teacher_agrees_with_every_view_and_with_no_other(
+    cache: str, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tiny_world, f"cache={cache}", ALONE, "resample=2")
+    found = verify.run(config)
+    assert found["ok"], found["problems"]
+    compared = {f"{name}.view{v}" for name in ("bev.neck", "image_transform") for v in (1, 2)}
+    assert compared | {"head.boxes"} <= set(found["resample"])
+    read = ViewSource.read
+    monkeypatch.setattr(
+        ViewSource, "read", lambda self, token, view: read(self, token, view and 3 - view)
+    )
+    swapped = verify.run(config)
+    assert {problem["target"] for problem in swapped["problems"]} >= compared
+    assert "head.boxes" not in {problem["target"] for problem in swapped["problems"]}
 
 
 def test_other_ranges_are_refused_by_leaf(cache: str, tiny_world: Path) -> None:

@@ -263,8 +263,11 @@ class ViewSource(FrameSource):
 
     def __getitem__(self, key: Key) -> Sample:
         index, view = key
-        reader = self.views if view else self.reader
-        return reader.read(reader.frames.tokens[index], view)
+        return self.read(self.reader.frames.tokens[index], view)
+
+    def read(self, token: str, view: int) -> Sample:
+        """Read one frame as the teacher saw it; errors as of `SampleReader.read`."""
+        return (self.views if view else self.reader).read(token, view)
 
 
 class _Guard(Generic[SampleT, BatchT]):

@@ -15,7 +15,7 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.verifier import Problem
 from bevcask.data.augment import stream
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.loader import ViewSource
 from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.errors import CacheCorruptError
@@ -109,17 +109,15 @@ class Agreement:
 
 
 def resample(
-    cache: Cache, teacher: Teacher, reader: SampleReader, tokens: Sequence[str],
+    cache: Cache, teacher: Teacher, source: ViewSource, tokens: Sequence[str],
     device: torch.device, bar: Ticker,
 ) -> tuple[dict[str, dict[str, Any]], list[Problem]]:  # fmt: skip
-    """Ask the teacher again about some clean frames and compare with what is stored.
-
-    Targets of replayed image augmentations (`spec.view`) are left out.
+    """Ask the teacher again about some frames and compare with what is stored.
 
     Args:
         cache: an open cache.
         teacher: the one that made it, loaded on `device`.
-        reader: gives clean frames, as the teacher wants them.
+        source: gives frames as the teacher saw them, clean and in every view.
         tokens: which frames.
         device: where the teacher runs.
         bar: moved by one a frame.
@@ -128,21 +126,23 @@ def resample(
         Target name -> `Agreement` as plain data; and a problem for each frame and target beyond
         the bound.
     """
-    specs = {name: spec for name, spec in cache.specs.items() if spec.view == 0}
     found: dict[str, Agreement] = defaultdict(Agreement)
     problems: list[Problem] = []
     for token in tokens:
-        batch = collate([reader.read(token)])
-        said = {name: v.cpu() for name, v in teacher.targets(batch.to(device), list(specs)).items()}
-        for name, spec in specs.items():
-            try:
-                problem = _compare(cache, spec, token, batch, said, found[name])
-            except CacheCorruptError as error:
-                problem = str(error)
-            if problem is not None:
-                shard = cache.layout.row_of[token] // cache.layout.shard_rows
-                key = f"{group_of(spec)}/values"
-                problems.append(Problem(key, problem, shard, name, token))
+        for view in sorted({spec.view for spec in cache.specs.values()}):
+            own = [spec for spec in cache.specs.values() if spec.view == view]
+            batch = source.collate([source.read(token, view)])
+            said = teacher.targets(batch.to(device), [spec.tap.name for spec in own])
+            said = {name: values.cpu() for name, values in said.items()}
+            for spec in own:
+                try:
+                    problem = _compare(cache, spec, token, batch, said, found[spec.name])
+                except CacheCorruptError as error:
+                    problem = str(error)
+                if problem is not None:
+                    shard = cache.layout.row_of[token] // cache.layout.shard_rows
+                    key = f"{group_of(spec)}/values"
+                    problems.append(Problem(key, problem, shard, spec.name, token))
         bar.advance()
     return {name: asdict(agreement) for name, agreement in found.items()}, problems
 
@@ -159,7 +159,7 @@ def _compare(
     stored = cache.read(token, [spec.name])[spec.name]
     scale = None if stored.scale is None else torch.from_numpy(stored.scale)
     values = dequantize(torch.from_numpy(stored.values), scale)
-    exact = said[spec.name].float()
+    exact = said[spec.tap.name].float()
     boxes = None if batch.labels is None else batch.labels.canonical_boxes
     mask = region_mask(spec.region, exact, spec.tap.grid, boxes)
     exact, differ = exact[0], 0.0
@@ -170,7 +170,7 @@ def _compare(
     bound = error_bound(exact, scale, spec)
     if stored.count is not None:
         values = values[: int(stored.count)]
-        exact = exact[: int(said[f"{spec.name}.count"][0])]
+        exact = exact[: int(said[f"{spec.tap.name}.count"][0])]
     if spec.tap.kind == "box_set":
         error, absolute = _furthest_box(values, exact, bound[0])
     else:
