@@ -64,7 +64,7 @@ def shipped(name: str) -> BEVFusionConfig:
 
 
 def test_paper_config_has_the_stated_shapes() -> None:
-    config = shipped("bevfusion_r50")
+    config = shipped("bevfusion_swint")
     taps = BEVFusion.describe_taps(config)
     assert {name: tap.shape for name, tap in taps.items()} == {
         "image.fpn0": (6, 256, 32, 88),
@@ -84,12 +84,12 @@ def test_paper_config_has_the_stated_shapes() -> None:
 
 
 def test_shipped_defaults_are_the_paper_config() -> None:
-    assert shipped("bevfusion_r50") == BEVFusionConfig()
+    assert shipped("bevfusion_swint") == BEVFusionConfig()
 
 
 def test_paper_config_has_the_published_layers() -> None:
     with torch.device("meta"):
-        detector = BEVFusion(shipped("bevfusion_r50"))
+        detector = BEVFusion(shipped("bevfusion_swint"))
     state = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
     assert state["fuser.0.weight"] == (256, 80 + 256, 3, 3)
     assert "fuser.0.bias" not in state
@@ -178,7 +178,7 @@ def test_a_flipped_world_is_lifted_flipped() -> None:
 
 @pytest.mark.slow
 def test_paper_size_runs_forward() -> None:
-    config = shipped("bevfusion_r50")
+    config = shipped("bevfusion_swint")
     detector = BEVFusion(config).eval()
     batch = camera_batch(1, 0, config.image_size_HW)
     batch.points = [scan(0)]

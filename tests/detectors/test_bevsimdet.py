@@ -65,7 +65,7 @@ def shipped(name: str) -> BEVSimDetConfig:
 
 
 def test_paper_config_has_the_stated_shapes() -> None:
-    config = shipped("bevsimdet_r50")
+    config = shipped("bevsimdet_swint")
     taps = BEVSimDet.describe_taps(config)
     assert {name: tap.shape for name, tap in taps.items()} == {
         "image.fpn0": (6, 256, 32, 88),
@@ -84,12 +84,12 @@ def test_paper_config_has_the_stated_shapes() -> None:
 
 
 def test_shipped_defaults_are_the_paper_config() -> None:
-    assert shipped("bevsimdet_r50") == BEVSimDetConfig()
+    assert shipped("bevsimdet_swint") == BEVSimDetConfig()
 
 
 def test_paper_config_has_the_published_layers() -> None:
     with torch.device("meta"):
-        detector = BEVSimDet(shipped("bevsimdet_r50"))
+        detector = BEVSimDet(shipped("bevsimdet_swint"))
     state = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
     assert state["fuser.0.weight"] == (256, 80 + 80, 3, 3)
     assert detector.image_attention.attention.shape_ALP == (8, 1, 10)
@@ -163,7 +163,7 @@ def test_without_attention_and_with_equal_lifts_the_branches_agree() -> None:
 
 @pytest.mark.slow
 def test_paper_size_runs_forward() -> None:
-    config = shipped("bevsimdet_r50")
+    config = shipped("bevsimdet_swint")
     detector = BEVSimDet(config).eval()
     with torch.inference_mode():
         output = detector(camera_batch(1, 0, config.image_size_HW))

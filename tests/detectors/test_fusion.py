@@ -37,7 +37,7 @@ def test_configs_that_cannot_work_are_refused(
         build_config("detector", section, "student.detector")
 
 
-@pytest.mark.parametrize("size", ["tiny", "r50"])
+@pytest.mark.parametrize("size", ["tiny", "swint"])
 def test_teacher_and_student_meet_on_every_map_but_the_lidars(size: str) -> None:
     taps, heads = [], []
     for name in BOTH:
@@ -74,6 +74,22 @@ def test_a_step_of_the_tiny_one_takes_a_core_less_than_two_seconds(name: str) ->
     described = plugin.describe_taps(config)  # type: ignore[attr-defined]
     assert all(tuple(own.shape[1:]) == described[tap].shape for tap, own in output.taps.items())
     assert min(seconds) < 2
+
+
+def test_swin_trains_in_the_place_of_a_resnet() -> None:
+    changed = {"backbone": "swin_t", "depth_weight": 0.0, "image_size_HW": (64, 96)}
+    section = {**load_group("detector", "bevsimdet_tiny"), **changed}
+    plugin, config = build_config("detector", section, "student.detector")
+    torch.manual_seed(0)
+    detector = plugin(config).train()
+    batch = camera_batch(1, 0, (64, 96))
+    batch.labels = labels_of(boxes_of_all_classes(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = detector(batch)
+        torch.stack(list(detector.loss(output, batch).values())).sum().backward()
+    assert tuple(output.taps["image.fpn0"].shape) == (1, 6, 64, 8, 12)
+    learns = [float(own.grad.abs().sum()) > 0 for own in detector.backbone.parameters()]
+    assert all(learns)
 
 
 def test_shared_defaults_are_the_sizes_of_simdistill() -> None:

@@ -29,7 +29,7 @@ PUBLISHED = [
     for name in group_members("experiment")
     if name not in (*TINY, "demo", "toy_study")
 ]
-PAPER_SIZE = [name for name in group_members("student") if name.endswith(("_r50", "_r101"))]
+PAPER_SIZE = [n for n in group_members("student") if n.endswith(("_r50", "_r101", "_swint"))]
 
 
 def student_of(config: RunConfig) -> Detector:
@@ -78,9 +78,7 @@ def a_frame(size_HW: tuple[int, int]) -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name for name in group_members("student") if name.endswith(("_r50", "_r101"))]
-)
+@pytest.mark.parametrize("name", PAPER_SIZE)
 def test_a_published_student_takes_a_real_forward(name: str) -> None:
     student = student_of(compose([f"student={name}"])).eval()
     inputs = student.inputs(student.config)  # type: ignore[arg-type]

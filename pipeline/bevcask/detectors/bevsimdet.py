@@ -29,7 +29,7 @@ class AttentionConfig(AnyConfig):
 
 
 class BEVSimDetConfig(FusionConfig):
-    """Architecture; defaults: SimDistill's student, with a ResNet-50."""
+    """Architecture; defaults: SimDistill's student."""
 
     image_attention: AttentionConfig = AttentionConfig()
     bev_attention: AttentionConfig = AttentionConfig(points=20)

@@ -27,10 +27,10 @@ _DECODER_DIVISOR = 4
 
 
 class FusionConfig(BaseConfig):
-    """Architecture; defaults: BEVFusion's sizes as SimDistill uses them, with a ResNet-50."""
+    """Architecture; defaults: BEVFusion's sizes as SimDistill uses them."""
 
     image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
-    backbone: Variant = "resnet50"
+    backbone: Variant = "swin_t"
     finest_level: Literal["c2", "c3", "c4"] = Field("c3", description="level the pyramid ends on")
     image_channels: int = Field(256, ge=1, description="channels of image.fpn0")
     lift: LiftConfig = LiftConfig()
