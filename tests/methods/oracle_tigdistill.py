@@ -13,10 +13,10 @@ GridTuple = tuple[float, float, float, int, int]
 CHANNEL, KEYPOINT, SIDE, STEPS = 10.0, 100.0, 1.6, 24
 
 
-def keypoint(box: Array, i: int, j: int) -> tuple[float, float]:
+def keypoint(box: Array, i: int, j: int, steps: int = STEPS) -> tuple[float, float]:
     """Return point j along the length, i along the width of the enlarged box."""
-    along = (j / (STEPS - 1) - 0.5) * (box[3] + 2 * SIDE)
-    across = (i / (STEPS - 1) - 0.5) * (box[4] + 2 * SIDE)
+    along = (j / (steps - 1) - 0.5) * (box[3] + 2 * SIDE)
+    across = (i / (steps - 1) - 0.5) * (box[4] + 2 * SIDE)
     c, s = math.cos(box[6]), math.sin(box[6])
     return box[0] + c * along - s * across, box[1] + s * along + c * across
 
@@ -54,12 +54,13 @@ def box_terms(
     back: Array,
     weight: Array,
     bias: Array,
+    steps: int = STEPS,
 ) -> tuple[float, float]:
     """Return both weighted terms of one box (augmented frame); `back`: 4x4 to canonical."""
     own, wide, his = [], [], []
-    for i in range(STEPS):
-        for j in range(STEPS):
-            x, y = keypoint(box, i, j)
+    for i in range(steps):
+        for j in range(steps):
+            x, y = keypoint(box, i, j, steps)
             origin = back @ np.array([x, y, 0.0, 1.0])
             a = read(student, student_grid, x, y)
             b = read(teacher, teacher_grid, origin[0], origin[1])

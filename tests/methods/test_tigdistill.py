@@ -1,6 +1,5 @@
 """TiGDistill-BEV: hand-computed terms, the loop oracle, identities, and what may not matter."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,82 +18,25 @@ from bevcask.methods.tigdistill import TiGDistill, box_keypoints, read_points, r
 from bevcask.targets.align import Align, ImageAug
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.region import region_mask
-from bevcask.targets.spec import Region, TapInfo, TargetSpec
-from contracts.method import FLIP, TURN, MethodContract, Step
+from bevcask.targets.spec import Region, TargetSpec
+from contracts.method import FLIP, TURN
 from methods.oracle_tigdistill import STEPS, box_terms, keypoint
-
-GRID = Grid.square(8.0, 0.5)
-COARSE = Grid.square(8.0, 1.0)
-FEATURES: Mapping[str, Any] = {"type": "tigdistill", "inner_depth": 0.0}
-SECTION: Mapping[str, Any] = {"type": "tigdistill"}
-BINS = tuple(1.5 + 4 * index for index in range(12))
-DEPTH = TapInfo("image.depth", "image_feature", (6, 12, 4, 11), depends_on_images=True, bins=BINS)
-
-
-def neck(channels: int, grid: Grid) -> TapInfo:
-    return TapInfo("bev.neck", "dense_bev", (channels, *grid.shape_YX), grid, nonnegative=True)
-
-
-class TestTiGDistill(MethodContract):
-    section = SECTION
-    student: Mapping[str, TapInfo] = {"bev.neck": neck(4, COARSE), "image.depth": DEPTH}
-    teacher: Mapping[str, TapInfo] = {"bev.neck": neck(6, GRID), PIXELS.name: PIXELS}
-    extent = 4.0
-    blind_without_boxes = True
-
-    def step(
-        self, batch_size: int = 2, num_boxes: int = 4, seed: int = 0, matrix: Any = None
-    ) -> Step:
-        """Return a step whose boxes hold two cells each of two images, and one between them."""
-        step = super().step(batch_size, num_boxes, seed, matrix)
-        generator = torch.Generator().manual_seed(seed)
-        points = torch.zeros(batch_size, *PIXELS.shape)
-        rows = [
-            (camera, 16 * column + 3, 16 * row + 9, box if column % 3 else 0)
-            for camera in (1, 4)
-            for row, box in enumerate(range(1, min(num_boxes, 4) + 1))
-            for column in range(5)
-        ]
-        if rows:
-            points[:, : len(rows), [0, 1, 2, 4]] = torch.tensor(rows).float()
-        drawn = torch.rand((batch_size, len(rows)), generator=generator)
-        points[:, : len(rows), 3] = 2 + 50 * drawn
-        step.targets[PIXELS.name] = Target(points, None, torch.full((batch_size,), len(rows)))
-        logits = step.student["image.depth"].detach()
-        step.student["image.depth"] = (5 * logits).softmax(2).requires_grad_()
-        step.align = Align(torch.as_tensor(step.align.matrices_B44), images(batch_size))
-        return step
-
-    def test_student_out_of_sight(self) -> None:
-        """Nor do the images show any point."""
-        away = bev_matrix()
-        away[0, 3] = 1e4
-        step = self.step(matrix=away)
-        away_too = images(2)
-        away_too.matrices_BV33[..., 0, 2] = 1e4
-        step.align = Align(torch.as_tensor(step.align.matrices_B44), away_too)
-        losses = step.run(self.build())
-        assert all(float(loss.detach()) == 0 for loss in losses.values())
+from methods.tigdistill_cases import (
+    CASE,
+    COARSE,
+    DEPTH,
+    FEATURES,
+    GRID,
+    SECTION,
+    Taught,
+    built,
+    neck,
+    scene,
+)
 
 
-def images(batch_size: int) -> ImageAug:
-    """Images shown as they are, 64 x 176 pixels."""
-    return ImageAug(torch.eye(3).repeat(batch_size, 6, 1, 1), (64, 176))
-
-
-def built(student: TapInfo, teacher: TapInfo, region: str = "all") -> TiGDistill:
-    torch.manual_seed(0)
-    method = build_method(FEATURES)
-    assert isinstance(method, TiGDistill)
-    margin = 1.6 / 0.95 if region == "keypoints" else 0.0
-    spec = TargetSpec(teacher, "float32", Region(region, margin=margin))  # type: ignore[arg-type]
-    method.build({"bev.neck": student}, {"bev.neck": spec})
-    return method
-
-
-def scene(seed: int = 0, num_boxes: int = 3, matrix: Any = None) -> Step:
-    contract = TestTiGDistill()
-    return contract.step(2, num_boxes, seed, matrix)
+class TestTiGDistill(Taught):
+    pass
 
 
 def as_tuple(grid: Grid) -> tuple[float, float, float, int, int]:
@@ -125,6 +67,31 @@ def test_both_terms_by_hand() -> None:
     assert float(terms["tigdistill/inter_channel"].detach()) == pytest.approx(10, rel=1e-5)
 
 
+def test_four_keypoints_by_hand() -> None:
+    """Two channels at the corners of a box that are cell centres; `widen` changes nothing.
+
+    Channels of the student (1, 1, 1, 1) and (1, -1, 1, -1) have Gram rows (1, 0), (0, 1); those of
+    the teacher (1, 1, 1, 1) and (2, 0, 2, 0) have (1, 1) / sqrt 2, (1, 2) / sqrt 5. Rows of unit
+    length a and b are 2 - 2 a b apart. Points relate as (2, 0, 2, 0) and (0, 2, 0, 2), as
+    (5, 1, 5, 1) and (1, 1, 1, 1).
+    """
+    method = built(neck(2, GRID), neck(2, GRID))
+    method.config = method.config.model_copy(update={"keypoints": 2, "margin": 0.0})
+    method.widen = torch.nn.Identity()
+    student, teacher = torch.zeros(2, 1, 2, 32, 32)
+    student[0, :, 15:17, 15:17] = torch.tensor([[[1.0, 1], [1, 1]], [[1, -1], [1, -1]]])
+    teacher[0, :, 15:17, 15:17] = torch.tensor([[[1.0, 1], [1, 1]], [[2, 0], [2, 0]]])
+    boxes = [torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5, 1.5, 0.0, 0.0, 0.0]])]
+    labels = Labels(boxes, [torch.zeros(1, dtype=torch.int64)], boxes)
+    terms = method(
+        {"bev.neck": student}, {"bev.neck": Target(teacher)}, labels, Align.identity(1), 0.0
+    )
+    channel = 2 - 2**0.5 + 2 - 4 / 5**0.5
+    keypoint = 2 - 2 * 10 / 104**0.5 + 2 - 2**0.5
+    assert float(terms["tigdistill/inter_channel"]) == pytest.approx(10 * channel / 2, rel=1e-5)
+    assert float(terms["tigdistill/inter_keypoint"]) == pytest.approx(100 * keypoint / 2, rel=1e-5)
+
+
 def test_keypoints_are_the_published_lattice() -> None:
     box = torch.tensor([[1.0, -2.0, 0.0, 4.0, 2.0, 1.5, 0.7, 0.0, 0.0]], dtype=torch.float64)
     points = box_keypoints(box, 1.6, STEPS)[0]
@@ -132,9 +99,15 @@ def test_keypoints_are_the_published_lattice() -> None:
         assert points[i * STEPS + j].tolist() == pytest.approx(keypoint(box[0].numpy(), i, j))
 
 
-@pytest.mark.parametrize("matrix", [bev_matrix(), FLIP, TURN], ids=["clean", "flip", "turn"])
-def test_against_the_oracle(matrix: Any) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "steps"),
+    [(bev_matrix(), 7), (FLIP, 7), (TURN, 7), (TURN, STEPS)],
+    ids=["clean", "flip", "turn", "turn, as published"],
+)
+def test_against_the_oracle(matrix: Any, steps: int) -> None:
     method = built(neck(4, COARSE), neck(6, GRID)).double()
+    assert method.config.keypoints == STEPS
+    method.config = method.config.model_copy(update={"keypoints": steps})
     step = scene(3, 2, matrix)
     student = {name: value.detach().double() for name, value in step.student.items()}
     targets = {"bev.neck": Target(step.targets["bev.neck"].values.double())}
@@ -147,36 +120,68 @@ def test_against_the_oracle(matrix: Any) -> None:
             back = np.linalg.inv(step.align.matrices_B44[b])
             maps = student["bev.neck"][b].numpy(), targets["bev.neck"].values[b].numpy()
             terms = box_terms(
-                maps[0], as_tuple(COARSE), maps[1], as_tuple(GRID), box, back, weight, bias
+                maps[0], as_tuple(COARSE), maps[1], as_tuple(GRID), box, back, weight, bias, steps
             )
             totals, count = totals + terms, count + 1
     assert count == 4
     names = ("inter_channel", "inter_keypoint")
     for name, expected in zip(names, totals / count, strict=True):
-        assert float(found[f"tigdistill/{name}"].detach()) == pytest.approx(expected, rel=2e-5)
+        assert float(found[f"tigdistill/{name}"].detach()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_gradients_by_finite_differences() -> None:
-    method = built(neck(2, COARSE), neck(2, COARSE)).double()
+@pytest.mark.parametrize("term", ["inter_channel", "inter_keypoint"])
+@pytest.mark.parametrize("matrix", [FLIP, TURN], ids=["flip", "turn"])
+def test_gradients_by_finite_differences(term: str, matrix: Any) -> None:
+    """On the student's map, and on what widens it: only the channels' term trains that."""
+    method = built(neck(3, COARSE), neck(2, COARSE)).double()
     method.config = method.config.model_copy(update={"keypoints": 4})
+    align = Align(torch.as_tensor(matrix)[None])
     boxes = [torch.tensor([[0.3, 0.2, 0.0, 3.0, 2.0, 1.5, 0.4, 0.0, 0.0]])]
-    labels = Labels(boxes, [torch.zeros(1, dtype=torch.int64)], boxes)
+    labels = Labels(align.boxes(boxes), [torch.zeros(1, dtype=torch.int64)], boxes)
     target = {"bev.neck": Target(torch.rand(1, 2, 16, 16, dtype=torch.float64))}
+    assert isinstance(method.widen, torch.nn.Linear)
+    bias = method.widen.bias.detach().requires_grad_()
 
-    def total(map_BCYX: Tensor) -> Tensor:
-        step = method({"bev.neck": map_BCYX}, target, labels, Align.identity(1), 0.0)
-        return torch.stack(list(step.values())).sum()
+    def loss(map_BCYX: Tensor, weight: Tensor) -> Tensor:
+        parameters = {"widen.weight": weight, "widen.bias": bias}
+        arguments = ({"bev.neck": map_BCYX}, target, labels, align, 0.0)
+        found: dict[str, Tensor] = torch.func.functional_call(method, parameters, arguments)
+        return found[f"tigdistill/{term}"]
 
-    start = torch.rand(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(total, (start,), eps=1e-6, atol=1e-5)
+    start = torch.rand(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    weight = method.widen.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (start, weight), fast_mode=True, atol=1e-6)
+    slopes = torch.autograd.grad(loss(start, weight), (start, weight))
+    assert slopes[0].any()
+    assert slopes[1].any() == (term == "inter_channel")
 
 
-def test_scale_of_either_map_does_not_matter_to_keypoints() -> None:
+def test_scale_does_not_matter() -> None:
+    """Of the teacher's map to either term; of the student's to keypoints (channels have a bias)."""
     method, step = built(neck(4, COARSE), neck(6, GRID)), scene()
-    before = step.run(method)["tigdistill/inter_keypoint"]
+    before = step.run(method)
     step.targets["bev.neck"].values *= 7.0
+    torch.testing.assert_close(step.run(method), before, rtol=1e-5, atol=0)
     step.student = {"bev.neck": step.student["bev.neck"] * 3.0}
-    torch.testing.assert_close(step.run(method)["tigdistill/inter_keypoint"], before)
+    after = step.run(method)
+    name = "tigdistill/inter_keypoint"
+    torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=0)
+
+
+def test_more_channels_of_the_same_change_nothing() -> None:
+    """Every Gram row of doubled maps is the old one, twice over or twice as long."""
+    narrow, wide = built(neck(4, COARSE), neck(6, GRID)), built(neck(8, COARSE), neck(12, GRID))
+    assert isinstance(narrow.widen, torch.nn.Linear)
+    weight, bias = narrow.widen.parameters()
+    padded = torch.cat([weight, torch.zeros_like(weight)], 1)
+    wide.load_state_dict(
+        {"widen.weight": torch.cat([padded, padded]), "widen.bias": torch.cat([bias, bias])}
+    )
+    step = scene(matrix=TURN)
+    before = step.run(narrow)
+    step.student = {"bev.neck": step.student["bev.neck"].repeat(1, 2, 1, 1)}
+    step.targets = {"bev.neck": Target(step.targets["bev.neck"].values.repeat(1, 2, 1, 1))}
+    torch.testing.assert_close(step.run(wide), before, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["32", "bf16-mixed"])
@@ -267,28 +272,27 @@ def test_without_inner_depth_neither_points_nor_depth_are_needed() -> None:
 
 
 def test_a_student_without_depth_is_told_what_to_do() -> None:
-    contract = TestTiGDistill()
     for student in (
         {"bev.neck": neck(4, COARSE)},
         {"bev.neck": neck(4, COARSE), "image.depth": replace(DEPTH, bins=())},
     ):
         with pytest.raises(TargetMismatchError, match=r"no tap 'image\.depth'.*inner_depth=0"):
-            build_method(SECTION).build(student, contract.specs())
-    specs = {name: spec for name, spec in contract.specs().items() if name != PIXELS.name}
+            build_method(SECTION).build(student, CASE.specs())
+    specs = {name: spec for name, spec in CASE.specs().items() if name != PIXELS.name}
     with pytest.raises(TargetMismatchError, match=r"no point_set target 'lidar\.pixels'"):
-        build_method(SECTION).build(contract.student, specs)
+        build_method(SECTION).build(CASE.student, specs)
 
 
 def test_a_student_without_images_is_refused() -> None:
     step = scene()
     step.align = Align(torch.as_tensor(step.align.matrices_B44))
     with pytest.raises(TargetMismatchError, match="a student that has images"):
-        step.run(TestTiGDistill().build())
+        step.run(CASE.build())
 
 
 def test_inner_depth_reads_the_tap_through_its_bins() -> None:
     """Two cells of one box, all probability in one bin each: 5.5 and 13.5 m, measured 6 and 20."""
-    method = TestTiGDistill().build()
+    method = CASE.build()
     assert isinstance(method, TiGDistill)
     probabilities = torch.zeros(1, 6, 12, 4, 11)
     probabilities[0, 2, 1, 1, 3] = probabilities[0, 2, 3, 1, 4] = 1
@@ -308,7 +312,7 @@ def test_inner_depth_reads_the_tap_through_its_bins() -> None:
 
 
 def test_inner_depth_does_not_care_for_the_bev_augmentation() -> None:
-    method = TestTiGDistill().build()
+    method = CASE.build()
     plain, turned = scene(5), scene(5, matrix=TURN)
     assert float(plain.run(method)["tigdistill/inner_depth"].detach()) > 0
     terms = [step.run(method)["tigdistill/inner_depth"] for step in (plain, turned)]
@@ -317,7 +321,7 @@ def test_inner_depth_does_not_care_for_the_bev_augmentation() -> None:
 
 def test_inner_depth_follows_the_image_augmentation() -> None:
     """A flipped student that says the flipped thing loses the same."""
-    method, step = TestTiGDistill().build(), scene(6)
+    method, step = CASE.build(), scene(6)
     before = step.run(method)["tigdistill/inner_depth"]
     flip = torch.tensor([[-1.0, 0, 175], [0, 1, 0], [0, 0, 1]])
     step.align = Align(
