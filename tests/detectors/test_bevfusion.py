@@ -83,6 +83,20 @@ def test_paper_config_has_the_stated_shapes() -> None:
     assert BEVFusion.inputs(config) == Inputs((256, 704), num_sweeps=10)
 
 
+def test_the_teacher_of_tigdistill_has_its_map_sizes() -> None:
+    config = shipped("bevfusion_swint_cell08")
+    taps = BEVFusion.describe_taps(config)
+    shapes = {name: tap.shape for name, tap in taps.items() if name.startswith("bev.")}
+    assert shapes == {
+        "bev.camera": (80, 128, 128),
+        "bev.lidar": (256, 128, 128),
+        "bev.fused": (256, 128, 128),
+        "bev.neck": (512, 128, 128),
+    }
+    assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)
+    assert config.lift == shipped("bevfusion_swint").lift  # on cells of 0.4 m
+
+
 def test_shipped_defaults_are_the_paper_config() -> None:
     assert shipped("bevfusion_swint") == BEVFusionConfig()
 
