@@ -1,8 +1,10 @@
 """Every shipped experiment is complete: it plans, builds, and its tiny twin trains from a cache."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -29,7 +31,39 @@ PUBLISHED = [
     for name in group_members("experiment")
     if name not in (*TINY, "demo", "toy_study")
 ]
-PAPER_SIZE = [n for n in group_members("student") if n.endswith(("_r50", "_r101", "_swint"))]
+PAPER_SIZE = [
+    n for n in group_members("student") if n.endswith(("_r50", "_r101", "_swint", "_cell08"))
+]
+EPOCH, EPOCH_CBGS = 28_130, 123_580  # frames drawn
+
+
+class Recipe(NamedTuple):
+    """How a released script trains; `batch` over all its GPUs, `drops` in epochs."""
+
+    epochs: int
+    draws: int
+    batch: int
+    lr: float
+    decay: float
+    drops: tuple[int, ...]
+    warmup: int
+    clip: float = 5.0
+    precision: str = "32"
+    inter_channel: float | None = None
+
+
+DISTILLBEV = Recipe(24, EPOCH_CBGS, 64, 2e-4, 0.01, (16, 22), 500)
+TIGDISTILL = Recipe(24, EPOCH, 32, 2e-4, 1e-7, (19, 23), 0, inter_channel=20)
+TIGDISTILL_CBGS = Recipe(20, EPOCH_CBGS, 32, 2e-4, 0.01, (16, 19), 200, inter_channel=10)
+RECIPES = {
+    "distillbev": DISTILLBEV,
+    "tigdistill_centerpoint_bevdepth_r50": TIGDISTILL._replace(lr=4e-4, inter_channel=10),
+    "tigdistill_centerpoint_bevdepth4d_r50": TIGDISTILL,
+    "tigdistill_centerpoint_bevdepth4d_r101": TIGDISTILL_CBGS,
+    "tigdistill_pillarnext": TIGDISTILL_CBGS._replace(batch=16),
+    "tigdistill_bevfusion": TIGDISTILL_CBGS._replace(batch=16),
+    "simdistill": Recipe(20, EPOCH_CBGS, 48, 1e-3, 0.01, (), 20_597, 35.0, "16-mixed"),
+}
 
 
 def student_of(config: RunConfig) -> Detector:
@@ -55,6 +89,31 @@ def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
         config.trainer.schedule != "step"
         or config.trainer.milestones[-1] < config.trainer.max_steps
     )
+
+
+@pytest.mark.parametrize("name", [n for row in PUBLISHED for n in row.values])
+def test_a_published_row_trains_as_its_script_does(name: str) -> None:
+    (recipe,) = (own for start, own in RECIPES.items() if str(name).startswith(start))
+    config = compose([f"experiment={name}"])
+    trainer, loader = config.trainer, config.loader
+    steps = recipe.draws / recipe.batch
+    assert loader.batch_size * trainer.accumulate == recipe.batch
+    assert loader.sampler == ("cbgs" if recipe.draws == EPOCH_CBGS else "uniform")
+    assert trainer.max_steps == math.ceil(recipe.epochs * steps)
+    assert trainer.milestones == pytest.approx([e * steps for e in recipe.drops], abs=1)
+    assert trainer.lr == recipe.lr
+    assert (trainer.weight_decay, trainer.warmup_steps) == (recipe.decay, recipe.warmup)
+    assert (trainer.clip, trainer.precision, trainer.ema) == (recipe.clip, recipe.precision, 0)
+    assert config.method.get("inter_channel") == recipe.inter_channel
+    augment = config.augment
+    assert (augment.resize, augment.image_rotation) == ((-0.06, 0.11), 5.4)
+    assert (augment.bev_rotation, augment.bev_scale) == (0.3925, (0.95, 1.05))
+    assert augment.crop
+    assert augment.image_flip
+    assert augment.bev_flip_x
+    assert augment.bev_flip_y
+    frames = config.student.detector.get("num_frames", 1)
+    assert config.student.detector["head"]["velocity_weight"] == (1.0 if frames == 2 else 0.2)
 
 
 def a_frame(size_HW: tuple[int, int]) -> Batch:
