@@ -116,6 +116,16 @@ def test_a_published_row_trains_as_its_script_does(name: str) -> None:
     assert config.student.detector["head"]["velocity_weight"] == (1.0 if frames == 2 else 0.2)
 
 
+def test_simdistill_cycles_rate_and_momentum_as_mmcv_does() -> None:
+    """From 2e-4 five times up and down to 5e-5 of it; the first beta to 0.85 / 0.95 and back."""
+    trainer = compose(["experiment=simdistill_bevfusion_bevsimdet_swint"]).trainer
+    assert trainer.schedule == "one_cycle"
+    assert trainer.warmup_steps == pytest.approx(0.4 * trainer.max_steps, abs=1)
+    assert [end * trainer.lr for end in trainer.cycle_ends] == pytest.approx([2e-4, 1e-8])
+    assert trainer.cycle_momentum == pytest.approx((0.9, 0.9 * 0.85 / 0.95), abs=1e-5)
+    assert trainer.backbone_lr == 0.1
+
+
 def a_frame(size_HW: tuple[int, int]) -> Batch:
     """One frame of random pixels from six cameras that look along the ground."""
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,11 @@ from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "random", "global_step")
-PLAIN = ("trainer.warmup_steps=1", "trainer.schedule=one_cycle")
+PLAIN = (
+    "trainer.warmup_steps=1",
+    "trainer.schedule=one_cycle",
+    "trainer.cycle_momentum=[0.95,0.85]",
+)
 PUBLISHED = (
     "trainer.accumulate=2",
     "trainer.ema=0.9",

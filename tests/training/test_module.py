@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from bevcask.config import TrainerConfig
 from bevcask.detectors.base import Labels
@@ -12,7 +13,12 @@ from bevcask.detectors.blocks.swin import WindowAttention
 from bevcask.errors import DivergedError
 from bevcask.geometry import bev_matrix
 from bevcask.targets.align import Align
-from bevcask.training.module import Distillation, lr_factor, parameter_groups
+from bevcask.training.module import (
+    Distillation,
+    build_schedule,
+    lr_factor,
+    parameter_groups,
+)
 from bevcask.training.targets import CachedTargets, OnlineTargets, meet
 
 
@@ -34,19 +40,66 @@ def test_cosine_falls_to_zero_at_the_end() -> None:
     assert lr_factor(8, config("cosine")) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
+def course(given: TrainerConfig) -> list[list[tuple[float, float]]]:
+    """Learning rate and first beta of every group at every step, and behind the last."""
+    network = nn.Module()
+    network.student = nn.Module()
+    network.student.backbone = nn.Linear(2, 3)
+    network.student.head = nn.Linear(3, 4)
+    optimizer = AdamW(parameter_groups(network, given))
+    schedule = build_schedule(optimizer, given)
+    found = []
+    for _ in range(given.max_steps + 1):
+        found.append([(group["lr"], group["betas"][0]) for group in optimizer.param_groups])
+        assert all(group["betas"][1] == 0.999 for group in optimizer.param_groups)
+        optimizer.step()
+        if len(found) <= given.max_steps:
+            schedule.step()
+    return found
+
+
 def test_one_cycle_rises_and_falls() -> None:
-    cycle = config("one_cycle")
-    assert lr_factor(0, cycle) == pytest.approx(1 / 25)
-    assert lr_factor(2, cycle) == pytest.approx((1 + 1 / 25) / 2)
-    assert lr_factor(4, cycle) == pytest.approx(1.0)
-    assert lr_factor(20, cycle) == pytest.approx(1e-4 / 25)
+    rates = [groups[0][0] for groups in course(config("one_cycle", lr=1.0))]
+    assert [rates[step] for step in (0, 2, 4)] == pytest.approx([1 / 25, (1 + 1 / 25) / 2, 1])
+    fall = [(1 + math.cos(math.pi * step / 16)) / 2 for step in range(17)]
+    assert rates[4:] == pytest.approx([4e-6 + (1 - 4e-6) * share for share in fall])
 
 
 def test_one_cycle_between_the_ends_of_mmdet3d() -> None:
     """Its cyclic schedule: lr 1e-4, up to ten times that at 40 %, down to 1e-4 of it."""
-    cycle = config("one_cycle", warmup=8, lr=1e-3, cycle_ends=(0.1, 1e-5))
-    rates = [cycle.lr * lr_factor(step, cycle) for step in (0, 4, 8, 20)]
+    cycle = course(config("one_cycle", warmup=8, lr=1e-3, cycle_ends=(0.1, 1e-5)))
+    rates = [cycle[step][0][0] for step in (0, 4, 8, 20)]
     assert rates == pytest.approx([1e-4, (1e-4 + 1e-3) / 2, 1e-3, 1e-8])
+    assert {beta for groups in cycle for _, beta in groups} == {0.9}
+
+
+def test_momentum_falls_where_the_rate_rises() -> None:
+    """mmdet3d's cyclic momentum: 0.9, at the peak 0.85 / 0.95 of it, 0.9 again."""
+    low = 0.9 * 0.85 / 0.95
+    cycle = course(config("one_cycle", warmup=8, cycle_momentum=(0.9, low), backbone_lr=0.1))
+    betas = [cycle[step][0][1] for step in (0, 4, 8, 14, 20)]
+    assert betas == pytest.approx([0.9, (0.9 + low) / 2, low, (0.9 + low) / 2, 0.9])
+    for groups in cycle:
+        assert {beta for _, beta in groups} == {groups[0][1]}
+        rates = {rate for rate, _ in groups}
+        assert max(rates) == pytest.approx(10 * min(rates))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more", "words"),
+    [
+        ("cosine", {"cycle_momentum": (0.9, 0.8)}, "schedule cosine has no cycle"),
+        ("one_cycle", {"warmup_steps": 0}, "warmup_steps, which must be above 0"),
+        ("one_cycle", {"cycle_ends": (0.1, 0.0)}, "cycle_ends"),
+        ("one_cycle", {"cycle_momentum": (0.8, 0.9)}, "second <= first"),
+        ("one_cycle", {"cycle_momentum": (1.0, 0.9)}, "< 1"),
+    ],
+)
+def test_cycles_that_are_none_are_refused(
+    schedule: str, more: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(schedule, **more)
 
 
 def test_steps_fall_to_a_tenth_at_each_milestone() -> None:
@@ -63,7 +116,14 @@ def test_milestones_belong_to_steps(schedule: str, milestones: tuple[int, ...]) 
         config(schedule, milestones=milestones)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+@pytest.mark.parametrize("warmup", [1, 20, 50])
+def test_a_cycle_may_be_all_warm_up(warmup: int) -> None:
+    rates = [groups[0][0] for groups in course(config("one_cycle", warmup, lr=1.0))]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:2] == sorted(rates[:2])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_every_schedule_works_without_warm_up_and_with_nothing_else(schedule: str) -> None:
     for warmup in (0, 20, 50):
         factors = [lr_factor(step, config(schedule, warmup)) for step in range(21)]

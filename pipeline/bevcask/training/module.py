@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
@@ -109,7 +109,7 @@ class Distillation(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule advanced every step."""
         optimizer = AdamW(parameter_groups(self, self._config))
-        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._config))
+        schedule = build_schedule(optimizer, self._config)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -168,24 +168,42 @@ def parameter_groups(module: nn.Module, config: TrainerConfig) -> list[dict[str,
     return [{"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()]
 
 
-def lr_factor(step: int, config: TrainerConfig) -> float:
-    """Return the learning rate of a step as a share of `config.lr`.
+def build_schedule(optimizer: Optimizer, config: TrainerConfig) -> LRScheduler:
+    """Return what sets the learning rate of each step, and under `one_cycle` the momentum.
 
-    `constant`, `cosine` and `step` rise linearly over the warm-up; `cosine` then falls to 0, `step`
-    to a tenth at each milestone. `one_cycle` (Smith 2018) rises along a cosine over the warm-up and
-    falls along one to the end, between the shares of `cycle_ends`.
+    `one_cycle` (Smith 2018) rises along a cosine over the warm-up and falls along one to the end,
+    between the shares of `cycle_ends`; the momentum falls and rises with `cycle_momentum`.
+    """
+    if config.schedule != "one_cycle":
+        return LambdaLR(optimizer, lambda step: lr_factor(step, config))
+    first, last = config.cycle_ends
+    high, low = config.cycle_momentum or (0.0, 0.0)
+    steps = max(config.max_steps, config.warmup_steps) + 1
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=(config.warmup_steps + 1) / steps,  # torch counts the step of the peak in
+        div_factor=1 / first,
+        final_div_factor=first / last,
+        cycle_momentum=config.cycle_momentum is not None,
+        base_momentum=low,
+        max_momentum=high,
+    )
+
+
+def lr_factor(step: int, config: TrainerConfig) -> float:
+    """Return the learning rate of a step as a share of `config.lr`, under all but `one_cycle`.
+
+    It rises linearly over the warm-up; `cosine` then falls to 0, `step` to a tenth at each
+    milestone.
     """
     warmup = config.warmup_steps
-    rest = (step - warmup) / max(1, config.max_steps - warmup)
-    if config.schedule == "one_cycle":
-        first, last = config.cycle_ends
-        return _cosine(first, 1.0, step / warmup) if step < warmup else _cosine(1.0, last, rest)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.schedule == "step":
         return float(0.1 ** sum(step >= milestone for milestone in config.milestones))
-    return 1.0 if config.schedule == "constant" else _cosine(1.0, 0.0, rest)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+    if config.schedule == "constant":
+        return 1.0
+    rest = (step - warmup) / max(1, config.max_steps - warmup)
+    return (1 + math.cos(math.pi * min(rest, 1.0))) / 2
