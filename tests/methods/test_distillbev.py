@@ -164,6 +164,18 @@ def test_flipped_student_scores_the_same(matrix: Any) -> None:
     assert values(shifted.run(method))["foreground"] != pytest.approx(expected["foreground"])
 
 
+@pytest.mark.parametrize("move", MOVES)
+def test_a_mean_over_channels_moves_like_its_map(move: str) -> None:
+    """Interpolation is linear: the attention of a moved non-negative map needs only its mean."""
+    align = Align(torch.as_tensor(MOVES[move])[None])
+    map_BCYX = torch.rand(1, 64, 16, 16)
+    moved, valid = align.cells(map_BCYX, WIDE, WIDE)
+    mean, _ = align.cells(map_BCYX.mean(1, keepdim=True), WIDE, WIDE)
+    torch.testing.assert_close(moved.mean(1), mean[:, 0], rtol=0, atol=1e-6)
+    found, expected = (attention(maps, valid, 0.5) for maps in (mean, moved))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_more_channels_of_the_same() -> None:
     """Sums run over channels, means over channels stay: doubled maps double all but spatial."""
     twice = wider(2 * CHANNELS)

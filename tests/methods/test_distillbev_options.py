@@ -1,5 +1,6 @@
 """DistillBEV's options: other false positives, queries, and the Transformer line."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ from methods.distillbev_cases import (
     set_kernel,
     values,
 )
+from methods.oracle_distillbev import centre, read
 
 QUERIES = 7
 LAST: Mapping[str, Any] = {
@@ -234,6 +236,55 @@ def test_similarity_by_hand() -> None:
     found = values(step.run(method))
     assert found["similarity_last"] == pytest.approx(3.0)
     assert found["states"] == pytest.approx(2 * (0.25 + 1 + 0.25 + 16))
+
+
+def test_query_terms_against_loops() -> None:
+    """Under a turn, with rows behind the count: cell by cell, query by query."""
+    case, plain = TestQueries(), (WIDE.x_min, WIDE.y_min, WIDE.cell, WIDE.num_x, WIDE.num_y)
+    method, step = case.build(), case.step(2, 3, seed=6, matrix=TURN)
+    counts = [QUERIES, 4]
+    step.targets["query.last"].count_B = torch.tensor(counts)
+    near, own = (step.student[tap].detach().double() for tap in ("bev.neck", "query.last"))
+    far, said = (step.targets[tap].values.double() for tap in ("bev.neck", "query.last"))
+    matrix = step.align.matrices_B44[0]
+    states = similar = 0.0
+    for b, count in enumerate(counts):
+        for q, c in itertools.product(range(count), range(CHANNELS)):
+            states += float(own[b, q, c] - said[b, q, c]) ** 2 / 2
+        gaps = []
+        for row, column in itertools.product(range(16), range(16)):
+            x, y, _, _ = matrix @ [*centre(plain, row, column), 0.0, 1.0]
+            read_C = [read(channel.numpy(), plain, x, y) for channel in near[b]]
+            if read_C[0] is None:
+                continue
+            here = sum(
+                s * float(own[b, q, c]) for q in range(QUERIES) for c, s in enumerate(read_C)
+            )
+            there = sum(float(far[b, :, row, column] @ said[b, q]) for q in range(count))
+            gaps.append((here - there) ** 2)
+        assert 100 < len(gaps) < 256
+        similar += sum(gaps) / len(gaps) / 2
+    found = values(step.run(method))
+    assert found["states"] == pytest.approx(2.0 * states, rel=1e-5)
+    assert found["similarity_last"] == pytest.approx(3.0 * similar, rel=1e-5)
+
+
+@pytest.mark.parametrize("term", ["last/states", "neck/similarity_last"])
+def test_gradients_of_query_terms_by_finite_differences(term: str) -> None:
+    method, step = TestQueries().build().double(), TestQueries().step(1, 3, seed=6, matrix=TURN)
+    for target in step.targets.values():
+        target.values = target.values.double()
+    taps = ("bev.neck", "query.last")
+    starts = [step.student[tap].detach().double().requires_grad_() for tap in taps]
+
+    def loss(*maps: Tensor) -> Tensor:
+        student = dict(zip(taps, maps, strict=True))
+        return replace(step, student=student).run(method)[f"distillbev/{term}"]
+
+    assert torch.autograd.gradcheck(loss, tuple(starts), fast_mode=True, atol=1e-6)
+    slopes = torch.autograd.grad(loss(*starts), starts, allow_unused=True)
+    reached = {tap for tap, slope in zip(taps, slopes, strict=True) if slope is not None}
+    assert reached == ({"query.last"} if term.endswith("states") else set(taps))
 
 
 def test_queries_are_planned_and_called_approximate_under_augmentation() -> None:

@@ -16,7 +16,7 @@ from bevcask.methods.tigdistill import box_keypoints, read_points
 from bevcask.targets.align import Align
 from bevcask.targets.region import box_mask
 from contracts.method import TURN
-from methods.tigdistill_cases import COARSE, GRID, built, neck, scene
+from methods.tigdistill_cases import CASE, COARSE, GRID, built, neck, scene
 
 MARGIN, STEPS, SMALLEST = 1.6, 24, 0.95  # released code; the smallest scale of its augmentation
 PAPER = Grid.square(51.2, 0.8)
@@ -124,6 +124,7 @@ def test_ten_thousand_keypoint_sets_read_stored_cells_alone() -> None:
 
     What is not stored is NaN here, which even a weight of zero would let through.
     """
+    [margin] = [need.region.margin for need in CASE.build().needs() if need.role == "neck"]
     boxes = crowd(10_000, 38.0)
     drawn = torch.rand((len(boxes), 4), generator=torch.Generator().manual_seed(1))
     turns = [
@@ -137,7 +138,7 @@ def test_ten_thousand_keypoint_sets_read_stored_cells_alone() -> None:
         back = align.inverse().matrices_B44
         moved = torch.cat(align.boxes(list(part.split(1))))
         points_NK2 = torch.nn.functional.pad(box_keypoints(moved, MARGIN, STEPS), (0, 1))
-        stored_NYX = box_mask(list(part.split(1)), PAPER, MARGIN / SMALLEST, True)
+        stored_NYX = box_mask(list(part.split(1)), PAPER, margin, True)
         maps_NYX = torch.where(stored_NYX, 1.0, torch.nan)
         for map_YX, points_K2, inverse in zip(maps_NYX, points_NK2, back, strict=True):
             origin_K2 = transform_points(points_K2, inverse)[:, :2]
@@ -174,6 +175,19 @@ def test_a_box_over_the_border_is_read_where_both_maps_reach() -> None:
     # Keypoints lie at x = -0.6, -0.29 .. 6.6 m, the last that the teacher knows (to 3.75 m) at
     # 3.47 m; student columns 6 and 11 have their centres at -1.5 and 3.5 m.
     assert reached_X.nonzero().flatten().tolist() == [6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(("x", "scale", "counts"), [(3.9, 1.05, True), (4.1, 0.95, False)])
+def test_a_box_counts_whose_centre_the_teacher_saw(x: float, scale: float, counts: bool) -> None:
+    """The teacher's range ends at 4 m of the canonical frame, whatever the student sees."""
+    method = built(neck(2, COARSE), neck(2, Grid.square(4.0, 0.5)))
+    boxes = [torch.tensor([[x, 0.0, 0.0, 2.0, 2.0, 1.5, 0.0, 0.0, 0.0]])]
+    align = Align(torch.as_tensor(bev_matrix(0.0, scale))[None])
+    labels = Labels(align.boxes(boxes), [torch.zeros(1, dtype=torch.int64)], boxes)
+    student = {"bev.neck": torch.rand(1, 2, 16, 16)}
+    target = {"bev.neck": Target(torch.rand(1, 2, 16, 16))}
+    for loss in method(student, target, labels, align, 0.0).values():
+        assert bool(loss > 0) == counts
 
 
 @pytest.mark.parametrize("matrix", [bev_matrix(), TURN], ids=["clean", "turn"])
