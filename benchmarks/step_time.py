@@ -35,8 +35,8 @@ from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device
 from bevcask.stages import teacher_extract
-from bevcask.stages.student_distill import open_teaching
 from bevcask.training.module import Distillation
+from bevcask.training.teaching import open_teaching
 
 SEED = 0
 AUGMENT = [

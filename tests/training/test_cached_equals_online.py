@@ -13,6 +13,7 @@ from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.targets import align_of
+from bevcask.training.teaching import open_teaching
 
 SMALL = [
     "dataset=synthetic",
@@ -66,9 +67,7 @@ def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dic
     torch.manual_seed(11)
     plugin, own = build_config("detector", config.student.detector, "student.detector")
     method = build_method(config.method)
-    teaching = student_distill.open_teaching(
-        config, method, Frames.select(config.dataset), torch.device("cpu")
-    )
+    teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
     torch.manual_seed(12)
     method.build(plugin.describe_taps(own), teaching.specs)
     student = plugin(own)

@@ -16,6 +16,7 @@ from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
+from bevcask.training.teaching import open_teaching
 from bevcask.viz.statistics import statistics
 from training.test_cached_equals_online import FLIPS, gap, gradients
 
@@ -98,9 +99,7 @@ def test_cached_equals_online_on_every_view(
 def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Path) -> None:
     config = configure(tiny_world, f"cache={cache}", *IMAGES, "trainer.max_steps=6")
     method = build_method(config.method)
-    teaching = student_distill.open_teaching(
-        config, method, Frames.select(config.dataset), torch.device("cpu")
-    )
+    teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
     assert teaching.replay is not None
     epochs = student_distill.training_epochs(config, teaching)
     inputs = Inputs(image_size_HW=(64, 96))
@@ -186,9 +185,7 @@ def test_alignment_stays_that_of_the_bev(cache: str, tiny_world: Path) -> None:
     """Views replay pixels; the BEV part of the augmentation is drawn anew and aligned."""
     config = configure(tiny_world, f"cache={cache}", *IMAGES, *FLIPS)
     method = build_method(config.method)
-    teaching = student_distill.open_teaching(
-        config, method, Frames.select(config.dataset), torch.device("cpu")
-    )
+    teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
     epochs = student_distill.training_epochs(config, teaching)
     inputs = Inputs(image_size_HW=(64, 96))
     reading = student_distill.training_batches(config, teaching, epochs, inputs)

@@ -1,0 +1,172 @@
+"""Where the targets of a run come from, opened and checked: caches, or a teacher in the loop."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from bevcask.cache.identity import check_identity
+from bevcask.cache.reader import Cache, open_cache
+from bevcask.cache.union import Caches, split_urls
+from bevcask.catalog import resolve
+from bevcask.config import RunConfig
+from bevcask.data.augment import image_ranges, images_only
+from bevcask.data.join import cached_frames
+from bevcask.data.loader import Replay, SampleReader
+from bevcask.data.nuscenes import Frames
+from bevcask.data.sampling import Ints
+from bevcask.errors import ConfigError, PlanError
+from bevcask.methods.base import Method
+from bevcask.targets.pixels import needs_pixels
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import TargetSpec, view_name
+from bevcask.training.identity import check_classes, check_dataset, check_teacher
+from bevcask.training.targets import CachedTargets, OnlineTargets, TargetSource
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Where targets come from.
+
+    Attributes:
+        frames: the frames that have targets.
+        specs: what the method reads, by name.
+        source: gives the targets of a batch.
+        cache: URL the loader reads, several separated by commas; None without a cache.
+        cache_id: identities of these caches, in the same order.
+        shards: int64 (n,), the shard of the (first) cache each frame lies in; None without one.
+        skipped: selected frames that have no targets (`on_missing=skip`).
+        teacher: who speaks, for people.
+        reader: reads what an online teacher sees.
+        viewed: what the method reads in the view that the student is shown, by name.
+        replay: the views; None where the student's images are its own.
+    """
+
+    frames: Frames
+    specs: Mapping[str, TargetSpec]
+    source: TargetSource
+    cache: str | None = None
+    cache_id: str | None = None
+    shards: Ints | None = None
+    skipped: int = 0
+    teacher: str | None = None
+    reader: SampleReader | None = None
+    viewed: Sequence[str] = ()
+    replay: Replay | None = None
+
+
+def open_teaching(
+    config: RunConfig, method: Method, frames: Frames, device: torch.device
+) -> Teaching:
+    """Open the source of targets the configuration names."""
+    needed = list(dict.fromkeys(need.tap for need in method.needs()))
+    if config.targets == "online" and needed:
+        return _online(config, method, frames, device)
+    if config.cache is not None:
+        return _cached(config, method, frames)
+    if needed:
+        raise ConfigError(
+            f"method {config.method['type']} needs {', '.join(needed)} of a teacher: give "
+            "cache=URL (made by `bevcask teacher-extract`), or targets=online with teacher=NAME."
+        )
+    return Teaching(frames, {}, CachedTargets())
+
+
+def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
+    """Open the caches and check that each is of this teacher, dataset and class order."""
+    assert config.cache is not None
+    if config.on_missing == "generate":
+        raise ConfigError(
+            "on_missing=generate is not there: a student's process holds no teacher. Run `bevcask "
+            "teacher-extract` over the missing frames, or take on_missing=raise or skip."
+        )
+    caches = Caches([open_cache(resolve("cache", url)) for url in split_urls(config.cache)])
+    teachers = []
+    kept = frames
+    for cache in caches:
+        check_classes(cache)
+        teachers.append(check_teacher(cache, config.teacher))
+        check_dataset(cache, config.dataset)
+        kept = cached_frames(kept, cache, config.on_missing)
+    taps = {spec.tap.name: spec.tap for spec in caches.specs.values()}
+    views = max((spec.view for spec in caches.specs.values()), default=0)
+    store = config.store.model_copy(update={"views": views})
+    try:
+        what = plan(method.needs(), taps, len(frames), store, config.augment, who="the cache")
+    except PlanError as error:
+        raise PlanError(
+            f"cache={config.cache}: {error}\nRun `bevcask teacher-extract` on it with this method: "
+            "a sealed cache is given the targets it lacks."
+        ) from None
+    meets = {spec.tap.name: spec.alignment for spec in what.specs}
+    needed = {need.tap for need in method.needs()}
+    viewed = sorted(name for name in needed if view_name(name, 1) in caches.specs)
+    stored = {
+        name: caches.home(at).specs[at]
+        for name in sorted(needed)
+        for at in [view_name(name, 1) if name in viewed else name]
+    }
+    specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
+    first = next(iter(caches)).layout
+    rows = first.rows_of(kept.tokens)
+    return Teaching(
+        frames=kept,
+        specs=specs,
+        source=CachedTargets(),
+        cache=caches.urls,
+        cache_id=caches.ids,
+        shards=rows // first.shard_rows,
+        skipped=len(frames) - len(kept),
+        teacher=", ".join(dict.fromkeys(teachers)),
+        viewed=viewed,
+        replay=_replay(config, caches.home(view_name(viewed[0], 1)), views) if viewed else None,
+    )
+
+
+def _replay(config: RunConfig, cache: Cache, count: int) -> Replay:
+    """Return the views of a cache for a student with the same image augmentation.
+
+    Raises:
+        CacheIdentityError: the student's ranges are others; leaves below `views.augment`.
+    """
+    check_identity(cache, {"views": {"augment": image_ranges(config.augment)}})
+    return Replay(int(cache.fingerprint["views"]["seed"]), count)
+
+
+def _online(config: RunConfig, method: Method, frames: Frames, device: torch.device) -> Teaching:
+    """Load a teacher into the loop."""
+    from bevcask.teachers import build_teacher
+
+    teacher = build_teacher(config.teacher, config.seed)
+    canonical = config.online.input == "canonical"
+    what = plan(
+        method.needs(),
+        teacher.offers(),
+        len(frames),
+        config.store,
+        config.augment if canonical else None,
+    )
+    teacher.load(device)
+    needed = {need.tap for need in method.needs()}
+    specs = {s.tap.name: s for s in what.specs if s.tap.name in needed and s.view <= 1}
+    identity = teacher.fingerprint()
+    replay = Replay(config.seed, config.store.views) if config.store.views else None
+    augment = None if canonical and replay is None else config.augment
+    if canonical and augment is not None:
+        augment = images_only(augment)
+    return Teaching(
+        frames=frames,
+        specs=specs,
+        source=OnlineTargets(teacher, specs, canonical),
+        teacher=f"online ({config.online.input}) {identity['type']}, weights "
+        f"{str(identity['weights'])[:12]}",
+        reader=SampleReader(
+            frames,
+            teacher.inputs(),
+            augment,
+            config.seed,
+            replay,
+            pixels=needs_pixels(specs.values()),
+        ),
+        replay=replay,
+    )
