@@ -66,8 +66,8 @@ _KEYS = {
 
 def key_help(verb: str) -> str:
     """Return the keys a verb reads, from the configuration models, as help text."""
-    from bevcask.config import GROUPS, RunConfig
-    from bevcask.groups import group_members
+    from bevcask.config import RunConfig
+    from bevcask.groups import GROUPS, group_members
 
     lines: list[str] = []
     for group in GROUPS:

@@ -13,19 +13,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bevcask.errors import ConfigError, UnknownNameError
-from bevcask.groups import group_members, load_group
+from bevcask.groups import assign, group_members, load_group, sort_words
 from bevcask.registry import load_class, suggest
-
-GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
-LITERAL_KEYS = frozenset(
-    {
-        "dataset.root", "dataset.infos", "dataset.virtual_points", "val.root", "val.infos",
-        "val.virtual_points", "teacher.checkpoint", "teacher.detector.config",
-        "student.checkpoint", "student.detector.config", "student.init",
-        "student.head", "cache", "part", "store.reuse", "run", "out", "repair", "sample", "picture",
-        "name",
-    }
-)  # fmt: skip
 
 
 class Config(BaseModel):
@@ -314,7 +303,7 @@ def compose(words: Sequence[str], defaults: Mapping[str, str] | None = None) -> 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    picks, values, literals = _split(words)
+    picks, values, literals = sort_words(words)
     tree: dict[str, Any] = {}
     overlay: dict[str, Any] = {}
     if "experiment" in picks:
@@ -332,33 +321,8 @@ def compose(words: Sequence[str], defaults: Mapping[str, str] | None = None) -> 
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
     for key, value in literals.items():
-        _assign(named, key, value)
+        assign(named, key, value)
     return validate(RunConfig, named, where="")
-
-
-def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """Sort words into group picks, dotlist values and literal (path) values."""
-    picks: dict[str, str] = {}
-    values: list[str] = []
-    literals: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"expected key=value, got {word!r}. Example: trainer.max_steps=100.")
-        if key in GROUPS:
-            picks[key] = value
-        elif key in LITERAL_KEYS:
-            literals[key] = value
-        else:
-            values.append(word)
-    return picks, values, literals
-
-
-def _assign(tree: dict[str, Any], dotted: str, value: str) -> None:
-    *path, leaf = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-    tree[leaf] = value
 
 
 def build_config(table: str, section: Mapping[str, Any], where: str) -> tuple[type, Config]:

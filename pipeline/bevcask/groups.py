@@ -1,11 +1,23 @@
-"""The shipped YAML groups: `load_group("detector", "bevdepth_tiny")`."""
+"""The shipped YAML groups, and the words of a command line that pick and change them."""
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from bevcask.errors import ConfigError
 from bevcask.registry import suggest
+
+GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
+LITERAL_KEYS = frozenset(
+    {
+        "dataset.root", "dataset.infos", "dataset.virtual_points", "val.root", "val.infos",
+        "val.virtual_points", "teacher.checkpoint", "teacher.detector.config",
+        "student.checkpoint", "student.detector.config", "student.init",
+        "student.head", "cache", "part", "store.reuse", "run", "out", "repair", "sample", "picture",
+        "name",
+    }
+)  # fmt: skip
 
 
 def group_members(group: str) -> list[str]:
@@ -60,3 +72,33 @@ def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         if isinstance(base[key], dict) and isinstance(own[key], dict)
     }
     return {**base, **own, **both}
+
+
+def sort_words(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Sort words into group picks, dotlist values and literal (path) values.
+
+    Raises:
+        ConfigError: a word without `=`.
+    """
+    picks: dict[str, str] = {}
+    values: list[str] = []
+    literals: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, got {word!r}. Example: trainer.max_steps=100.")
+        if key in GROUPS:
+            picks[key] = value
+        elif key in LITERAL_KEYS:
+            literals[key] = value
+        else:
+            values.append(word)
+    return picks, values, literals
+
+
+def assign(tree: dict[str, Any], dotted: str, value: str) -> None:
+    """Set a leaf of nested mappings by its dotted path."""
+    *path, leaf = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[leaf] = value
