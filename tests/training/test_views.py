@@ -153,6 +153,19 @@ def test_another_image_size_is_refused_with_both_matrices(cache: str, tiny_world
         gradients(config)
 
 
+def test_targets_that_the_augmentation_changes_are_named(
+    tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [f"cache={tmp_path / 'clean.zarr'}", "store.codec=float32"]
+    teacher_extract.run(configure(tiny_world, *words))
+    for more, said in (([], False), (FLIPS, False), (IMAGES, True)):
+        caplog.clear()
+        config = configure(tiny_world, *words, *more)
+        frames = Frames.select(config.dataset)
+        open_teaching(config, build_method(config.method), frames, torch.device("cpu"))
+        assert ("approximate under this augmentation: bev.block1" in caplog.text) == said
+
+
 def test_without_views_image_features_are_refused_and_views_are_named() -> None:
     from bevcask.config import AugmentConfig, StoreConfig
     from bevcask.targets.spec import Need, TapInfo

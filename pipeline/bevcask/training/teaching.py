@@ -1,5 +1,6 @@
 """Where the targets of a run come from, opened and checked: caches, or a teacher in the loop."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, view_name
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
 from bevcask.training.targets import CachedTargets, OnlineTargets, TargetSource
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
         for at in [view_name(name, 1) if name in viewed else name]
     }
     specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
+    _mention_approximate(specs)
     first = next(iter(caches)).layout
     rows = first.rows_of(kept.tokens)
     return Teaching(
@@ -121,6 +125,17 @@ def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
         viewed=viewed,
         replay=_replay(config, caches.home(view_name(viewed[0], 1)), views) if viewed else None,
     )
+
+
+def _mention_approximate(specs: Mapping[str, TargetSpec]) -> None:
+    """Name targets that the teacher would say otherwise of what the student is shown."""
+    names = [name for name, spec in specs.items() if spec.alignment == "approximate"]
+    if names:
+        _log.warning(
+            "approximate under this augmentation: %s. The teacher was shown frames without it. "
+            "A cache extracted with store.views=K replays what happens to the images.",
+            ", ".join(names),
+        )
 
 
 def _replay(config: RunConfig, cache: Cache, count: int) -> Replay:
