@@ -59,8 +59,10 @@ def cache(
     return url, request.param
 
 
-def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the loss terms of the first step whose names start with `only`, and their gradients.
+def gradients(
+    config: RunConfig, only: str = "", step: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the loss terms of a step whose names start with `only`, and their gradients.
 
     Gradients are those of every student parameter the terms reach, by name.
     """
@@ -74,7 +76,7 @@ def gradients(config: RunConfig, only: str = "") -> tuple[dict[str, Tensor], dic
     module = Distillation(student, method, teaching.source, config.trainer, {})
     epochs = student_distill.training_epochs(config, teaching)
     reading = student_distill.training_batches(config, teaching, epochs, plugin.inputs(own))
-    batch = next(iter(reading(0)))
+    batch = next(iter(reading(step)))
     every = module.losses(batch, align_of(batch.batch))
     terms = {name: term for name, term in every.items() if name.startswith(only)}
     torch.stack(list(terms.values())).sum().backward()

@@ -1,0 +1,111 @@
+"""How far cached targets are from a teacher in the loop: every method, codec and augmentation.
+
+Trained teachers on half their range, students from random weights; two synthetic frames. Both arms
+see the canonical frame; the teacher in the loop is never quantised. `pytest -m slow -s FILE` prints
+the table: relative change of the distillation loss, of its worst term, and of the gradient on all
+student weights as one vector.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bevcask.config import RunConfig, compose
+from bevcask.stages import teacher_extract
+from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients, whole_gap
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The largest relative change allowed."""
+
+    loss: float
+    gradient: float
+
+
+GOALS = {"float32": Goal(1e-6, 1e-6), "float16": Goal(1e-4, 1e-3), "auto": Goal(1e-3, 1e-2)}
+TEACHERS = {
+    name: (f"teacher={name}", f"teacher.checkpoint=catalog:{checkpoint}")
+    for name, checkpoint in (
+        ("centerpoint_tiny", "centerpoint_tiny_synthetic"),
+        ("bevdepth_tiny", "bevdepth_tiny_start"),
+        ("bevfusion_tiny", "bevfusion_tiny_synthetic"),
+    )
+}
+PAIRS = {
+    "distillbev, LiDAR": ("centerpoint_tiny", "bevdepth_tiny"),
+    "distillbev, camera": ("bevdepth_tiny", "bevdepth_tiny"),
+    "tigdistill, LiDAR": ("centerpoint_tiny", "bevdepth_tiny"),
+    "tigdistill, fusion": ("bevfusion_tiny", "bevdepth_tiny"),
+    "simdistill, fusion": ("bevfusion_tiny", "bevsimdet_tiny"),
+}
+AUGMENTS: Mapping[str, tuple[str, ...]] = {
+    "off": (),
+    "flips": tuple(FLIPS),
+    "views": (
+        "augment.resize=[-0.02,0.04]",
+        "augment.crop=true",
+        "augment.image_flip=true",
+        "augment.image_rotation=5",
+    ),
+}
+VIEWS = "store.views=2"
+
+
+def configure(world: Path, pair: str, *more: str) -> RunConfig:
+    teacher, student = PAIRS[pair]
+    words = [
+        "dataset=synthetic",
+        f"dataset.root={world}",
+        "dataset.split=synthetic_val",
+        "dataset.limit=2",
+        f"method={pair.partition(',')[0]}",
+        *TEACHERS[teacher],
+        f"student={student}",
+        "teacher.detector.half_extent=25.6",
+        "student.detector.half_extent=25.6",
+        "trainer=tiny",
+        "loader.batch_size=2",
+        "loader.num_workers=0",
+        "device=cpu",
+        "seed=3",
+    ]
+    return compose([*words, *more])
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_path: Path) -> None:
+    """Both views of each frame, one a step; what LiDAR alone says is the same in every view."""
+    prefix = pair.partition(",")[0] + "/"
+    moving = AUGMENTS[augment]
+    viewed = (VIEWS,) if augment == "views" and not pair.endswith("LiDAR") else ()
+    stored = (*viewed, *moving) if viewed else ()
+    steps = (0, 1) if augment == "views" else (0,)
+    loop = configure(tiny_world, pair, *ONLINE, *moving, *viewed, "store.codec=float32")
+    exact = [gradients(loop, prefix, step) for step in steps]
+    if augment == "views":
+        assert gap(exact[0][0], exact[1][0]) > 1e-3
+    for codec, goal in GOALS.items():
+        url = f"cache={tmp_path / codec}.zarr"
+        teacher_extract.run(configure(tiny_world, pair, url, f"store.codec={codec}", *stored))
+        cached = configure(tiny_world, pair, url, *moving)
+        changes = []
+        for step, (losses, slopes) in zip(steps, exact, strict=True):
+            own_losses, own_slopes = gradients(cached, prefix, step)
+            total, own_total = (float(sum(terms.values())) for terms in (losses, own_losses))
+            change = abs(own_total / total - 1), gap(own_losses, losses)
+            changes.append((*change, whole_gap(own_slopes, slopes)))
+        loss, worst, gradient = (max(column) for column in zip(*changes, strict=True))
+        sys.stdout.write(
+            f"\n{pair:20}{augment:7}{codec:9}loss {loss:.1e} (goal {goal.loss:.0e}), "
+            f"worst term {worst:.1e}, gradient {gradient:.1e} (goal {goal.gradient:.0e})"
+        )
+        assert loss <= goal.loss
+        assert gradient <= goal.gradient
+        assert worst <= goal.loss or codec != "float32"
