@@ -202,7 +202,9 @@ def random_matrices(number: int) -> Tensor:
     return torch.from_numpy(np.stack([np.tile(np.eye(3), (6, 1, 1)), *drawn])).float()
 
 
-@pytest.mark.parametrize(("stride", "number", "points"), [(8, 60, 400), (1, 10, 400)])
+@pytest.mark.parametrize(
+    ("stride", "number", "points"), [(8, 60, 400), (1, 10, 400), (16, 1000, 30)]
+)
 def test_drawing_against_a_slow_reference(stride: int, number: int, points: int) -> None:
     random = np.random.default_rng(stride)
     size_HW = (NETWORK_HW[0] // stride, NETWORK_HW[1] // stride)

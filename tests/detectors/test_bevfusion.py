@@ -163,6 +163,16 @@ def test_each_branch_sees_its_own_sensor_and_the_fuser_both() -> None:
         assert not torch.equal(other["head.heatmap"], taps["head.heatmap"])
 
 
+def test_the_fused_map_follows_from_the_two_others() -> None:
+    """The frozen fuser says of the two stored maps what is stored of itself, to the bit."""
+    detector = TestBEVFusion().make().eval()
+    with torch.inference_mode():
+        taps = detector(TestBEVFusion().inputs(2, 0)).taps
+        said = detector.fuser(torch.cat([taps["bev.camera"], taps["bev.lidar"]], dim=1))
+    assert taps["bev.fused"].any()
+    assert torch.equal(said, taps["bev.fused"])
+
+
 def test_the_order_of_points_changes_rounding_at_most() -> None:
     detector = TestBEVFusion().make().eval()
     plain, shuffled = TestBEVFusion().inputs(1, 0), TestBEVFusion().inputs(1, 0)

@@ -103,8 +103,8 @@ def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_pat
             changes.append((*change, whole_gap(own_slopes, slopes)))
         loss, worst, gradient = (max(column) for column in zip(*changes, strict=True))
         sys.stdout.write(
-            f"\n{pair:20}{augment:7}{codec:9}loss {loss:.1e} (goal {goal.loss:.0e}), "
-            f"worst term {worst:.1e}, gradient {gradient:.1e} (goal {goal.gradient:.0e})"
+            f"{pair:20}{augment:7}{codec:9}loss {loss:.1e} (goal {goal.loss:.0e}), "
+            f"worst term {worst:.1e}, gradient {gradient:.1e} (goal {goal.gradient:.0e})\n"
         )
         assert loss <= goal.loss
         assert gradient <= goal.gradient
