@@ -173,6 +173,17 @@ def test_threshold_itself_is_no_claim() -> None:
     assert values(step.run(method))["false_positive"] > 0
 
 
+def test_a_teacher_at_the_threshold_sees_no_object() -> None:
+    """Of two cars of the teacher one counts, so the sum of both cells is divided by one."""
+    method = with_settings(simdistill_cases.PLAIN, threshold=0.25).build()
+    step = simdistill_cases.scene()
+    heat = step.targets["head.heatmap"].values
+    heat[0, 0, 2, 3], heat[0, 0, 7, 7] = 0.25, 0.5
+    once = values(step.run(method))["quality"]
+    heat[0, 0, 2, 3] = 0.2500001
+    assert values(step.run(method))["quality"] == pytest.approx(once / 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_repeated_batch_changes_nothing(name: str) -> None:
     """Every sum is over the batch's samples, boxes or cells, and divided by as many."""
