@@ -69,6 +69,19 @@ def test_losses_keep_their_precision_under_autocast(name: str) -> None:
         assert torch.equal(found[term], loss), term
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_maps_are_read_in_float32(name: str) -> None:
+    """What was rounded before it came stays rounded; nothing is rounded again."""
+    case = CASES[name][0]
+    method, step = case.build().eval(), case.step(2, 5, seed=1, matrix=TURN)
+    assert isinstance(method, Method)
+    half = {tap: value.detach().bfloat16() for tap, value in step.student.items()}
+    full = {tap: value.float() for tap, value in half.items()}
+    found, expected = (replace(step, student=maps).run(method) for maps in (half, full))
+    for term, loss in expected.items():
+        assert torch.equal(found[term], loss), term
+
+
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_attention_sees_maps_in_units_of_the_temperature(factor: float) -> None:
     """Both k times as large: attention stays, squared gaps grow by k^2, absolute ones by k."""

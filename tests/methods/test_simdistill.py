@@ -305,8 +305,11 @@ def test_a_repeated_batch_changes_nothing() -> None:
     assert values(repeated(step, 3).run(method)) == pytest.approx(once, rel=1e-5)
 
 
-def test_an_empty_sample_is_silent_about_objects() -> None:
-    step = scene()
+@pytest.mark.parametrize("flat", [False, True], ids=["none", "one without area"])
+def test_an_empty_sample_is_silent_about_objects(flat: bool) -> None:
+    step = scene(**({"flat": (0, 0.5, 0.5)} if flat else {}))
+    for boxes in (step.labels.boxes[0], step.labels.canonical_boxes[0]):
+        boxes[:, 4] = 0
     step.student = {name: value + 0.3 for name, value in step.student.items()}
     found = values(step.run(PLAIN.build()))
     assert found["cross_modal"] == found["box"] == 0

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from bevcask.config import AugmentConfig, StoreConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import build_method
+from bevcask.methods.simdistill import SimDistill
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from methods.simdistill_cases import CASE, dense, taps
@@ -52,6 +54,20 @@ def test_every_mismatch_is_named_at_once() -> None:
     ):
         assert part in said
     assert said.count("\n- ") == 6
+
+
+def test_the_adapter_is_a_branch_of_the_teachers_fuser() -> None:
+    """3x3 without bias, batch norm, ReLU: to the channels of the LiDAR map."""
+    method = CASE.build()
+    assert isinstance(method, SimDistill)
+    assert isinstance(method.widen, nn.Sequential)
+    convolution, norm, relu = method.widen
+    assert isinstance(convolution, nn.Conv2d)
+    assert (convolution.in_channels, convolution.out_channels) == (3, 4)
+    assert (convolution.kernel_size, convolution.padding) == ((3, 3), (1, 1))
+    assert convolution.bias is None
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(relu, nn.ReLU)
 
 
 def test_larger_regions_serve() -> None:

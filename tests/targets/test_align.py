@@ -151,6 +151,17 @@ def test_other_grids_are_read_in_metres() -> None:
     torch.testing.assert_close(moved, torch.nn.functional.avg_pool2d(map_BCYX, 2))
 
 
+def test_rounding_loses_no_outer_cell() -> None:
+    """Part of the student's own cells: its outermost centres are met exactly, but for rounding."""
+    for cell in (0.1, 0.3, 0.6, 0.7):
+        source = Grid.square(10 * cell, cell)
+        target = Grid(source.x_min, source.y_min, cell, 19, 20)
+        map_BCYX = noise(source)
+        moved, valid = batch(np.eye(4)).cells(map_BCYX, source, target)
+        assert valid.all()
+        torch.testing.assert_close(moved, map_BCYX[..., :19])
+
+
 def test_asymmetric_grids_do_not_permute() -> None:
     aside = Grid(0.0, -8.0, 0.5, 32, 32)
     oblong = Grid(-4.0, -8.0, 0.5, 16, 32)
