@@ -67,6 +67,14 @@ def test_larger_boxes_draw_a_larger_patch_beside_small_ones() -> None:
     assert int((heatmap[160:, 160:] > 0).sum()) == 25
 
 
+@pytest.mark.parametrize(("cell", "radius"), [(0.8, 2), (0.6, 3)])
+def test_radius_of_a_bus(cell: float, radius: int) -> None:
+    """11.00 x 2.95 m at an overlap of 0.1: 2.87 and 3.83 cells, cut off, not rounded."""
+    grid = Grid.square(51.2 if cell == 0.8 else 54.0, cell)
+    heatmap = draw_heatmaps([box(0.1, 0.1, 11.0, 2.95)], [torch.tensor([0])], grid, 1)
+    assert int((heatmap > 0).sum()) == (2 * radius + 1) ** 2
+
+
 def test_same_class_neighbours_combine_by_maximum() -> None:
     one, other = box(0.1, 0.1), box(1.7, 0.1)
     single = [draw_heatmaps([b], [torch.tensor([0])], GRID, 1) for b in (one, other)]

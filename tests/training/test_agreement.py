@@ -1,11 +1,12 @@
 """How far cached targets are from a teacher in the loop: every method, codec and augmentation.
 
 Trained teachers on half their range, students from random weights; two synthetic frames. Both arms
-see the canonical frame; the teacher in the loop is never quantised. `pytest -m slow -s FILE` prints
-the table: relative change of the distillation loss, of its worst term, and of the gradient on all
+see the canonical frame; the teacher in the loop is never quantised. `pytest -m "" -s FILE` prints a
+table: relative change of the distillation loss, of its worst term, and of the gradient on all
 student weights as one vector.
 """
 
+import itertools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ import pytest
 from bevcask.config import RunConfig, compose
 from bevcask.stages import teacher_extract
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients, whole_gap
-
-pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,11 @@ AUGMENTS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 VIEWS = "store.views=2"
+QUICK = ("tigdistill, LiDAR", "flips")  # the one that every run of the tests takes
+ROWS = [
+    pytest.param(*row, marks=() if row == QUICK else pytest.mark.slow)
+    for row in itertools.product(PAIRS, AUGMENTS)
+]
 
 
 def configure(world: Path, pair: str, *more: str) -> RunConfig:
@@ -78,8 +82,7 @@ def configure(world: Path, pair: str, *more: str) -> RunConfig:
     return compose([*words, *more])
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("pair", "augment"), ROWS)
 def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_path: Path) -> None:
     """Both views of each frame, one a step; what LiDAR alone says is the same in every view."""
     prefix = pair.partition(",")[0] + "/"
