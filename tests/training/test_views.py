@@ -84,7 +84,7 @@ def test_a_cache_of_views_can_be_looked_at(cache: str) -> None:
 
 
 @pytest.mark.parametrize("augment", [[], FLIPS], ids=["images", "images and flips"])
-def test_cached_equals_online_on_every_view(
+def test_cached_equals_online_on_a_replayed_view(
     augment: list[str], cache: str, tiny_world: Path
 ) -> None:
     words = [*IMAGES, *augment, "store.codec=float32", ALONE]
