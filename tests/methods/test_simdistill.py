@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bevcask.cache.quantize import encode
 from bevcask.detectors.base import Labels
-from bevcask.geometry import bev_matrix
-from bevcask.methods.base import Target
+from bevcask.geometry import Grid, bev_matrix
+from bevcask.methods.base import Method, Target
 from bevcask.methods.simdistill import quality_focal
 from bevcask.targets.align import Align
 from bevcask.targets.box_code import TASK_OF_CLASS, encode_boxes
@@ -98,41 +98,65 @@ def test_box_by_hand() -> None:
     assert found["box"] == pytest.approx(0.25 * (cars + cone), rel=1e-5)
 
 
+def loops(method: Method, step: Step, fine: bool = False) -> dict[str, float]:
+    """Return the oracle's terms before their weights; `fine`: LiDAR and head on half a metre."""
+    near = {name: value.numpy() for name, value in step.student.items()}
+    near["wide"] = method.get_submodule("widen")(step.student["bev.simulated"]).detach().numpy()
+    far = {name: target.values.numpy() for name, target in step.targets.items()}
+    boxes = [own.double().tolist() for own in step.labels.canonical_boxes]
+    moved = [own.double().tolist() for own in step.labels.boxes]
+    classes = [own.tolist() for own in step.labels.classes]
+    grid, turns = oracle.Square(12, 1.0), step.align.matrices_B44
+    other = oracle.Square(24, 0.5) if fine else grid
+    weights = oracle.object_weights(boxes, moved, classes, other)
+    camera, fused = ((near[tap], far[tap]) for tap in ("bev.camera", "bev.fused"))
+    return {
+        "intra_modal": oracle.feature_term(*camera, None, turns, grid),
+        "cross_modal": oracle.feature_term(near["wide"], far["bev.lidar"], weights, turns, other),
+        "fusion": oracle.feature_term(*fused, None, turns, grid),
+        "quality": oracle.quality_term(
+            near["head.heatmap"], far["head.heatmap"], turns, other, threshold=0.1
+        ),
+        "box": oracle.box_term(
+            near["head.codes"], far["head.codes"], boxes, moved, classes, turns, other
+        ),
+    }
+
+
+def double(step: Step) -> Step:
+    """Return the step in float64, without gradients."""
+    targets = {
+        name: replace(target, values=target.values.double())
+        for name, target in step.targets.items()
+    }
+    student = {name: value.detach().double() for name, value in step.student.items()}
+    return replace(step, student=student, targets=targets)
+
+
 @pytest.mark.parametrize("matrix", MOVES.values(), ids=MOVES.keys())
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_the_oracle(matrix: Any, seed: int) -> None:
     case = Fused()
     case.extent = 6.5  # some boxes lie off the grid in one frame or both
     method = case.build(seed).eval().double()
-    step = case.step(2, 9, seed, matrix)
-    step.student = {name: value.detach().double() for name, value in step.student.items()}
-    for target in step.targets.values():
-        target.values = target.values.double()
-    found = values(step.run(method))
-    near = {name: value.numpy() for name, value in step.student.items()}
-    near["wide"] = method.widen(step.student["bev.simulated"]).detach().numpy()
-    far = {name: target.values.numpy() for name, target in step.targets.items()}
-    boxes = [own.double().tolist() for own in step.labels.canonical_boxes]
-    moved = [own.double().tolist() for own in step.labels.boxes]
-    classes = [own.tolist() for own in step.labels.classes]
-    grid, turns = oracle.Square(12, 1.0), step.align.matrices_B44
-    weights = oracle.object_weights(boxes, moved, classes, grid)
-    camera, fused = ((near[tap], far[tap]) for tap in ("bev.camera", "bev.fused"))
-    expected = {
-        "intra_modal": oracle.feature_term(*camera, None, turns, grid),
-        "cross_modal": oracle.feature_term(near["wide"], far["bev.lidar"], weights, turns, grid),
-        "fusion": oracle.feature_term(*fused, None, turns, grid),
-        "quality": oracle.quality_term(
-            near["head.heatmap"], far["head.heatmap"], turns, grid, threshold=0.1
-        ),
-        "box": oracle.box_term(
-            near["head.codes"], far["head.codes"], boxes, moved, classes, turns, grid
-        ),
-    }
+    step = double(case.step(2, 9, seed, matrix))
+    found, expected = values(step.run(method)), loops(method, step)
     assert set(found) == set(expected) == set(TERMS)
     for term, loss in expected.items():
         assert found[term] == pytest.approx(WEIGHT[term] * loss, rel=1e-5), term
         assert loss > 0
+
+
+@pytest.mark.parametrize("matrix", [FLIP, TURN], ids=["flip", "turn"])
+def test_oracle_on_two_grids(matrix: Any) -> None:
+    """Every term reads the grid of its own maps."""
+    halves, case = Grid.square(6.0, 0.5), Fused()
+    case.student = student_taps(3, halves) | {n: dense(n, c) for n, c in WIDTHS.items()}
+    case.teacher = teacher_taps(4, halves) | {n: dense(n, c) for n, c in WIDTHS.items()}
+    method = case.build().eval().double()
+    step = double(case.step(2, 6, 2, matrix))
+    expected = {term: WEIGHT[term] * loss for term, loss in loops(method, step, True).items()}
+    assert values(step.run(method)) == pytest.approx(expected, rel=1e-5)
 
 
 READS = {

@@ -89,6 +89,8 @@ def test_plan_at_paper_size() -> None:
     }
     paper = {**taps(1, 1, grid), **paper}
     needs = build_method(CASE.section).needs()
+    everywhere = {need.role for need in needs if need.normaliser == "all"}
+    assert everywhere == {"intra_modal", "fusion", "quality"}
     turns = AugmentConfig(bev_rotation=0.39, bev_scale=(0.95, 1.05), bev_flip_x=True)
     chosen = plan(needs, paper, 1, StoreConfig(), turns)
     assert {spec.name: (spec.codec, str(spec.region), spec.alignment) for spec in chosen.specs} == {

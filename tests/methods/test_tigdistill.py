@@ -303,6 +303,20 @@ def test_inner_depth_reads_the_tap_through_its_bins() -> None:
     assert float(step.run(method)["tigdistill/inner_depth"]) == pytest.approx(3 * float(loss))
 
 
+def test_the_reference_of_depth_is_chosen_at_the_middle_of_bins() -> None:
+    """Expected 5.5, 13.5, 21.5 m; measured 6, 13.9, 20: the second is nearest, by half a bin."""
+    method, step = CASE.build(), scene(num_boxes=0).sample(0)
+    probabilities = torch.zeros(1, 6, 12, 4, 11)
+    points = torch.zeros(1, *PIXELS.shape)
+    for column, depth in enumerate((6.0, 13.9, 20.0)):
+        probabilities[0, 2, 1 + 2 * column, 1, column] = 1
+        points[0, column] = torch.tensor([2, 16 * column + 8, 16 + 8, depth, 9])
+    step.student["image.depth"] = probabilities
+    step.targets[PIXELS.name] = Target(points, None, torch.tensor([3]))
+    loss = step.run(method)["tigdistill/inner_depth"]
+    assert float(loss) == pytest.approx(((7.9 - 8) ** 2 + (8 - 6.1) ** 2) / 3, rel=1e-5)
+
+
 def test_inner_depth_does_not_care_for_the_bev_augmentation() -> None:
     method = CASE.build()
     plain, turned = scene(5), scene(5, matrix=TURN)
