@@ -1,6 +1,7 @@
 """Does a student learn more from a cached teacher, and from one in the loop, than without?
 
     python benchmarks/toy_study.py FOLDER [--arms ARM ...] [--seeds N ...]
+    python benchmarks/toy_study.py FOLDER --time        # seconds a step, on a quiet machine
 
 One training a row: every arm with every seed, from random weights (`experiment=toy_study`), on the
 same synthetic world, scored by the official code on scenes of another seed that nothing was tuned
@@ -9,6 +10,9 @@ on. Arms differ in the words of `ARMS` alone.
 FOLDER gets the worlds, the caches and the runs. A run that was stopped goes on, one that has ended
 is not repeated, and every run that ends is at once a row of `results/toy_study.jsonl`: the same
 command goes on, another with other arms or seeds adds rows.
+
+Hours of training rarely find a machine that does nothing else; so `--time` measures the step apart:
+the first steps of every arm, arms taking turns, into `results/toy_study_time.json`.
 """
 
 import argparse
@@ -17,11 +21,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, ground
+from measure import RESULTS, ground, interleave, ratio, report
 
 from bevcask.cache import open_cache
 from bevcask.data.synthetic import SynthesizeConfig, synthesize
@@ -36,6 +42,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {  # name -> method whose cache is read
     **{f"{name}, online": ("", [f"method={group}", *ONLINE]) for name, group in METHODS.items()},
 }
 DEFAULT = ["none", "distillbev, cached", "distillbev, online"]
+TIMED_STEPS, ROUNDS = 30, 5
 
 
 def make_worlds(folder: Path) -> None:
@@ -64,12 +71,7 @@ def bevcask(*words: str) -> int:
 
 def train(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Train and score one student; return its row."""
-    method, words = ARMS[arm]
-    data = ["experiment=toy_study", f"dataset.root={folder}/train", "dataset.split=all"]
-    cache = folder / f"{method}.zarr"
-    if method:
-        bevcask("teacher-extract", str(cache), *data, *words)
-        words = [*words, f"cache={cache}"]
+    data, words, cache = prepare(folder, arm)
     run = folder / "runs" / f"{arm.replace(', ', '-')}-{seed}"
     peak = bevcask(
         "student-distill",
@@ -82,7 +84,7 @@ def train(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         f"seed={seed}",
     )
     result = json.loads((run / "metrics.json").read_text())
-    opened = open_cache(str(cache)) if method else None
+    opened = open_cache(str(cache)) if cache else None
     return {
         "arm": arm,
         "seed": seed,
@@ -90,6 +92,42 @@ def train(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         "peak_megabytes": peak / 1e6,
         "cache_megabytes": sum(map(opened.stored_bytes, opened.specs)) / 1e6 if opened else 0.0,
     }
+
+
+def prepare(folder: Path, arm: str) -> tuple[list[str], list[str], Path | None]:
+    """Fill an arm's cache; return the words of its data, its own words, and the cache."""
+    method, words = ARMS[arm]
+    data = ["experiment=toy_study", f"dataset.root={folder}/train", "dataset.split=all"]
+    if not method:
+        return data, words, None
+    cache = folder / f"{method}.zarr"
+    bevcask("teacher-extract", str(cache), *data, *words)
+    return data, [*words, f"cache={cache}"], cache
+
+
+def time_steps(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
+    """Return the median of the first steps of every arm, arms in turns, and ratios to `none`."""
+    with tempfile.TemporaryDirectory() as runs:
+
+        def clock(arm: str) -> Callable[[], float]:
+            data, words, _ = prepare(folder, arm)
+            few = [f"trainer.max_steps={TIMED_STEPS}", f"trainer.warmup_steps={TIMED_STEPS // 2}"]
+
+            def seconds() -> float:
+                bevcask("student-distill", *data, *words, *few, f"run={runs}/run", "resume=false")
+                metrics = json.loads(Path(runs, "run", "metrics.json").read_text())
+                return float(metrics["seconds_per_step"])
+
+            return seconds
+
+        seconds = interleave({arm: clock(arm) for arm in arms}, ROUNDS, seed=0)
+    plain = seconds["none"]
+    ratios = [
+        ratio(f"{arm} / none", [own / other for own, other in zip(times, plain, strict=True)])
+        for arm, times in seconds.items()
+        if arm != "none"
+    ]
+    return {"steps": TIMED_STEPS, "seconds": seconds, "ratios": ratios}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -130,9 +168,16 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=DEFAULT)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=RESULTS / "toy_study.jsonl")
+    parser.add_argument("--time", action="store_true", help="seconds a step only")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     make_worlds(given.folder)
+    if given.time:
+        about = ground(torch.device("cpu"), ["experiment=toy_study"], 0)
+        report(
+            "toy_study_time", about | time_steps(given.folder, sorted({"none", *given.arms})), None
+        )
+        return
     world = f"synthetic worlds, training {TRAIN}, validation {VAL}"
     for seed in given.seeds:
         for arm in given.arms:
