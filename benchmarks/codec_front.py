@@ -5,8 +5,8 @@ frame (zstd, as in a cache) and the error of the values, relative to their norm.
 
     peak      what bevcask does: the largest value of a channel is the top of its scale
     clip Q    the top is the Q quantile of the channel's non-zero values; what is above is cut
-    rank R    R principal channels (of other frames of the same world), 8 bits each, clamped to
-              values >= 0 after decoding; the basis is not counted
+    rank R    R principal channels, 8 bits each, clamped to values >= 0 after decoding; the basis is
+              that of the keyframes between, which favours it, and is not counted
 
     python benchmarks/codec_front.py
 
@@ -128,6 +128,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--frames", type=int, default=16, help="half of them for the basis")
+    parser.add_argument("--out", type=Path, default=RESULTS / "codec_front.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BEVCASK_HOME"] = folder
@@ -143,7 +144,7 @@ def main() -> None:
         "weights": "trained on a synthetic world (data_catalog)",
         "rows": rows,
     }
-    (RESULTS / "codec_front.json").write_text(json.dumps(record, indent=2) + "\n")
+    given.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

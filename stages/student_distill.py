@@ -6,7 +6,6 @@
 With `targets=cache` no teacher is imported. `method=none` with a LiDAR detector trains a teacher.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -244,5 +243,5 @@ def finish(folder: RunFolder, clock: StepClock, about: Mapping[str, Any]) -> dic
         "weights": str(folder.student),
         **about,
     }
-    folder.metrics.write_text(json.dumps(result, indent=2) + "\n")
+    folder.finish(result)
     return result

@@ -38,7 +38,7 @@ from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device, provenance
-from bevcask.targets.kinds import kind_of
+from bevcask.targets.kinds import changes_pixels, kind_of
 from bevcask.targets.pixels import RULE, needs_pixels
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
@@ -81,11 +81,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         return {"cache": url, "dry_run": True, **what.to_dict()}
     specs = [*what.specs, *stored_targets(url)]
     whole_scenes = teacher.temporal == "scene"
-    if whole_scenes and config.store.views:
-        raise ConfigError(
-            f"store.views={config.store.views}: this teacher remembers the frames before, and a "
-            "scene cannot be shown in several views at once. Use store.views=0."
-        )
+    if config.store.views:
+        _check_views(config, what.specs, whole_scenes)
     writer = create(
         url,
         list(what.specs),
@@ -110,6 +107,22 @@ def run(config: RunConfig) -> dict[str, Any]:
         "shards_left": left,
         "reused": reused,
     }
+
+
+def _check_views(config: RunConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
+    views = f"store.views={config.store.views}"
+    if whole_scenes:
+        raise ConfigError(
+            f"{views}: this teacher remembers the frames before, and a scene cannot be shown in "
+            "several views at once. Use store.views=0."
+        )
+    if not any(spec.view for spec in specs):
+        _log.info("%s changes nothing: this teacher does not look at images", views)
+    elif not changes_pixels(config.augment):
+        raise ConfigError(
+            f"{views}: all views would be alike, for augment changes no image. Give what the "
+            "student will: augment.resize, crop, image_flip, image_rotation; or store.views=0."
+        )
 
 
 def _mention_virtual_points(frames: Frames, teacher: Teacher) -> None:

@@ -22,7 +22,7 @@ from bevcask.catalog import resolve
 from bevcask.config import AugmentConfig, DatasetConfig, RunConfig, validate
 from bevcask.data.loader import SampleReader, ViewSource
 from bevcask.data.nuscenes import Frames
-from bevcask.errors import CacheCorruptError, CacheIdentityError, ConfigError
+from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
 from bevcask.progress import progress_bar
@@ -42,7 +42,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     Returns:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
         `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
-        per target, `equivariance` per augmentation and target, `repair`.
+        per target, `equivariance` per augmentation and target, `repair`; `unfinished` says what
+        came in the way of a deeper look at a damaged cache.
 
     Raises:
         ConfigError: no cache URL, or no teacher where one is needed.
@@ -51,6 +52,11 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     if config.cache is None:
         raise ConfigError("verify needs a cache URL: bevcask verify URL.")
+    if (config.resample or config.equivariance) and not config.teacher.detector:
+        raise ConfigError(
+            "resample= and equivariance= run the teacher again: name it, and the dataset, as for "
+            "teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
+        )
     url = resolve("cache", config.cache)
     with progress_bar("verify", 0, unit="bytes") as bar:
         report = verify(url, progress=bar.move_to)
@@ -63,10 +69,15 @@ def run(config: RunConfig) -> dict[str, Any]:
                 Problem("zarr.json", f"cannot be opened, so no more was checked: {error}")
             )
         else:
-            if config.check == "meaning":
-                suspicions = _meaning(config, cache, problems, result)
-            if config.resample or config.equivariance:
-                _ask_teacher(config, cache, suspicions, problems, result)
+            try:
+                if config.check == "meaning":
+                    suspicions = _meaning(config, cache, problems, result)
+                if config.resample or config.equivariance:
+                    _ask_teacher(config, cache, suspicions, problems, result)
+            except BevcaskError as error:
+                if not problems:
+                    raise
+                result["unfinished"] = str(error)  # damage that was found is not forgotten
     if config.repair is not None:
         result["repair"] = write_repair_list(problems, report.targets, Path(config.repair))
     return {
@@ -113,7 +124,9 @@ def _ask_teacher(
         with progress_bar("resample", len(tokens)) as bar:
             result["resample"], found = resample(cache, teacher, source, tokens, device, bar)
         problems += found
-    if config.equivariance and not problems:
+    if config.equivariance and problems:
+        result["unfinished"] = "equivariance= is not looked into where there are problems"
+    elif config.equivariance:
         tokens = spread_tokens(cache, config.equivariance, config.seed)
         with progress_bar("equivariance", len(tokens) * len(AUGMENTATIONS)) as bar:
             result["equivariance"] = equivariance_gap(
@@ -132,14 +145,9 @@ def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, ViewSource, 
     """Load the teacher that made a cache, and what reads its frames, clean and in every view.
 
     Raises:
-        ConfigError: no teacher is named, or it looks at whole scenes.
+        ConfigError: it looks at whole scenes.
         CacheIdentityError: it is another teacher.
     """
-    if not config.teacher.detector:
-        raise ConfigError(
-            "resample= and equivariance= run the teacher again: name it, and the dataset, as for "
-            "teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
-        )
     teacher = build_teacher(config.teacher, config.seed)
     check_identity(cache, {"teacher": teacher.fingerprint()})
     if teacher.temporal != "none":
@@ -206,6 +214,8 @@ def render(result: dict[str, Any]) -> Group:
         f"{result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
         f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions"
     ]
+    if "unfinished" in result:
+        parts.append(f"no deeper: {result['unfinished']}")
     for name in ("problems", "suspicions"):
         if result[name]:
             rows = [[found[key] for key in _WHERE] for found in result[name]]

@@ -58,6 +58,22 @@ def test_yaml_file_as_group_member(tmp_path: Path) -> None:
     assert config.dataset.limit == 5
 
 
+@pytest.mark.parametrize("text", [b"a: [1", b"a: ${nowhere.b}", b"\xff\xfe"])
+def test_a_yaml_that_cannot_be_read_is_named(text: bytes, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_bytes(text)
+    with pytest.raises(ConfigError, match=r"experiment=.*own\.yaml: (not readable|cannot be read)"):
+        compose([f"experiment={own}"])
+
+
+def test_a_rule_between_keys_does_not_repeat_the_section() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["trainer.schedule=step", "trainer.milestones=[3,2]"])
+    message = str(caught.value)
+    assert message.startswith("trainer: schedule step with milestones [3, 2]")
+    assert "max_steps" not in message
+
+
 def test_include_starts_from_another_file(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("detector:\n  include: detector/centerpoint_tiny\n")

@@ -37,8 +37,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable result on
 _PIPE_WIDTH = 120
 
 _SECTIONS = {
-    "plan": ("dataset", "teacher", "method", "store", "augment"),
-    "teacher-extract": ("dataset", "teacher", "method", "store", "loader"),
+    "plan": ("dataset", "teacher", "student", "method", "store", "augment", "loader"),
+    "teacher-extract": ("dataset", "teacher", "method", "store", "augment", "loader"),
     "student-distill": (
         "dataset", "val", "student", "method", "teacher", "online", "loader", "augment", "trainer",
     ),
@@ -49,7 +49,7 @@ _SECTIONS = {
     "catalog": (),
 }  # fmt: skip
 _KEYS = {
-    "plan": ("cache", "seed"),
+    "plan": ("cache", "probe", "device", "seed"),
     "teacher-extract": ("cache", "part", "repair", "device", "seed", "dry_run"),
     "student-distill": (
         "cache", "run", "targets", "on_missing", "device", "seed", "resume", "dry_run",
@@ -59,7 +59,7 @@ _KEYS = {
     "verify": (
         "cache", "check", "resample", "equivariance", "repair", "device", "seed",
     ),
-    "export": ("run", "out"),
+    "export": ("run", "out", "half"),
     "catalog": ("name",),
 }  # fmt: skip
 
@@ -71,7 +71,8 @@ def key_help(verb: str) -> str:
 
     lines: list[str] = []
     for group in GROUPS:
-        if group in _SECTIONS[verb] and (members := group_members(group)):
+        read = group in _SECTIONS[verb] or (group == "experiment" and "method" in _SECTIONS[verb])
+        if read and (members := group_members(group)):
             lines.append(f"[cyan]{group}=[/]NAME  one of {', '.join(members)}")
     for section in _SECTIONS[verb]:
         annotation = RunConfig.model_fields[section].annotation
@@ -125,7 +126,10 @@ def _positional(words: list[str], url: str | None) -> list[str]:
     """Turn a leading word without `=` into `url=word`."""
     if words and "=" not in words[0]:
         if url is None:
-            raise ConfigError(f"this verb takes no URL, got {words[0]!r}.")
+            raise ConfigError(
+                f"plan takes no URL in front, got {words[0]!r}. cache={words[0]} asks what would "
+                "be added to a cache, and whether its disk has room."
+            )
         return [f"{url}={words[0]}", *words[1:]]
     return words
 
@@ -143,6 +147,14 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         result, module = work()
     except BevcaskError as error:
         sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(
+            f"error: {error.filename}: {error.strerror}. Choose another place, or make this one "
+            "readable and writable.\n"
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here.\n")

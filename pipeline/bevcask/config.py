@@ -366,7 +366,9 @@ def _explain(problem: Any, model: type[Config], where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(([where] if where else []) + location)
     if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg']}, got {problem['input']!r}."
+        said = problem["msg"].removeprefix("Value error, ")
+        whole = isinstance(problem["input"], Mapping)  # a rule between keys names those it means
+        return f"{key}: {said}." if whole else f"{key}: {said}, got {problem['input']!r}."
     owner: Any = model
     for part in location[:-1]:
         annotation = owner.model_fields[part].annotation if part in owner.model_fields else None

@@ -35,12 +35,17 @@ def load_group(group: str, name: str) -> dict[str, Any]:
         ConfigError: no such group member or file, or the file is not a mapping.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{group}={name}: no such file.")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{group}={name}: cannot be read: {error}") from None
     else:
         members = group_members(group)
         if name not in members:
@@ -49,7 +54,10 @@ def load_group(group: str, name: str) -> dict[str, Any]:
                 f"Known: {', '.join(members)}; or give a path ending in .yaml."
             )
         text = (resources.files("bevcask.configs") / group / f"{name}.yaml").read_text()
-    data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    try:
+        data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{group}={name}: not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{group}={name}: expected a mapping, got {type(data).__name__}.")
     return _expand({str(key): value for key, value in data.items()})

@@ -60,6 +60,14 @@ def test_a_number_where_the_teacher_is_silent_is_an_error() -> None:
     assert units(values, exact, None, "float32") > 1
 
 
+@pytest.mark.parametrize("side", ["stored", "said"])
+def test_what_is_not_a_number_agrees_with_nothing(side: str) -> None:
+    exact = torch.rand(3, 6, 8)
+    values = exact.clone()
+    (values if side == "stored" else exact)[1, 2, 3] = math.nan
+    assert units(values, exact, None, "float32") > 1e5
+
+
 def boxes(count: int) -> Tensor:
     values = torch.rand(count, 11) * 10
     values[:, 6] = torch.linspace(-math.pi, math.pi, count)

@@ -231,6 +231,22 @@ def test_a_teacher_must_be_named(key: str, cached_world: Path, call: Call) -> No
     assert "teacher=NAME" in err
 
 
+def test_damage_is_told_whatever_comes_in_the_way_of_a_deeper_look(
+    own_cache: Path, call: Call, tmp_path: Path
+) -> None:
+    shard = next(path for path in sorted(own_cache.rglob("c*")) if "values" in str(path.parent))
+    flip(next(path for path in [shard, *sorted(shard.rglob("*"))] if path.is_file()))
+    words = ("verify", own_cache, "check=meaning", "dataset.root=/nowhere", "--json")
+    mend = tmp_path / "mend.jsonl"
+    found = result(call(*words, f"repair={mend}"), 1)
+    assert found["problems"]
+    assert "/nowhere" in found["unfinished"]
+    assert mend.read_text()
+    code, out, _ = call(*words[:-1])
+    assert code == 1
+    assert "no deeper: " in out
+
+
 def test_the_equivariance_gap_is_a_table_and_never_a_failure(
     cached_world: Path, tiny_world: Path, checkpoint: Path, call: Call
 ) -> None:

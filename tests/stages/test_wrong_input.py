@@ -203,3 +203,19 @@ def test_damaged_cache_is_exit_1_for_verify_and_2_for_a_reader(
     assert json.loads(out)["problems"][0]["target"] == "bev.neck"
     answer = distil(call, tiny_world, tmp_path / "run", f"cache={own}", "method=distillbev")
     refused(answer, "bev.neck")
+
+
+def test_places_that_cannot_be_written(
+    cached_world: Path, tiny_world: Path, tmp_path: Path, call: Call
+) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("mine")
+    within = file / "inside"
+    refused(extract(call, within / "c.zarr", tiny_world), str(file), "Choose another place")
+    refused(extract(call, file, tiny_world), str(file), "Choose another place")
+    alone = ("method=none", "val=null")
+    refused(distil(call, tiny_world, file, *alone), str(file), "Choose another place")
+    refused(distil(call, tiny_world, within, *alone), str(file), "Choose another place")
+    mend = f"repair={within}/mend.jsonl"
+    refused(call("verify", str(cached_world), mend), str(file), "Choose another place")
+    assert file.read_text() == "mine"

@@ -84,3 +84,18 @@ def test_a_folder_is_free_again_when_its_run_ends(tmp_path: Path) -> None:
     for _ in range(2):
         with folder.held():
             folder.open(config(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_damaged_file_is_named_and_can_be_removed(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path))
+    folder.finish({"mAP": 1})
+    assert not list(folder.path.glob("*.partial"))
+    path = folder.path / name
+    path.write_text(path.read_text()[:5])
+    with pytest.raises(ConfigError, match=rf"{name}: damaged, no JSON .* Remove this file alone"):
+        folder.open(config(tmp_path)) if name == "config.json" else folder.finished()
+    path.unlink()
+    folder.open(config(tmp_path))
+    assert folder.finished() == (None if name == "metrics.json" else {"mAP": 1})

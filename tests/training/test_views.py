@@ -185,6 +185,19 @@ def test_without_views_image_features_are_refused_and_views_are_named() -> None:
     assert {spec.alignment for spec in chosen.specs[:2]} == {"replay"}
 
 
+def test_views_that_would_be_alike_are_refused(
+    tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"cache={tmp_path / 'c.zarr'}"
+    with pytest.raises(ConfigError, match=r"store\.views=2: all views would be alike"):
+        teacher_extract.run(configure(tiny_world, url, VIEWS))
+    lidar = [word for word in SMALL if not word.startswith("teacher")]
+    config = compose([*lidar, "teacher=centerpoint_tiny", f"dataset.root={tiny_world}", url, VIEWS])
+    caplog.set_level("INFO")
+    teacher_extract.run(config)
+    assert "store.views=2 changes nothing: this teacher does not look at images" in caplog.text
+
+
 def test_a_teacher_with_a_memory_has_no_views(
     tiny_world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -218,8 +218,10 @@ def _largest(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[float, float
         return _BEYOND, _BEYOND
     if not exact.numel():
         return 0.0, 0.0
-    off = (values - exact).abs()
-    units = torch.nan_to_num(off / bound[: len(off)] if bound.shape[0] > 1 else off / bound)
+    off = torch.nan_to_num((values - exact).abs(), nan=_BEYOND)
+    units = torch.nan_to_num(
+        off / bound[: len(off)] if bound.shape[0] > 1 else off / bound, nan=_BEYOND
+    )
     place = int(units.argmax())
     return min(float(units.flatten()[place]), _BEYOND), float(off.flatten()[place])
 

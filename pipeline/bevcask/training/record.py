@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class RunFolder:
             self._clear()
         mine = _identity(config)
         if self.config.is_file():
-            found = differences(json.loads(self.config.read_text()), mine)
+            found = differences(_read(self.config), mine)
             if found:
                 lines = [f"{key}: was {was}, now {now}" for key, was, now in found[:_SHOWN]]
                 more = f"\n- and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -101,29 +101,49 @@ class RunFolder:
                     f"run={self.path} holds a run with another configuration:\n- "
                     + "\n- ".join(lines)
                     + more
-                    + "\nChoose another run=DIR, or start over in this one with resume=false."
+                    + "\nChoose another run=DIR, or start over in this one with resume=false, "
+                    "which removes its checkpoints."
                 )
         self.path.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(json.dumps(mine, indent=2) + "\n")
+        self._write(self.config, mine)
 
     def finished(self) -> dict[str, Any] | None:
         """Return the result of a run that has ended, else None."""
         if not self.metrics.is_file():
             return None
-        result: dict[str, Any] = json.loads(self.metrics.read_text())
-        return result
+        return _read(self.metrics)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Keep the result of the run."""
+        self._write(self.metrics, result)
 
     def validation_result(self, step: int) -> dict[str, Any]:
         """Return the score of the validation after a step; empty if there was none."""
         path = self.validation / f"step_{step:06d}" / "metrics.json"
-        result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return result
+        return _read(path) if path.is_file() else {}
+
+    def _write(self, path: Path, tree: Mapping[str, Any]) -> None:
+        """Write a file that is there whole or as it was before, whenever the process dies."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(tree, indent=2) + "\n")
+        partial.replace(path)
 
     def _clear(self) -> None:
         for folder in (self.checkpoints, self.validation, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.config, self.student, self.metrics):
             file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: damaged, no JSON ({error}). Remove this file alone and repeat the command: "
+            "it is written anew; checkpoints are untouched."
+        ) from None
+    return tree
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise CheckpointError(
-            f"{path}: not a weights-only torch file ({str(error).partition(chr(10))[0]}). "
-            "Save a plain state_dict with torch.save, or convert it to safetensors."
+            f"{path}: not a torch file of tensors alone ({type(error).__name__}; "
+            f"{path.stat().st_size:,} bytes). Nothing else is unpickled. Save a plain state_dict "
+            "with torch.save, or convert it to safetensors."
         ) from error
     state = _unwrap(loaded)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
