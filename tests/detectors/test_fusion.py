@@ -56,6 +56,7 @@ def test_teacher_and_student_meet_on_every_map_but_the_lidars(size: str) -> None
     assert heads[0] == heads[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_a_step_of_the_tiny_one_takes_a_core_less_than_two_seconds(name: str) -> None:
     plugin, config = build_config("detector", load_group("detector", f"{name}_tiny"), "x")

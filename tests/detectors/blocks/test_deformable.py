@@ -65,7 +65,7 @@ def test_sums_equal_a_loop_in_float64(numbers: int, monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(summed.numpy(), loop(*problem()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("numbers", [1, 120, 1 << 22])
+@pytest.mark.parametrize("numbers", [120, 1 << 22])
 def test_gradients_are_exact(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable, "CHUNK_NUMBERS", numbers)
     (fine, coarse), locations, weights = problem(torch.float64)
