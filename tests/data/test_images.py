@@ -140,6 +140,7 @@ def test_what_lies_outside_the_image_is_black() -> None:
     assert (above[:9] == 0).all()
     assert (above[10:] == 255).all()
     assert (ImageTransform(0.44, 500, 0, NETWORK).apply(white) == 0).all()
+    assert (ImageTransform(0.44, 0, 5000, NETWORK).apply(white) == 0).all()
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -245,3 +246,18 @@ def test_an_image_of_another_size_is_an_error(
     expected = rf"image is {size[1]}x{size[0]}, expected 1600x900 as in sample_data"
     with pytest.raises(DataError, match=expected):
         read_image(path, CAMERA, reduction)
+
+
+@pytest.mark.parametrize(
+    ("scale", "top", "rows"), [(0.44, 140, 150), (0.44, 0, 0), (0.5, 7, 6), (0.4399, 140, 0)]
+)
+def test_rows_that_the_crop_leaves_out_are_not_resized(
+    scale: float, top: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 16, 3), np.uint8)
+    half = np.asarray(Image.fromarray(coarse).resize((800, 450), Image.Resampling.BICUBIC))
+    transform = ImageTransform(scale, 3, top, NETWORK)
+    assert transform._rows_above(2 * scale) == rows
+    quick = transform.apply(half, 2)
+    monkeypatch.setattr(ImageTransform, "_rows_above", lambda self, factor: 0)
+    assert np.abs(quick.astype(int) - transform.apply(half, 2)).max() <= 1

@@ -6,6 +6,7 @@ image; the centre of the first pixel is (0, 0) in both.
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,9 @@ RESAMPLING = (
 )
 """How pixels come about: part of the identity of what a network said about an image."""
 Pixels = npt.NDArray[np.uint8]
+
+_LONGEST_PERIOD = 64  # rows; clean frames have 25: 704 of 1600 columns, decoded half as large
+_EXACT = 1e-9
 
 _SCALE_3 = (1 / np.array(STD_RGB)).astype(np.float32)
 _OFFSET_3 = (-np.array(MEAN_RGB) / np.array(STD_RGB)).astype(np.float32)
@@ -106,18 +110,31 @@ class ImageTransform:
 
     def _resize_and_crop(self, image_HW3: Pixels, reduction: int) -> Pixels:
         factor = self.scale * reduction  # given as factors: a size would bend them by rounding
-        resized_HW3 = np.asarray(cv2.resize(image_HW3, None, fx=factor, fy=factor), np.uint8)
+        above = min(self._rows_above(factor), len(image_HW3) - 1)
+        needed_HW3 = image_HW3[above:]
+        resized_HW3 = np.asarray(cv2.resize(needed_HW3, None, fx=factor, fy=factor), np.uint8)
         height, width = self.size_HW
+        crop_top = self.crop_top - round(above * factor)
         cropped_HW3 = resized_HW3[
-            max(0, self.crop_top) : max(0, self.crop_top + height),
+            max(0, crop_top) : max(0, crop_top + height),
             max(0, self.crop_left) : max(0, self.crop_left + width),
         ]
-        top, left = max(0, -self.crop_top), max(0, -self.crop_left)
+        top, left = max(0, -crop_top), max(0, -self.crop_left)
         network_HW3 = np.zeros((height, width, 3), np.uint8)
         network_HW3[top : top + cropped_HW3.shape[0], left : left + cropped_HW3.shape[1]] = (
             cropped_HW3
         )
         return network_HW3
+
+    def _rows_above(self, factor: float) -> int:
+        """Return how many rows of the decoded image the crop leaves out and a resize may skip.
+
+        Only as many as become a whole number of rows: then the others land where they would.
+        """
+        period = Fraction(factor).limit_denominator(_LONGEST_PERIOD)
+        if abs(float(period) - factor) > _EXACT:
+            return 0
+        return max(0, int(self.crop_top / factor - 1) // period.denominator * period.denominator)
 
 
 def load_image(path: Path, size_HW: tuple[int, int], transform: ImageTransform) -> Pixels:
