@@ -110,7 +110,7 @@ class ImageTransform:
 
     def _resize_and_crop(self, image_HW3: Pixels, reduction: int) -> Pixels:
         factor = self.scale * reduction  # given as factors: a size would bend them by rounding
-        above = min(self._rows_above(factor), len(image_HW3) - 1)
+        above = self._rows_above(factor, len(image_HW3))
         needed_HW3 = image_HW3[above:]
         resized_HW3 = np.asarray(cv2.resize(needed_HW3, None, fx=factor, fy=factor), np.uint8)
         height, width = self.size_HW
@@ -126,15 +126,16 @@ class ImageTransform:
         )
         return network_HW3
 
-    def _rows_above(self, factor: float) -> int:
-        """Return how many rows of the decoded image the crop leaves out and a resize may skip.
+    def _rows_above(self, factor: float, num_rows: int) -> int:
+        """Return how many of an image's first rows the crop leaves out and a resize may skip.
 
         Only as many as become a whole number of rows: then the others land where they would.
         """
         period = Fraction(factor).limit_denominator(_LONGEST_PERIOD)
         if abs(float(period) - factor) > _EXACT:
             return 0
-        return max(0, int(self.crop_top / factor - 1) // period.denominator * period.denominator)
+        out_of_sight = min(self.crop_top / factor, num_rows - self.size_HW[0] / factor) - 1
+        return max(0, int(out_of_sight) // period.denominator * period.denominator)
 
 
 def load_image(path: Path, size_HW: tuple[int, int], transform: ImageTransform) -> Pixels:
