@@ -42,7 +42,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {  # name -> method whose cache is read
     **{f"{name}, online": ("", [f"method={group}", *ONLINE]) for name, group in METHODS.items()},
 }
 DEFAULT = ["none", "distillbev, cached", "distillbev, online"]
-TIMED_STEPS, ROUNDS = 30, 5
+TIMED_STEPS, ROUNDS = 24, 3
 
 
 def make_worlds(folder: Path) -> None:
