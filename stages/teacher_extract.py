@@ -77,12 +77,12 @@ def run(config: RunConfig) -> dict[str, Any]:
     _mention_virtual_points(frames, teacher)
     method = build_method(config.method)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
-    if config.dry_run:
-        return {"cache": url, "dry_run": True, **what.to_dict()}
-    specs = [*what.specs, *stored_targets(url)]
     whole_scenes = teacher.temporal == "scene"
     if config.store.views:
         _check_views(config, what.specs, whole_scenes)
+    if config.dry_run:
+        return {"cache": url, "dry_run": True, **what.to_dict()}
+    specs = [*what.specs, *stored_targets(url)]
     writer = create(
         url,
         list(what.specs),

@@ -11,7 +11,7 @@ from bevcask.methods.base import Target
 from bevcask.methods.tigdistill import TiGDistill
 from bevcask.targets.align import Align, ImageAug
 from bevcask.targets.pixels import PIXELS
-from bevcask.targets.spec import Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Region, RegionName, TapInfo, TargetSpec
 from contracts.method import MethodContract, Step
 
 GRID = Grid.square(8.0, 0.5)
@@ -78,13 +78,13 @@ def images(batch_size: int) -> ImageAug:
     return ImageAug(torch.eye(3).repeat(batch_size, 6, 1, 1), (64, 176))
 
 
-def built(student: TapInfo, teacher: TapInfo, region: str = "all") -> TiGDistill:
+def built(student: TapInfo, teacher: TapInfo, region: RegionName = "all") -> TiGDistill:
     """Return the method with the inner-feature terms alone."""
     torch.manual_seed(0)
     method = build_method(FEATURES)
     assert isinstance(method, TiGDistill)
     margin = 1.6 / 0.95 if region == "keypoints" else 0.0
-    spec = TargetSpec(teacher, "float32", Region(region, margin=margin))  # type: ignore[arg-type]
+    spec = TargetSpec(teacher, "float32", Region(region, margin=margin))
     method.build({"bev.neck": student}, {"bev.neck": spec})
     return method
 

@@ -61,7 +61,15 @@ class Teaching:
 def open_teaching(
     config: RunConfig, method: Method, frames: Frames, device: torch.device
 ) -> Teaching:
-    """Open the source of targets the configuration names."""
+    """Open the source of targets the configuration names.
+
+    Raises:
+        ConfigError: the method needs a teacher and none is named, or `on_missing=generate`.
+        CacheIdentityError: a cache is of another teacher, dataset, class order or image ranges.
+        CacheIncompleteError: a cache is not sealed.
+        TokenNotCachedError: frames without a row, unless `on_missing=skip`.
+        PlanError: the caches, or the teacher in the loop, lack what the method reads.
+    """
     needed = list(dict.fromkeys(need.tap for need in method.needs()))
     if config.targets == "online" and needed:
         return _online(config, method, frames, device)

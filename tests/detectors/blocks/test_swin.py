@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevcask.detectors.blocks.levels import LEVELS
+from bevcask.detectors.blocks.levels import LEVELS, Level
 from bevcask.detectors.blocks.swin import (
     SHAPES,
     DropPath,
@@ -101,7 +101,9 @@ def test_every_second_block_shifts_by_half_a_window() -> None:
 @pytest.mark.parametrize(
     ("levels", "extra"), [(LEVELS[3:], 0), (LEVELS[1:], 2 * (192 + 384)), (LEVELS, 2 * 672)]
 )
-def test_swin_t_has_the_published_number_of_parameters(levels: tuple, extra: int) -> None:  # type: ignore[type-arg]
+def test_swin_t_has_the_published_number_of_parameters(
+    levels: tuple[Level, ...], extra: int
+) -> None:
     """The head gone (768 x 1000 and 1000), a norm (weight, bias) more a further level given."""
     with torch.device("meta"):
         network = Swin(SHAPES["swin_t"], levels)
@@ -138,8 +140,8 @@ def test_merging_takes_four_cells_in_the_order_of_the_release() -> None:
     """Top left, bottom left, top right, bottom right."""
     merging = PatchMerging(1)
     cells = torch.tensor([[0.0, 2.0, 4.0, 6.0], [1.0, 3.0, 5.0, 7.0]])[None, ..., None]
-    merging.norm = torch.nn.Identity()  # type: ignore[assignment]
-    merging.reduction = torch.nn.Identity()  # type: ignore[assignment]
+    merging.add_module("norm", torch.nn.Identity())
+    merging.add_module("reduction", torch.nn.Identity())
     assert merging(cells).tolist() == [[[[0, 1, 2, 3], [4, 5, 6, 7]]]]
 
 
