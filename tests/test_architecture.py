@@ -12,6 +12,7 @@ PACKAGE = REPOSITORY / "pipeline" / "bevcask"
 # Lower imports from higher never; equal ranks only within the same room.
 RANKS = {
     "errors": 0,
+    "paths": 0,
     "geometry": 0,
     "fingerprint": 0,
     "registry": 0,
