@@ -12,7 +12,7 @@ from bevcask.data.nuscenes import Frames
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
-from bevcask.training.targets import align_of
+from bevcask.training.sources import align_of
 from bevcask.training.teaching import open_teaching
 
 SMALL = [

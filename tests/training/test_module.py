@@ -19,7 +19,7 @@ from bevcask.training.module import (
     lr_factor,
     parameter_groups,
 )
-from bevcask.training.targets import CachedTargets, OnlineTargets, meet
+from bevcask.training.sources import CachedTargets, OnlineTargets, meet
 
 
 def config(schedule: str, warmup: int = 4, **more: object) -> TrainerConfig:

@@ -17,7 +17,7 @@ from bevcask.errors import DivergedError
 from bevcask.evaluation.detect import on_host
 from bevcask.methods.base import Method
 from bevcask.targets.align import Align
-from bevcask.training.targets import TargetSource, align_of, meet
+from bevcask.training.sources import TargetSource, align_of, meet
 
 Step = tuple[TrainBatch, Align]
 

@@ -23,7 +23,7 @@ from bevcask.methods.base import Method, Target
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, stored_dtype
 from bevcask.teachers.base import Teacher
-from bevcask.training.targets import align_of
+from bevcask.training.sources import align_of
 
 LOSS_GOAL, GRADIENT_GOAL = 1e-3, 1e-2  # relative change that no student has been seen to notice
 CANDIDATES: Mapping[str, Mapping[str, str | int]] = {

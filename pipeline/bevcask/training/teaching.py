@@ -22,7 +22,7 @@ from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, view_name
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
-from bevcask.training.targets import CachedTargets, OnlineTargets, TargetSource
+from bevcask.training.sources import CachedTargets, OnlineTargets, TargetSource
 
 _log = logging.getLogger(__name__)
 
