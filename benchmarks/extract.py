@@ -26,8 +26,8 @@ from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import FrameTable, WriteQueue, create, open_cache
 from bevcask.config import RunConfig, compose
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.provenance import command, git_revision
+from bevcask.synthetic import SynthesizeConfig, synthesize
 
 RESULTS = Path(__file__).parent / "results"
 WORLD_SEED = 7

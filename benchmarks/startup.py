@@ -32,8 +32,8 @@ from bevcask.cache.commit import encode_row
 from bevcask.cache.objects import Committed
 from bevcask.cache.seal import seal
 from bevcask.config import DatasetConfig
-from bevcask.data.index import FrameIndex, write_index
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.arrays import FrameIndex, write_index
+from bevcask.data.index.frames import Frames
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo, TargetSpec
 

@@ -28,9 +28,9 @@ from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import open_cache
 from bevcask.config import RunConfig, build_config, compose
+from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import Key, Sample, SampleReader, build_loader
-from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device

@@ -9,7 +9,7 @@ from typing import Any
 from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, RunConfig, validate
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import cached_boxes, detect, frame_batches

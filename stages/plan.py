@@ -11,9 +11,9 @@ from rich.table import Table
 from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
 from bevcask.config import RunConfig, build_config
+from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.loader import SampleReader
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Detector
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method

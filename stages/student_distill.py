@@ -17,9 +17,9 @@ from lightning.pytorch import seed_everything
 
 from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig, RunConfig, build_config
+from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
-from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
 from bevcask.detectors.base import Batch, Detector, Inputs
 from bevcask.errors import ConfigError

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.progress import progress_bar
+from bevcask.synthetic import SynthesizeConfig, synthesize
 
 
 def run(config: SynthesizeConfig) -> dict[str, Any]:

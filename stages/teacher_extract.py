@@ -29,8 +29,8 @@ from bevcask.catalog import register_cache, resolve
 from bevcask.config import RunConfig
 from bevcask.data.augment import frame_gap, image_ranges, images_only
 from bevcask.data.images import RESAMPLING
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import Key, SampleReader, ViewSource, build_loader
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
 from bevcask.errors import ConfigError

@@ -20,8 +20,8 @@ from bevcask.cache.values import check_values
 from bevcask.cache.verifier import Problem, verify
 from bevcask.catalog import resolve
 from bevcask.config import AugmentConfig, DatasetConfig, RunConfig, validate
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, ViewSource
-from bevcask.data.nuscenes import Frames
 from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap

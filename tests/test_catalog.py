@@ -13,7 +13,7 @@ import yaml
 
 from bevcask import catalog
 from bevcask.config import DatasetConfig, RunConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.stages import catalog as stage
 

@@ -214,7 +214,7 @@ def _root(
 
 def synthesize_help() -> str:
     """Return the keys of `synthesize`, from its own model, as help text."""
-    from bevcask.data.synthetic.config import SynthesizeConfig
+    from bevcask.synthetic.config import SynthesizeConfig
 
     fields = SynthesizeConfig.model_fields.items()
     return "[bold]Keys[/]\n\n" + "\n\n".join(_describe(key, field) for key, field in fields)

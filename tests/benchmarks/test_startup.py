@@ -9,7 +9,7 @@ import pytest
 
 from bevcask.cache import open_cache
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.mmdet3d import recipe as recipes
 
 

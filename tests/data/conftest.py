@@ -8,7 +8,7 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 
 Select = Callable[..., Frames]
 

@@ -6,8 +6,8 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points, read_scan
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 

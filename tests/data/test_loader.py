@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bevcask.config import AugmentConfig
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import (
     FrameSource,
     SampleReader,
@@ -13,7 +14,6 @@ from bevcask.data.loader import (
     collate,
     in_order,
 )
-from bevcask.data.nuscenes import Frames
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import DataError

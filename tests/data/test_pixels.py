@@ -16,9 +16,9 @@ from torch import Tensor
 from bevcask.cache import open_cache
 from bevcask.config import AugmentConfig, compose
 from bevcask.data.augment import draw as augmentation
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.loader import SampleReader
-from bevcask.data.nuscenes import Frames
 from bevcask.data.pixels import depth_maps, first_box, pixel_points, read_pixels
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError, TargetMismatchError

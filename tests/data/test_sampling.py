@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bevcask.data import sampling
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
 from bevcask.errors import DataError
 from bevcask.geometry import CLASSES

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bevcask.config import AugmentConfig, compose
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.loader import SampleReader
-from bevcask.data.nuscenes import Frames
 from bevcask.data.virtual import read_virtual, virtual_digest
 from bevcask.detectors.base import Inputs
 from bevcask.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.geometry import CLASSES
 
 PER_BOX = 20

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bevcask.config import DatasetConfig, build_config
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
-from bevcask.data.nuscenes import Frames
-from bevcask.data.synthetic import SynthesizeConfig, synthesize
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.evaluation.nuscenes import score
 from bevcask.groups import load_group
+from bevcask.synthetic import SynthesizeConfig, synthesize
 
 STEPS = 240
 

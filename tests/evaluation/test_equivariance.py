@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bevcask.cache import FrameTable, encode, open_cache
 from bevcask.config import DatasetConfig
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
 from bevcask.geometry import Grid

@@ -14,7 +14,7 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.evaluation.nuscenes import Evaluation, attribute, score, split_size, to_global

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nuscenes.nuscenes import NuScenes
 
-from data.info_files import listed, stamped, write
+from data.index.info_files import listed, stamped, write
 
 Call = Callable[..., tuple[int, str, str]]
 

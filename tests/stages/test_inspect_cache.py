@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bevcask.cache import FrameTable, open_cache
 from bevcask.cli import app
 from bevcask.config import DatasetConfig, compose
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.stages import inspect_cache
 from bevcask.viz.sample import open_frames

@@ -16,8 +16,8 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import open_cache
 from bevcask.cli import app
 from bevcask.config import DatasetConfig, TeacherConfig
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
-from bevcask.data.nuscenes import Frames
 from bevcask.groups import load_group
 from bevcask.teachers import build_teacher
 

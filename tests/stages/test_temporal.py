@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bevcask.cache.reader import open_cache
 from bevcask.config import compose
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo

@@ -137,7 +137,7 @@ def test_a_dataset_that_changed_is_found(
 def test_frames_of_another_dataset_are_named(
     cached_world: Path, tmp_path: Path, call: Call
 ) -> None:
-    from bevcask.data.synthetic import SynthesizeConfig, synthesize
+    from bevcask.synthetic import SynthesizeConfig, synthesize
 
     other = tmp_path / "other"
     synthesize(

@@ -10,7 +10,7 @@ import torch
 
 from bevcask.cache.reader import open_cache
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.stages import teacher_extract
 from data.virtual_files import write_virtual
 from training.test_cached_equals_online import FLIPS, ONLINE, configure, gap, gradients

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from bevcask.config import RunConfig, compose
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import Replay
-from bevcask.data.nuscenes import Frames
 from bevcask.stages import teacher_extract
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients, whole_gap
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bevcask.config import RunConfig, build_config, compose
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation

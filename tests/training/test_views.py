@@ -8,8 +8,8 @@ import torch
 
 from bevcask.cache import open_cache
 from bevcask.config import RunConfig, compose
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
 from bevcask.methods import build_method

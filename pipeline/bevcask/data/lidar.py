@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.data.virtual import with_virtual
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
 from bevcask.data.images import load_image, normalise
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.nuscenes import Frames
 from bevcask.data.pixels import depth_maps, read_pixels
 from bevcask.detectors.base import Batch, Inputs, Labels
 from bevcask.errors import BevcaskError

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.nuscenes import Frames
 from bevcask.geometry import CAMERAS, inside_footprints, transform_points
 from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP, draw
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.augment import stream
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import Key
-from bevcask.data.nuscenes import Frames
 from bevcask.errors import DataError
 from bevcask.geometry import CLASSES
 

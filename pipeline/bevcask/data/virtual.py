@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.tables import memoised_digest
+from bevcask.data.index.tables import memoised_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import POINT_FIELDS, VIRTUAL_POINT_FIELDS
 

@@ -15,8 +15,8 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.verifier import Problem
 from bevcask.data.augment import stream
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch
 from bevcask.errors import CacheCorruptError
 from bevcask.progress import Ticker

@@ -7,8 +7,8 @@ import torch
 
 from bevcask.cache.reader import Cache
 from bevcask.config import LoaderConfig
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import FrameSource, Loader, SampleReader, build_loader, in_order
-from bevcask.data.nuscenes import Frames
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
 from bevcask.errors import PlanError
 from bevcask.progress import Ticker

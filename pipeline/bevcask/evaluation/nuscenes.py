@@ -28,7 +28,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from pyquaternion import Quaternion
 
 from bevcask.config import DatasetConfig
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError, DataError, TargetMismatchError
 from bevcask.geometry import CLASSES

@@ -8,7 +8,7 @@ from bevcask.cache.reader import Cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig, TeacherConfig, build_config
 from bevcask.data.augment import frame_gap
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detector
 from bevcask.detectors.weights import identify, read_tensors
 from bevcask.errors import CacheIdentityError, DataError

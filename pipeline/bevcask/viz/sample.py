@@ -11,8 +11,8 @@ from bevcask.cache import Cache, dequantize
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.images import read_image
+from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.nuscenes import Frames
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.geometry import CAMERAS
 from bevcask.registry import suggest

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bevcask.config import DatasetConfig, StoreConfig, TeacherConfig
+from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
-from bevcask.data.nuscenes import Frames
 from bevcask.groups import load_group
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Need

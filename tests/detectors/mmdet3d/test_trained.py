@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bevcask.cli import app
 from bevcask.config import DatasetConfig, TeacherConfig, load_group
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.frames import Frames
 from bevcask.geometry import CLASSES
 from bevcask.teachers.native import NativeTeacher
 from contracts.mmdet3d_reference import lidar_info, theirs

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.ground import SHADOW, Ground, colour_of_code
-from bevcask.data.synthetic.raycast import (
+from bevcask.synthetic.ground import SHADOW, Ground, colour_of_code
+from bevcask.synthetic.raycast import (
     CORNERS_83,
     PosedParts,
     curved_normals,
@@ -17,9 +17,9 @@ from bevcask.data.synthetic.raycast import (
     intersect,
     pose_parts,
 )
-from bevcask.data.synthetic.sensors import CameraMount, sensor_pose
-from bevcask.data.synthetic.shapes import BOX, WINDOWS
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.sensors import CameraMount, sensor_pose
+from bevcask.synthetic.shapes import BOX, WINDOWS
+from bevcask.synthetic.world import World
 
 Array = npt.NDArray[Any]
 

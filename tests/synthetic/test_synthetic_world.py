@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from bevcask.data.synthetic import lidar
-from bevcask.data.synthetic.ground import Ground, build_ground
-from bevcask.data.synthetic.raycast import division_by_zero_is_inf, intersect, yaw_matrices
-from bevcask.data.synthetic.render import View, render
-from bevcask.data.synthetic.sensors import CAMERAS, sensor_pose
-from bevcask.data.synthetic.shapes import BOX, ELLIPSOID, FRUSTUM
-from bevcask.data.synthetic.world import World, build_world
+from bevcask.synthetic import lidar
+from bevcask.synthetic.ground import Ground, build_ground
+from bevcask.synthetic.raycast import division_by_zero_is_inf, intersect, yaw_matrices
+from bevcask.synthetic.render import View, render
+from bevcask.synthetic.sensors import CAMERAS, sensor_pose
+from bevcask.synthetic.shapes import BOX, ELLIPSOID, FRUSTUM
+from bevcask.synthetic.world import World, build_world
 
 SIZE = (320, 180)
 TIME = 1.0

@@ -18,13 +18,13 @@ import simplejpeg
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from bevcask.data.synthetic.config import SynthesizeConfig
-from bevcask.data.synthetic.ground import Ground, build_ground, cast_shadows
-from bevcask.data.synthetic.lidar import scan
-from bevcask.data.synthetic.raycast import pose_parts
-from bevcask.data.synthetic.render import render
-from bevcask.data.synthetic.sensors import CAMERAS, LIDAR, LIDAR_CHANNEL, SPIN_PERIOD, sensor_pose
-from bevcask.data.synthetic.world import KEYFRAME_PERIOD, World, build_world
+from bevcask.synthetic.config import SynthesizeConfig
+from bevcask.synthetic.ground import Ground, build_ground, cast_shadows
+from bevcask.synthetic.lidar import scan
+from bevcask.synthetic.raycast import pose_parts
+from bevcask.synthetic.render import render
+from bevcask.synthetic.sensors import CAMERAS, LIDAR, LIDAR_CHANNEL, SPIN_PERIOD, sensor_pose
+from bevcask.synthetic.world import KEYFRAME_PERIOD, World, build_world
 
 Array = npt.NDArray[Any]
 

@@ -1,6 +1,6 @@
 """The thirteen nuScenes tables as files: are they there, and have they changed.
 
-Reads no table content; `index.py` does, with the devkit.
+Reads no table content; `arrays.py` does, with the devkit.
 """
 
 import hashlib

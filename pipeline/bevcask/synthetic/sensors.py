@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.world import World
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.shapes import BOX, ELLIPSOID, FRUSTUM
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.shapes import BOX, ELLIPSOID, FRUSTUM
+from bevcask.synthetic.world import World
 
 Array = npt.NDArray[Any]
 

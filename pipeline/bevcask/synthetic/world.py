@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.crowd import Crowd
-from bevcask.data.synthetic.entities import EgoMotion, Entity, poses_at, tabulate
-from bevcask.data.synthetic.population import populate
-from bevcask.data.synthetic.road import Road, build_road
-from bevcask.data.synthetic.shapes import build_parts
+from bevcask.synthetic.crowd import Crowd
+from bevcask.synthetic.entities import EgoMotion, Entity, poses_at, tabulate
+from bevcask.synthetic.population import populate
+from bevcask.synthetic.road import Road, build_road
+from bevcask.synthetic.shapes import build_parts
 
 Array = npt.NDArray[Any]
 

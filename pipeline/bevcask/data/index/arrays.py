@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.catalog import home
+from bevcask.data.index.tables import tables_digest, unwritable
 from bevcask.data.labels import canonical_boxes
-from bevcask.data.tables import tables_digest, unwritable
 from bevcask.errors import DataError
 from bevcask.geometry import CAMERAS, CLASSES, pose_matrix
 

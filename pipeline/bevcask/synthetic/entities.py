@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.road import Road
+from bevcask.synthetic.road import Road
 
 Array = npt.NDArray[Any]
 

@@ -16,11 +16,11 @@ from nuscenes.utils.geometry_utils import points_in_box, view_points
 from PIL import Image
 from pyquaternion import Quaternion
 
-from bevcask.data.synthetic import SynthesizeConfig, synthesize
-from bevcask.data.synthetic.dataset import prepare_folder
-from bevcask.data.synthetic.keyframe import keyframe_time, load_world, write_keyframe
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES
+from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic.dataset import prepare_folder
+from bevcask.synthetic.keyframe import keyframe_time, load_world, write_keyframe
 
 # the same as the `tiny_world` fixture
 TINY = {

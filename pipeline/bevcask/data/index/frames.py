@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
-from bevcask.data.index import SENSORS, FrameIndex
+from bevcask.data.index.arrays import SENSORS, FrameIndex
 from bevcask.data.virtual import virtual_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import Matrix, pose_matrix
@@ -63,7 +63,7 @@ class Frames:
         if dataset.infos is None:
             index = FrameIndex.open(root, dataset.version)
         else:
-            from bevcask.data.infos import open_infos
+            from bevcask.data.index.infos import open_infos
 
             index = open_infos(
                 Path(dataset.infos), root, dataset.version, trust=dataset.trust_pickle

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.entities import (
+from bevcask.synthetic.entities import (
     BARE_HEIGHT,
     EGO_CENTRE_AHEAD,
     EGO_LENGTH,
@@ -19,7 +19,7 @@ from bevcask.data.synthetic.entities import (
     poses_at,
     tabulate,
 )
-from bevcask.data.synthetic.road import Road
+from bevcask.synthetic.road import Road
 
 Array = npt.NDArray[Any]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.data.synthetic.crowd import Crowd
-from bevcask.data.synthetic.entities import MEAN_WLH
-from bevcask.data.synthetic.road import Road
+from bevcask.synthetic.crowd import Crowd
+from bevcask.synthetic.entities import MEAN_WLH
+from bevcask.synthetic.road import Road
 
 
 def populate(crowd: Crowd, duration: float) -> None:

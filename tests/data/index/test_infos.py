@@ -11,11 +11,11 @@ from nuscenes.nuscenes import NuScenes
 from PIL import Image
 
 from bevcask.config import DatasetConfig
-from bevcask.data.index import SENSORS
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.arrays import SENSORS
+from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import pose_matrix
-from data.info_files import Info, listed, stamped, write
+from data.index.info_files import Info, listed, stamped, write
 
 Pair = tuple[Frames, NuScenes]
 FORMATS: dict[str, Callable[[NuScenes], Info]] = {

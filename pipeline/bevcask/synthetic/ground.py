@@ -10,15 +10,15 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from bevcask.data.synthetic.raycast import (
+from bevcask.synthetic.raycast import (
     FILM,
     PosedParts,
     division_by_zero_is_inf,
     intersect,
     pose_parts,
 )
-from bevcask.data.synthetic.road import MARGIN, STEP, Road
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.road import MARGIN, STEP, Road
+from bevcask.synthetic.world import World
 
 Array = npt.NDArray[Any]
 

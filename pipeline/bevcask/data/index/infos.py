@@ -15,11 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from bevcask.catalog import home
-from bevcask.data.index import SCHEMA, Arrays, FrameIndex, tokens_to_bytes, write_index
-from bevcask.data.info_boxes import NEW, Convention, InfoBoxes, canonical
-from bevcask.data.info_records import Pose, Record, Scan, listed_record, stamped_record
-from bevcask.data.pickles import read_pickle
-from bevcask.data.tables import memoised_digest
+from bevcask.data.index.arrays import SCHEMA, Arrays, FrameIndex, tokens_to_bytes, write_index
+from bevcask.data.index.info_boxes import NEW, Convention, InfoBoxes, canonical
+from bevcask.data.index.info_records import Pose, Record, Scan, listed_record, stamped_record
+from bevcask.data.index.pickles import read_pickle
+from bevcask.data.index.tables import memoised_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import CAMERAS, CLASSES, pose_matrix
 

@@ -12,8 +12,8 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 
-from bevcask.data.index import SENSORS, FrameIndex
-from bevcask.data.nuscenes import Frames
+from bevcask.data.index.arrays import SENSORS, FrameIndex
+from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import CAMERAS, CLASSES
 
@@ -251,7 +251,7 @@ def test_an_index_opens_without_devkit_or_torch(tiny_world: Path, select: Select
     code = (
         "import sys\n"
         "from bevcask.config import DatasetConfig\n"
-        "from bevcask.data.nuscenes import Frames\n"
+        "from bevcask.data.index.frames import Frames\n"
         f"keys = dict(root={str(tiny_world)!r}, version='v1.0-synthetic', split='all')\n"
         "assert len(Frames.select(DatasetConfig(**keys))) == 6\n"
         "assert not {'nuscenes', 'torch', 'cv2'} & set(sys.modules)\n"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.data.synthetic.config import SynthesizeConfig
-from bevcask.data.synthetic.entities import Entity
-from bevcask.data.synthetic.keyframe import (
+from bevcask.synthetic.config import SynthesizeConfig
+from bevcask.synthetic.entities import Entity
+from bevcask.synthetic.keyframe import (
     Seen,
     file_name,
     keyframe_time,
@@ -20,7 +20,7 @@ from bevcask.data.synthetic.keyframe import (
     sweep_times,
     timestamp,
 )
-from bevcask.data.synthetic.sensors import (
+from bevcask.synthetic.sensors import (
     CAMERAS,
     LIDAR,
     LIDAR_CHANNEL,
@@ -28,7 +28,7 @@ from bevcask.data.synthetic.sensors import (
     Mount,
     yaw_quaternion,
 )
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.world import World
 
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]

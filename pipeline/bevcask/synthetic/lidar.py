@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.data.synthetic.entities import EGO_CENTRE_AHEAD, EGO_LENGTH, EGO_WIDTH
-from bevcask.data.synthetic.ground import REFLECTIVITY_K, Ground
-from bevcask.data.synthetic.raycast import (
+from bevcask.synthetic.entities import EGO_CENTRE_AHEAD, EGO_LENGTH, EGO_WIDTH
+from bevcask.synthetic.ground import REFLECTIVITY_K, Ground
+from bevcask.synthetic.raycast import (
     CORNERS_83,
     FILM,
     PosedParts,
@@ -17,8 +17,8 @@ from bevcask.data.synthetic.raycast import (
     intersect,
     pose_parts,
 )
-from bevcask.data.synthetic.sensors import LIDAR, SPIN_PERIOD, sensor_pose
-from bevcask.data.synthetic.world import World
+from bevcask.synthetic.sensors import LIDAR, SPIN_PERIOD, sensor_pose
+from bevcask.synthetic.world import World
 
 Array = npt.NDArray[Any]
 
