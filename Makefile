@@ -48,6 +48,7 @@ lint: $(READY)  ## ruff, formatting and spelling
 
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
+	$(BIN)/mypy stages
 
 format: $(READY)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from measure import RESULTS, WORLD_SEED, ground, make_world
 
-from bevcask.config import compose
 from bevcask.methods import build_method
 from bevcask.stages import plan
 from bevcask.targets.plan import BOXES
 from bevcask.teachers import build_teacher
+from bevcask.verbs import PlanConfig, compose
 
 GRADIENT_GOAL = 1e-2
 COMMON = ["augment.bev_flip_x=true", "augment.bev_flip_y=true", "seed=0"]
@@ -71,7 +71,9 @@ CASES = {
 def measure(method: str, words: list[str], frames: int) -> list[dict[str, Any]]:
     """Return one row a codec for a method."""
     case = CASES[method]
-    config = compose([*COMMON, *case.words, f"method={method}", f"probe={frames}", *words])
+    config = compose(
+        PlanConfig, [*COMMON, *case.words, f"method={method}", f"probe={frames}", *words]
+    )
     taps = build_teacher(config.teacher, config.seed).taps()
     read = {need.tap for need in build_method(config.method).needs()} - {BOXES}
     maps = [taps[name].shape for name in read if taps[name].kind != "box_code"]

@@ -28,8 +28,8 @@ from measure import RESULTS, WORLD_SEED, ground, make_world
 from numcodecs.zstd import Zstd
 
 from bevcask.cache import open_cache
-from bevcask.config import compose
 from bevcask.stages import teacher_extract
+from bevcask.verbs import ExtractConfig, compose
 
 TAPS = ("bev.block1", "bev.block2", "bev.neck")
 BITS = (8, 6, 4)
@@ -134,7 +134,7 @@ def main() -> None:
         os.environ["BEVCASK_HOME"] = folder
         world = make_world(Path(folder) / "world", given.frames, 800)
         words = [*WORDS, f"dataset.root={world}", f"cache={folder}/float32.zarr"]
-        teacher_extract.run(compose(words))
+        teacher_extract.run(compose(ExtractConfig, words))
         rows = measure(f"{folder}/float32.zarr")
     for row in rows:
         mark = "front" if row["front"] else ""

@@ -25,7 +25,6 @@ import torch
 from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import FrameTable, WriteQueue, create, open_cache
-from bevcask.config import RunConfig, compose
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch
@@ -35,6 +34,7 @@ from bevcask.stages.teacher_extract import Step, encoded_shards, steps_of
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
+from bevcask.verbs import ExtractConfig, compose
 
 SEED = 0
 
@@ -72,7 +72,7 @@ SIZES = {
 class Extraction:
     """A loaded teacher and everything it will see, in memory."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: ExtractConfig, folder: Path) -> None:
         self._config = config
         self._folder = folder
         self._device = pick_device(config.device)
@@ -146,7 +146,7 @@ def measure(size: Size, extra: list[str], rounds: int, folder: Path) -> dict[str
     words = [*size.words, f"seed={SEED}", *extra]
     root = make_world(folder / "world", size.num_keyframes, image_width=64)
     data = ["dataset=synthetic", f"dataset.root={root}", "dataset.split=all"]
-    config = compose([*words, *data])
+    config = compose(ExtractConfig, [*words, *data])
     result = ground(pick_device(config.device), words, SEED)
     with torch.inference_mode():
         extraction = Extraction(config, folder)

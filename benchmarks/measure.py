@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from bevcask.provenance import command, git_revision
-from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic import synthesize
+from bevcask.verbs import SynthesizeConfig
 
 RESULTS = Path(__file__).parent / "results"
 WORLD_SEED = 7

@@ -19,10 +19,10 @@ import torch
 from extract import SEED, Extraction
 from measure import ground, interleave, make_world, now, ratio, report
 
-from bevcask.config import compose
 from bevcask.detectors.mmdet3d.border import to_mmdet3d
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.provenance import pick_device
+from bevcask.verbs import ExtractConfig, compose
 
 WORDS = (
     "teacher=mmdet3d_centerpoint_pillar02",
@@ -51,7 +51,7 @@ def measure(words: list[str], frames: int, rounds: int, folder: Path) -> dict[st
     """Time the arms; return seconds, ratios and what they stand on."""
     root = make_world(folder / "world", frames, image_width=64)
     data = ["dataset=synthetic", f"dataset.root={root}", "dataset.split=all"]
-    config = compose([*words, *data])
+    config = compose(ExtractConfig, [*words, *data])
     result = ground(pick_device(config.device), words, SEED)
     with torch.inference_mode():
         extraction = DirectExtraction(config, folder)

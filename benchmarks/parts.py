@@ -33,11 +33,11 @@ from bevcask.cache import open_cache
 SEED = 0
 _WORKER = """
 import sys
-from bevcask.config import compose
+from bevcask.verbs import ExtractConfig, compose
 from bevcask.stages import teacher_extract
 print("ready", flush=True)
 for line in sys.stdin:
-    teacher_extract.run(compose(line.rstrip("\\n").split("\\t")))
+    teacher_extract.run(compose(ExtractConfig, line.rstrip("\\n").split("\\t")))
     print("done", flush=True)
 """
 

@@ -38,8 +38,8 @@ from stores import PEERS, Arrays, Bevcask, Store, flat
 from bevcask.cache import open_cache
 from bevcask.cache.objects import encode_chunk
 from bevcask.cache.quantize import dequantize
-from bevcask.config import compose
 from bevcask.stages import teacher_extract
+from bevcask.verbs import ExtractConfig, compose
 
 SEED = 0
 BATCH = 4
@@ -92,7 +92,8 @@ def make_cache(size: Size, folder: Path) -> Path:
     url = folder / "cache.zarr"
     data = ["dataset=synthetic", f"dataset.root={root}", "dataset.split=all"]
     limit = f"dataset.limit={size.num_frames}"
-    teacher_extract.run(compose([*size.words, *data, limit, f"seed={SEED}", f"cache={url}"]))
+    words = [*size.words, *data, limit, f"seed={SEED}", f"cache={url}"]
+    teacher_extract.run(compose(ExtractConfig, words))
     return url
 
 

@@ -27,7 +27,7 @@ import torch
 from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import open_cache
-from bevcask.config import RunConfig, build_config, compose
+from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import Key, Sample, SampleReader, build_loader
@@ -37,6 +37,7 @@ from bevcask.provenance import pick_device
 from bevcask.stages import teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.teaching import open_teaching
+from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
 
 SEED = 0
 AUGMENT = [
@@ -136,7 +137,7 @@ class Blocks:
 class Arm:
     """A student in training, timed a few steps at a time."""
 
-    def __init__(self, config: RunConfig, frames: Frames, resident: bool = False) -> None:
+    def __init__(self, config: DistillConfig, frames: Frames, resident: bool = False) -> None:
         self._config = config
         self._device = pick_device(config.device)
         plugin, own = build_config("detector", config.student.detector, "student.detector")
@@ -190,16 +191,25 @@ class Arm:
         self._optimizer.step()
 
 
+def configure(words: list[str]) -> DistillConfig:
+    """Return the configuration of a training from words that extraction shares."""
+    return compose(DistillConfig, words_for(DistillConfig, words))
+
+
 def build_arms(words: list[str], folder: Path) -> dict[str, Arm]:
     """Extract the cache and build the four arms on it."""
-    config = compose([*words, f"cache={folder / 'cache.zarr'}"])
-    teacher_extract.run(config)
+    given = [*words, f"cache={folder / 'cache.zarr'}"]
+    teacher_extract.run(compose(ExtractConfig, words_for(ExtractConfig, given)))
+    config = configure(given)
     frames = Frames.select(config.dataset)
     return {
-        "none": Arm(compose([*words, "method=none"]), frames),
+        "none": Arm(configure([*words, "method=none"]), frames),
         "resident": Arm(config, frames, resident=True),
         "cached": Arm(config, frames),
-        "online": Arm(compose([*words, "targets=online", "online.input=augmented"]), frames),
+        "online": Arm(
+            configure([*words, "targets=online", "online.input=augmented"]),
+            frames,
+        ),
     }
 
 
@@ -208,7 +218,7 @@ def measure(size: Size, extra: list[str], rounds: int, folder: Path) -> dict[str
     words = [*size.words, f"seed={SEED}", *extra]
     root = make_world(folder / "world", size.num_keyframes, size.image_width)
     data = ["dataset=synthetic", f"dataset.root={root}", "dataset.split=all"]
-    device = pick_device(compose(words).device)
+    device = pick_device(configure(words).device)
     result = ground(device, words, SEED)
     arms = build_arms([*words, *data], folder)
     clocks: dict[str, Callable[[], float]] = {

@@ -30,7 +30,8 @@ import torch
 from measure import RESULTS, ground, interleave, ratio, report
 
 from bevcask.cache import open_cache
-from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic import synthesize
+from bevcask.verbs import SynthesizeConfig
 
 TRAIN = {"seed": 1000, "num_scenes": 200, "num_keyframes": 6, "val_scenes": 0}
 VAL = {"seed": 3000, "num_scenes": 12, "num_keyframes": 5, "val_scenes": 12}

@@ -7,12 +7,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from bevcask.catalog import KINDS, is_missing, load_catalog, user_file
-from bevcask.config import RunConfig
 from bevcask.errors import UnknownNameError
 from bevcask.registry import suggest
+from bevcask.verbs import CatalogConfig
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: CatalogConfig) -> dict[str, Any]:
     """Return every entry, or those called `config.name`, each with `missing` where it is not there.
 
     Returns:

@@ -14,9 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bevcask.config import compose
 from bevcask.errors import BevcaskError
 from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize, teacher_extract
+from bevcask.verbs import (
+    DistillConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    InspectConfig,
+    SynthesizeConfig,
+    compose,
+)
 
 _log = logging.getLogger(__name__)
 SEED = 42  # neither the teacher's nor the start's training world
@@ -34,12 +41,11 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     data = ["dataset=synthetic", f"dataset.root={world}"]
     val = [f"val.root={world}", "val.version=v1.0-synthetic", "val.split=synthetic_val"]
     synthesize.run(
-        synthesize.SynthesizeConfig(
-            out=str(world), seed=SEED, num_scenes=12, num_keyframes=10, val_scenes=4
-        )
+        SynthesizeConfig(out=str(world), seed=SEED, num_scenes=12, num_keyframes=10, val_scenes=4)
     )
     teacher_extract.run(
         compose(
+            ExtractConfig,
             [
                 f"cache={cache}",
                 "teacher=centerpoint_tiny",
@@ -47,19 +53,21 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
                 "method=distillbev",
                 "dataset.split=all",
                 *data,
-            ]
+            ],
         )
     )
     scores = {
         "teacher": evaluate.run(
             compose(
-                [f"cache={cache}", f"run={folder}/teacher", "dataset.split=synthetic_val", *data]
+                EvaluateConfig,
+                [f"cache={cache}", f"run={folder}/teacher", "dataset.split=synthetic_val", *data],
             )
         )
     }
     for arm, method in ARMS.items():
         scores[arm] = student_distill.run(
             compose(
+                DistillConfig,
                 [
                     "experiment=demo",
                     f"method={method}",
@@ -68,11 +76,13 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
                     "dataset.split=synthetic_train",
                     *data,
                     *val,
-                ]
+                ],
             )
         )
     inspect_cache.run(
-        compose([f"cache={cache}", "sample=first", f"picture={folder}/cache.png", *data])
+        compose(
+            InspectConfig, [f"cache={cache}", "sample=first", f"picture={folder}/cache.png", *data]
+        )
     )
     metrics = {
         "teacher": {key: scores["teacher"][key] for key in SCORES},

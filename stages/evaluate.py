@@ -8,7 +8,7 @@ from typing import Any
 
 from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
-from bevcask.config import DatasetConfig, RunConfig, validate
+from bevcask.config import DatasetConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
@@ -19,6 +19,7 @@ from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
+from bevcask.verbs import EvaluateConfig
 
 render = score_report
 
@@ -40,7 +41,7 @@ class Boxes:
     detections: Mapping[str, Detections]
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score exactly the selected frames.
 
     Returns:
@@ -74,7 +75,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def detector_boxes(config: RunConfig) -> Boxes:
+def detector_boxes(config: EvaluateConfig) -> Boxes:
     """Run a detector over the selected frames."""
     require_tables(config.dataset.infos)
     device = pick_device(config.device)
@@ -86,7 +87,7 @@ def detector_boxes(config: RunConfig) -> Boxes:
     return Boxes(str(config.student.checkpoint), config.dataset, frames, found)
 
 
-def boxes_of_cache(config: RunConfig, name: str) -> Boxes:
+def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     """Read the teacher's boxes; dataset keys not given are those of the extraction."""
     url = resolve("cache", name)
     cache = open_cache(url)

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from bevcask.config import RunConfig
 from bevcask.detectors.weights import halve, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command
 from bevcask.teachers import build_teacher
 from bevcask.training.checkpoint import export
 from bevcask.training.record import RunFolder
+from bevcask.verbs import ExportConfig
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: ExportConfig) -> dict[str, Any]:
     """Write the best student of a run, or that of `student.checkpoint=FILE.ckpt`, to `out`.
 
     With `teacher.checkpoint=FILE`, write that teacher's weights instead: how a pickle is converted.
@@ -41,9 +41,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     return export(source, Path(config.out), config.half)
 
 
-def _convert(config: RunConfig, out: Path) -> dict[str, Any]:
+def _convert(config: ExportConfig, out: Path) -> dict[str, Any]:
     """Write a teacher's weights, under the names its detector gives them."""
-    weights = build_teacher(config.teacher, config.seed).weights()
+    weights = build_teacher(config.teacher, seed=0).weights()
     save_weights(
         halve(weights) if config.half else weights,
         out,

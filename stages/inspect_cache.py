@@ -5,15 +5,15 @@ from typing import Any
 
 from bevcask.cache import open_cache
 from bevcask.catalog import resolve
-from bevcask.config import RunConfig
 from bevcask.errors import ConfigError
+from bevcask.verbs import InspectConfig
 from bevcask.viz.report import describe, render
 from bevcask.viz.statistics import statistics
 
 __all__ = ["render", "run"]
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: InspectConfig) -> dict[str, Any]:
     """Open `config.cache` (sealed or not) and describe it.
 
     Returns:

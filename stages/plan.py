@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
-from bevcask.config import RunConfig, build_config
+from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.loader import SampleReader
@@ -26,9 +26,10 @@ from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.checkpoint import start
 from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, best, probe
+from bevcask.verbs import PlanConfig
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: PlanConfig) -> dict[str, Any]:
     """Return targets, bytes and teacher passes.
 
     Frames are counted in `dataset.infos` or `dataset.root` where it exists, else taken from the
@@ -60,7 +61,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def probe_codecs(
-    config: RunConfig, teacher: Teacher, method: Method, num_frames: int
+    config: PlanConfig, teacher: Teacher, method: Method, num_frames: int
 ) -> dict[str, Any]:
     """Run the teacher on `config.probe` frames and measure every codec; nothing without `probe`.
 
@@ -84,7 +85,7 @@ def probe_codecs(
     teacher.load(device)
     specs = plan(method.needs(), teacher.offers(), num_frames, config.store, config.augment).specs
     method.build(detector.describe_taps(own), {spec.name: spec for spec in specs})
-    student = detector(own)  # type: ignore[call-arg]
+    student = detector(own)
     start(student, config.student)
     dataset = JoinedDataset(
         frames.keep(spread),

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from bevcask.cache.union import split_urls
-from bevcask.config import DatasetConfig, RunConfig, build_config
+from bevcask.config import DatasetConfig, build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
@@ -36,13 +36,14 @@ from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
 from bevcask.training.teaching import Teaching, open_teaching
 from bevcask.training.trainer import build_trainer, fit
+from bevcask.verbs import DistillConfig
 
 render = score_report
 _log = logging.getLogger(__name__)
 _SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "per_class", "coverage")
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: DistillConfig) -> dict[str, Any]:
     """Train a student; resume where an earlier sitting of the same run stopped.
 
     Returns:
@@ -66,7 +67,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     method = build_method(config.method)
     teaching = open_teaching(config, method, labelled_frames(config.dataset), device)
     method.build(detector.describe_taps(own), teaching.specs)
-    student = detector(own)  # type: ignore[call-arg]
+    student = detector(own)
     loaded = start(student, config.student)
     _mention_head(config, teaching)
     epochs = training_epochs(config, teaching)
@@ -89,7 +90,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def train(
-    config: RunConfig,
+    config: DistillConfig,
     teaching: Teaching,
     epochs: Epochs,
     inputs: Inputs,
@@ -123,7 +124,9 @@ def labelled_frames(dataset: DatasetConfig) -> Frames:
     return frames
 
 
-def training_batches(config: RunConfig, teaching: Teaching, epochs: Epochs, inputs: Inputs) -> Any:
+def training_batches(
+    config: DistillConfig, teaching: Teaching, epochs: Epochs, inputs: Inputs
+) -> Any:
     """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
     dataset = JoinedDataset(
         teaching.frames,
@@ -146,12 +149,12 @@ def training_batches(config: RunConfig, teaching: Teaching, epochs: Epochs, inpu
     return make
 
 
-def num_batches(config: RunConfig) -> int:
+def num_batches(config: DistillConfig) -> int:
     """Return the batches of the whole run: `trainer.accumulate` of them make a step."""
     return config.trainer.max_steps * config.trainer.accumulate
 
 
-def training_epochs(config: RunConfig, teaching: Teaching) -> Epochs:
+def training_epochs(config: DistillConfig, teaching: Teaching) -> Epochs:
     """Return which frame is drawn when, as `loader.sampler` and `loader.shuffle` say.
 
     Raises:
@@ -179,7 +182,7 @@ def training_epochs(config: RunConfig, teaching: Teaching) -> Epochs:
 
 
 def open_validation(
-    config: RunConfig, inputs: Inputs, folder: RunFolder
+    config: DistillConfig, inputs: Inputs, folder: RunFolder
 ) -> tuple[OfficialScore | None, Pass[Batch] | None]:
     """Return the scorer and the batches of the validation frames; nothing without `val`."""
     if config.val is None:
@@ -196,7 +199,7 @@ def _own_generator(loader: Any) -> Any:
     return loader
 
 
-def _mention_head(config: RunConfig, teaching: Teaching) -> None:
+def _mention_head(config: DistillConfig, teaching: Teaching) -> None:
     """Say where the teacher's head is, if a student from scratch is not given it."""
     scratch = config.student.head is None and config.student.checkpoint is None
     if teaching.cache is None or not scratch or not teaching.specs:
@@ -208,7 +211,7 @@ def _mention_head(config: RunConfig, teaching: Teaching) -> None:
 
 
 def describe(
-    config: RunConfig,
+    config: DistillConfig,
     teaching: Teaching,
     student: Detector,
     method: Method,

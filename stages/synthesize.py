@@ -3,7 +3,8 @@
 from typing import Any
 
 from bevcask.progress import progress_bar
-from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic import synthesize
+from bevcask.verbs import SynthesizeConfig
 
 
 def run(config: SynthesizeConfig) -> dict[str, Any]:

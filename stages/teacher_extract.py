@@ -26,7 +26,6 @@ from bevcask.cache.reuse import reuse
 from bevcask.cache.room import check_bound, check_projection
 from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
-from bevcask.config import RunConfig
 from bevcask.data.augment import frame_gap, image_ranges, images_only
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
@@ -45,11 +44,12 @@ from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset
+from bevcask.verbs import ExtractConfig
 
 _log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: ExtractConfig) -> dict[str, Any]:
     """Fill `config.cache` with what the method needs of the teacher.
 
     A sealed cache that lacks some of it gets it added; `part=i/n` fills the i-th of n ranges of
@@ -109,7 +109,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _check_views(config: RunConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
+def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
     views = f"store.views={config.store.views}"
     if whole_scenes:
         raise ConfigError(
@@ -161,7 +161,7 @@ def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
     return provenance() | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)}
 
 
-def _reuse(config: RunConfig, writer: Writer, whole_scenes: bool) -> int:
+def _reuse(config: ExtractConfig, writer: Writer, whole_scenes: bool) -> int:
     """Take over what `store.reuse` already has; return the number of shards."""
     if config.store.reuse is None or not writer.missing():
         return 0
@@ -172,7 +172,7 @@ def _reuse(config: RunConfig, writer: Writer, whole_scenes: bool) -> int:
     return taken
 
 
-def _repair(config: RunConfig, url: str, frames: Frames, teacher: Teacher) -> dict[str, Any]:
+def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -> dict[str, Any]:
     """Write the listed targets of the listed shards again, from the same teacher and data."""
     if config.part is not None:
         raise ConfigError("repair= and part= do not go together: one process repairs.")
@@ -193,7 +193,7 @@ def _repair(config: RunConfig, url: str, frames: Frames, teacher: Teacher) -> di
 
 
 def fingerprint(
-    config: RunConfig, teacher: Teacher, frames: Frames, specs: Sequence[TargetSpec]
+    config: ExtractConfig, teacher: Teacher, frames: Frames, specs: Sequence[TargetSpec]
 ) -> dict[str, Any]:
     """Return the identity of a cache: that of the teacher here, and of the views it is shown."""
     pixels = needs_pixels(specs)
@@ -288,7 +288,9 @@ def steps_of(
     return steps
 
 
-def _fill(config: RunConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer) -> None:
+def _fill(
+    config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
+) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
     steps = steps_of(writer, frames, config.loader.batch_size, teacher.temporal == "scene")
     if not steps:

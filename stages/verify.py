@@ -19,7 +19,7 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.values import check_values
 from bevcask.cache.verifier import Problem, verify
 from bevcask.catalog import resolve
-from bevcask.config import AugmentConfig, DatasetConfig, RunConfig, validate
+from bevcask.config import AugmentConfig, DatasetConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, ViewSource
 from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
@@ -31,12 +31,13 @@ from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset
+from bevcask.verbs import VerifyConfig
 
 _SHOWN = 40
 _WHERE = ("shard", "target", "token", "key", "what")
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: VerifyConfig) -> dict[str, Any]:
     """Check a cache as deeply as asked.
 
     Returns:
@@ -92,7 +93,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def _meaning(
-    config: RunConfig, cache: Cache, problems: list[Problem], result: dict[str, Any]
+    config: VerifyConfig, cache: Cache, problems: list[Problem], result: dict[str, Any]
 ) -> list[Problem]:
     """Check values, and frames where a dataset is named; return what is only suspicious."""
     with progress_bar("values", 0) as bar:
@@ -110,7 +111,7 @@ def _meaning(
 
 
 def _ask_teacher(
-    config: RunConfig,
+    config: VerifyConfig,
     cache: Cache,
     suspicions: Sequence[Problem],
     problems: list[Problem],
@@ -141,7 +142,7 @@ def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
             yield cache.frames.tokens[cache.layout.frames_of(suspicion.shard)[0]]
 
 
-def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, ViewSource, torch.device]:
+def open_teacher(config: VerifyConfig, cache: Cache) -> tuple[Teacher, ViewSource, torch.device]:
     """Load the teacher that made a cache, and what reads its frames, clean and in every view.
 
     Raises:
@@ -165,7 +166,7 @@ def open_teacher(config: RunConfig, cache: Cache) -> tuple[Teacher, ViewSource, 
     return teacher, ViewSource(clean, views), device
 
 
-def dataset_of(config: RunConfig, cache: Cache) -> DatasetConfig:
+def dataset_of(config: VerifyConfig, cache: Cache) -> DatasetConfig:
     """Return the dataset named; keys not given are those of the extraction."""
     given = config.dataset.model_dump(exclude_unset=True)
     return validate(DatasetConfig, {**cache.plan.get("dataset", {}), **given}, "dataset")

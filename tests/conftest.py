@@ -27,7 +27,8 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic dataset: 2 scenes (train, val) x 3 keyframes, 200x112 images."""
-    from bevcask.synthetic import SynthesizeConfig, synthesize
+    from bevcask.synthetic import synthesize
+    from bevcask.verbs import SynthesizeConfig
 
     out = tmp_path_factory.mktemp("world") / "tiny"
     synthesize(

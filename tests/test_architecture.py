@@ -21,6 +21,7 @@ RANKS = {
     "tokens": 0,
     "groups": 0.5,
     "config": 1,
+    "verbs": 1.5,
     "synthetic": 2,
     "catalog": 2,
     "targets": 2,

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from bevcask import catalog
-from bevcask.config import DatasetConfig, RunConfig
+from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.stages import catalog as stage
+from bevcask.verbs import CatalogConfig
 
 
 @dataclass
@@ -184,7 +185,7 @@ def test_stage_lists_and_flags_what_is_missing(tmp_path: Path) -> None:
     there.mkdir()
     for url in (there, gone):
         catalog.register_cache(str(url), StubCache())
-    result = stage.run(RunConfig())
+    result = stage.run(CatalogConfig())
     assert not result["caches"]["there"]["missing"]
     assert result["caches"]["gone"]["missing"]
     assert "nuscenes" in result["datasets"]
@@ -192,11 +193,11 @@ def test_stage_lists_and_flags_what_is_missing(tmp_path: Path) -> None:
 
 def test_stage_shows_one_entry_or_says_what_there_is(tmp_path: Path) -> None:
     catalog.register_cache(str(tmp_path / "one.zarr"), StubCache())
-    result = stage.run(RunConfig(name="one"))
+    result = stage.run(CatalogConfig(name="one"))
     assert set(result["caches"]) == {"one"}
     assert not result["datasets"]
     with pytest.raises(UnknownNameError, match="Did you mean 'one'"):
-        stage.run(RunConfig(name="onne"))
+        stage.run(CatalogConfig(name="onne"))
 
 
 @pytest.mark.parametrize("name", [None, "nuscenes"])
@@ -205,7 +206,7 @@ def test_rendered_text_holds_every_name(name: str | None) -> None:
 
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(stage.render(stage.run(RunConfig(name=name))))
+        console.print(stage.render(stage.run(CatalogConfig(name=name))))
     assert "nuscenes" in capture.get()
     assert "CC BY-NC-SA 4.0" in capture.get()
 

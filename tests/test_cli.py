@@ -86,12 +86,13 @@ def test_every_verb_has_help_with_keys(verb: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("plan", "trainer.max_step=3"), "Did you mean 'max_steps'"),
+        (("student-distill", "trainer.max_step=3"), "Did you mean 'max_steps'"),
+        (("plan", "trainer.max_step=3"), "it is for student-distill"),
         (("plan", "method=distilbev"), "Did you mean 'distillbev'"),
         (("plan", "here"), "takes no URL"),
         (("teacher-extract", "teacher=centerpoint_tiny"), "needs a cache URL"),
         (("verify",), "needs a cache URL"),
-        (("synthesize",), "needs a folder"),
+        (("synthesize",), "out: needed, and not given: folder to write"),
         (("teacher-extract", "x.zarr", "oops"), "expected key=value, got 'oops'"),
     ],
 )

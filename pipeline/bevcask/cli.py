@@ -7,17 +7,21 @@ ok, 2 wrong usage or input.
 import importlib
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from bevcask import __version__
 from bevcask.errors import BevcaskError, ConfigError
+from bevcask.groups import GROUPS, group_members
+from bevcask.verbs import VERBS, compose, reads, section_of
 
 app = typer.Typer(
     name="bevcask",
@@ -35,96 +39,60 @@ Words = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
 _PIPE_WIDTH = 120
-
-_SECTIONS = {
-    "plan": ("dataset", "teacher", "student", "method", "store", "augment", "loader"),
-    "teacher-extract": ("dataset", "teacher", "method", "store", "augment", "loader"),
-    "student-distill": (
-        "dataset", "val", "student", "method", "teacher", "online", "loader", "augment", "trainer",
-    ),
-    "evaluate": ("dataset", "student", "loader"),
-    "inspect": ("dataset",),
-    "verify": ("dataset", "teacher"),
-    "export": ("student", "teacher"),
-    "catalog": (),
-}  # fmt: skip
-_KEYS = {
-    "plan": ("cache", "probe", "device", "seed"),
-    "teacher-extract": ("cache", "part", "repair", "device", "seed", "dry_run"),
-    "student-distill": (
-        "cache", "run", "targets", "on_missing", "device", "seed", "resume", "dry_run",
-    ),
-    "evaluate": ("cache", "run", "device"),
-    "inspect": ("cache", "sample", "picture"),
-    "verify": (
-        "cache", "check", "resample", "equivariance", "repair", "device", "seed",
-    ),
-    "export": ("run", "out", "half"),
-    "catalog": ("name",),
-}  # fmt: skip
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 
 def key_help(verb: str) -> str:
-    """Return the keys a verb reads, from the configuration models, as help text."""
-    from bevcask.config import RunConfig
-    from bevcask.groups import GROUPS, group_members
+    """Return the keys a verb reads, from its configuration model, as help text."""
+    model = VERBS[verb].config
+    picked = [group for group in GROUPS if reads(model, group)]
+    lines = [
+        f"[cyan]{group}=[/]NAME  one of {', '.join(members)}"
+        for group in picked
+        if (members := group_members(group))
+    ]
+    return "[bold]Keys[/]\n\n" + "\n\n".join([*lines, *_described(model)])
 
-    lines: list[str] = []
-    for group in GROUPS:
-        read = group in _SECTIONS[verb] or (group == "experiment" and "method" in _SECTIONS[verb])
-        if read and (members := group_members(group)):
-            lines.append(f"[cyan]{group}=[/]NAME  one of {', '.join(members)}")
-    for section in _SECTIONS[verb]:
-        annotation = RunConfig.model_fields[section].annotation
-        model = next(
-            (
-                a
-                for a in (annotation, *getattr(annotation, "__args__", ()))
-                if hasattr(a, "model_fields")
-            ),
-            None,
-        )
-        for name, field in (model.model_fields if model else {}).items():
-            lines.append(_describe(f"{section}.{name}", field))
-    lines += [_describe(key, RunConfig.model_fields[key]) for key in _KEYS[verb]]
-    return "[bold]Keys[/]\n\n" + "\n\n".join(lines)
+
+def _described(model: Any, where: str = "") -> Iterator[str]:
+    """Yield a line a key, sections first."""
+    plain = []
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            plain.append(_describe(f"{where}{name}", field))
+        else:
+            yield from _described(section, f"{where}{name}.")
+    yield from plain
 
 
 def _describe(key: str, field: Any) -> str:
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    shown = "" if default in (None, {}) else f" [dim](default {default})[/]"
-    return f"[cyan]{key}=[/]  {field.description or ''}{shown}".replace("[scene", r"\[scene")
+    shown = "" if default in (None, {}) else f" [dim](default {escape(str(default))})[/]"
+    return f"[cyan]{key}=[/]  {escape(field.description or '')}{shown}"
 
 
-def _verb(name: str, stage: str, summary: str, url: str | None = "cache") -> None:
-    """Add one verb: words -> RunConfig -> `bevcask.stages.STAGE.run` -> table or JSON."""
+def _verb(name: str) -> None:
+    """Add one verb: words -> its configuration -> `bevcask.stages.STAGE.run` -> table or JSON."""
+    verb = VERBS[name]
 
     def command(words: Words = None, as_json: AsJson = False) -> None:
         def work() -> tuple[dict[str, Any], Any]:
-            from bevcask.config import compose
-
-            config = compose(_positional(words or [], url), DEFAULT_GROUPS.get(name, {}))
-            module = importlib.import_module(f"bevcask.stages.{stage}")
+            config = compose(verb.config, _positional(words or [], verb.url), verb.groups)
+            module = importlib.import_module(f"bevcask.stages.{verb.stage}")
             return module.run(config), module
 
         _finish(work, as_json)
 
-    command.__doc__ = summary
-    command.__name__ = stage
+    command.__doc__ = verb.summary
+    command.__name__ = verb.stage
     epilog = key_help(name) if {"--help", name} <= set(sys.argv) else None
-    app.command(name=name, epilog=epilog, help=summary)(command)
-
-
-DEFAULT_GROUPS: dict[str, dict[str, str]] = {
-    "plan": {"dataset": "nuscenes", "teacher": "centerpoint", "method": "distillbev"},
-    "teacher-extract": {"method": "distillbev"},
-    "student-distill": {"method": "distillbev", "trainer": "default"},
-}
+    app.command(name=name, epilog=epilog, help=verb.summary)(command)
 
 
 def _positional(words: list[str], url: str | None) -> list[str]:
-    """Turn a leading word without `=` into `url=word`."""
-    if words and "=" not in words[0]:
+    """Turn a leading word that is no `key=value` into `url=word`."""
+    if words and not _KEY.match(words[0]):
         if url is None:
             raise ConfigError(
                 f"plan takes no URL in front, got {words[0]!r}. cache={words[0]} asks what would "
@@ -187,7 +155,7 @@ def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():
-        table.add_row(name, *(_cell(row.get(column)) for column in columns))
+        table.add_row(escape(name), *(_cell(row.get(column)) for column in columns))
     return table
 
 
@@ -199,8 +167,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "-"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items()) or "-"
-    return str(value)
+        return ", ".join(f"{escape(key)} {_cell(entry)}" for key, entry in value.items()) or "-"
+    return escape(str(value))
 
 
 @app.callback(invoke_without_command=True)
@@ -212,67 +180,8 @@ def _root(
         raise typer.Exit
 
 
-def synthesize_help() -> str:
-    """Return the keys of `synthesize`, from its own model, as help text."""
-    from bevcask.synthetic.config import SynthesizeConfig
-
-    fields = SynthesizeConfig.model_fields.items()
-    return "[bold]Keys[/]\n\n" + "\n\n".join(_describe(key, field) for key, field in fields)
-
-
-@app.command(
-    help="Write a synthetic nuScenes-format dataset: bevcask synthesize OUT [key=value ...]",
-    epilog=synthesize_help() if {"--help", "synthesize"} <= set(sys.argv) else None,
-)
-def synthesize(words: Words = None, as_json: AsJson = False) -> None:
-    """Write a synthetic dataset."""
-
-    def work() -> tuple[dict[str, Any], Any]:
-        from omegaconf import OmegaConf
-
-        from bevcask.config import validate
-
-        stage = importlib.import_module("bevcask.stages.synthesize")
-        values: Any = OmegaConf.to_container(
-            OmegaConf.from_dotlist([w for w in _positional(words or [], "out") if "=" in w])
-        )
-        out = next((w[4:] for w in _positional(words or [], "out") if w.startswith("out=")), None)
-        if out is None:
-            raise ConfigError("synthesize needs a folder: bevcask synthesize OUT [key=value ...].")
-        return stage.run(validate(stage.SynthesizeConfig, {**values, "out": out}, "")), stage
-
-    _finish(work, as_json)
-
-
-_verb("plan", "plan", "Say what would be stored: GB and teacher passes, without data or GPU.", None)
-_verb(
-    "teacher-extract",
-    "teacher_extract",
-    "Run the teacher once over a selection of frames and write its targets to a Zarr cache. "
-    "Safe to interrupt: the same command resumes.",
-)
-_verb(
-    "inspect", "inspect_cache", "Show what a cache holds, who made it, and a picture of a sample."
-)
-_verb(
-    "verify",
-    "verify",
-    "Check a cache: every stored byte against its digest; with check=meaning what the bytes say, "
-    "with resample=N against the teacher. Exit code 1 where something is damaged.",
-)
-_verb(
-    "student-distill",
-    "student_distill",
-    "Train a detector, imitating cached targets (or none: method=none trains a teacher).",
-)
-_verb("evaluate", "evaluate", "Official nuScenes mAP and NDS of a detector or of a cache's boxes.")
-_verb(
-    "export",
-    "export",
-    "Write a trained student without its adapters, or a teacher's checkpoint, as safetensors.",
-    "out",
-)
-_verb("catalog", "catalog", "List known datasets, checkpoints and caches.", "name")
+for _name in VERBS:
+    _verb(_name)
 
 
 def main() -> None:

@@ -1,19 +1,26 @@
-"""Configuration: YAML groups, dotted overrides, frozen validated models.
+"""Configuration: frozen validated models of every section. `verbs.py` says which verb reads what.
 
-`compose(["dataset=mini", "trainer.max_steps=100"])` picks one YAML a group, merges the other
-`key=value` words over it (OmegaConf dotlist) and validates the whole into a `RunConfig`. Plug-in
-sections (`teacher.detector`, `student.detector`, `method`) stay plain mappings here, because their
-models live beside torch code; the stage that builds a plug-in validates its section with
+Plug-in sections (`teacher.detector`, `student.detector`, `method`) stay plain mappings here: their
+models live beside torch code, and the stage that builds a plug-in validates its section with
 `build_config`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bevcask.errors import ConfigError, UnknownNameError
-from bevcask.groups import assign, group_members, load_group, sort_words
+from bevcask.groups import group_members
 from bevcask.registry import load_class, suggest
 
 
@@ -23,24 +30,31 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _at_home(names: str) -> str:
+    return ",".join(os.path.expanduser(name) for name in names.split(","))
+
+
+PathText = Annotated[str, AfterValidator(_at_home)]
+"""A path, a URL or `catalog:NAME`, or several separated by commas; `~` is the home folder."""
+
+
 class DatasetConfig(Config):
     """Which frames."""
 
-    root: str = Field(
+    root: PathText = Field(
         "data/nuscenes", description="folder with samples/, maps/ and the version folder"
     )
     version: str = Field("v1.0-trainval", description="name of the folder with the 13 tables")
     split: str = Field("train", description="a devkit split, a name in splits.json, or `all`")
     scenes: tuple[str, ...] | None = Field(None, description="only these scenes, e.g. [scene-0916]")
     limit: int | None = Field(None, ge=1, description="only the first N frames of the selection")
-    infos: str | None = Field(
+    infos: PathText | None = Field(
         None, description="mmdet3d info file (.pkl) to read instead of the tables; empty: tables"
     )
     trust_pickle: bool = Field(
         False, exclude=True, description="read the info file, which is a pickle; never recorded"
     )
-
-    virtual_points: str | None = Field(
+    virtual_points: PathText | None = Field(
         None,
         description="folder with SAMPLE_TOKEN.npy, for detectors of 17 point_channels; empty: none",
     )
@@ -55,7 +69,9 @@ class TeacherConfig(Config):
     """Who is imitated."""
 
     type: str = Field("native", description="native: a bevcask detector and its checkpoint")
-    checkpoint: str = Field("random", description="FILE | catalog:NAME | random (seeded, recorded)")
+    checkpoint: PathText = Field(
+        "random", description="FILE | catalog:NAME | random (seeded, recorded)"
+    )
     trust_checkpoint: bool = Field(
         False, description="read a pickle (.pth), which can run any code that is in it"
     )
@@ -64,25 +80,37 @@ class TeacherConfig(Config):
     )
 
 
-class StudentConfig(Config):
-    """Who is trained."""
+class CheckpointConfig(Config):
+    """Whose weights."""
+
+    checkpoint: PathText | None = Field(
+        None, description="start from, or evaluate, this file or catalog:NAME"
+    )
+
+
+class DetectorConfig(CheckpointConfig):
+    """A trained detector."""
 
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"
     )
-    checkpoint: str | None = Field(None, description="start from, or evaluate, this checkpoint")
-    init: str | None = Field(
+
+
+class StudentConfig(DetectorConfig):
+    """Who is trained."""
+
+    init: PathText | None = Field(
         None,
         description="ImageNet weights for the image backbone, or another detector's weights for "
         "the modules it can start; FILE or catalog:NAME, several separated by commas",
     )
-    head: str | None = Field(
+    head: PathText | None = Field(
         None, description="head file exported at extraction (head inheritance)"
     )
 
 
 class StoreConfig(Config):
-    """How targets are stored."""
+    """What targets are stored as."""
 
     codec: Literal[
         "auto", "uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"
@@ -95,12 +123,24 @@ class StoreConfig(Config):
         description="replayable image augmentations (augment.*) a frame for targets that change "
         "with the pixels; 0: the clean frame only",
     )
+
+
+class PlannedStoreConfig(StoreConfig):
+    """How targets would be stored."""
+
     budget: float | None = Field(
         None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
     )
+
+
+class WrittenStoreConfig(StoreConfig):
+    """How targets are stored."""
+
     shard_rows: int = Field(8, ge=1, le=4096, description="frames a shard; scenes start on a shard")
     queue: int = Field(2, ge=1, description="shards waiting for the writer; bounds memory")
-    reuse: str | None = Field(None, description="take the shards that fit from this cache (URL)")
+    reuse: PathText | None = Field(
+        None, description="take the shards that fit from this cache (URL)"
+    )
 
 
 class LoaderConfig(Config):
@@ -108,20 +148,25 @@ class LoaderConfig(Config):
 
     batch_size: int = Field(4, ge=1)
     num_workers: int = Field(2, ge=0, description="loader processes; 0 loads in this process")
+
+
+class TrainingLoaderConfig(LoaderConfig):
+    """How training samples are drawn and read."""
+
     sampler: Literal["uniform", "cbgs"] = Field(
         "uniform",
-        description="training: each frame once an epoch, or class-balanced (CBGS, 4.4 x as many)",
+        description="each frame once an epoch, or class-balanced (CBGS, 4.4 x as many)",
     )
     shuffle: Literal["full", "window"] = Field(
         "full",
-        description="training: over everything, or within windows of a cache's shards: fewer reads "
+        description="over everything, or within windows of a cache's shards: fewer reads "
         "of a remote store, less random batches",
     )
     window: int = Field(64, ge=1, description="shards a window of shuffle=window")
 
 
-class AugmentConfig(Config):
-    """The student's augmentation; ranges are uniform. Defaults: none."""
+class ImageAugmentConfig(Config):
+    """The image part of the student's augmentation; ranges are uniform. Defaults: none."""
 
     resize: tuple[float, float] = Field(
         (0.0, 0.0), description="added to the covering resize factor"
@@ -129,6 +174,22 @@ class AugmentConfig(Config):
     crop: bool = Field(False, description="random horizontal crop instead of the centre")
     image_flip: bool = False
     image_rotation: float = Field(0.0, ge=0, description="+- degrees")
+
+    @field_validator("resize")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _low_then_high(value)
+
+
+def _low_then_high(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("expected [low, high] with low <= high")
+    return value
+
+
+class AugmentConfig(ImageAugmentConfig):
+    """The student's augmentation."""
+
     bev_rotation: float = Field(0.0, ge=0, description="+- radians")
     bev_scale: tuple[float, float] = (1.0, 1.0)
     bev_flip_x: bool = Field(False, description="x becomes -x half of the time")
@@ -139,19 +200,12 @@ class AugmentConfig(Config):
         "tells it which of a range was drawn, so velocities blur",
     )
 
-    @field_validator("resize", "bev_scale", "frame_gap")
-    @classmethod
-    def _low_then_high(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise ValueError("expected [low, high] with low <= high")
-        return value
-
     @field_validator("bev_scale", "frame_gap")
     @classmethod
-    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _positive_and_rising(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] <= 0:
             raise ValueError("must be above 0")
-        return value
+        return _low_then_high(value)
 
 
 class TrainerConfig(Config):
@@ -236,93 +290,7 @@ class OnlineConfig(Config):
     )
 
 
-class RunConfig(Config):
-    """Everything a verb may read."""
-
-    dataset: DatasetConfig = DatasetConfig()
-    val: DatasetConfig | None = Field(
-        None, description="frames to validate on; none: no validation"
-    )
-    teacher: TeacherConfig = TeacherConfig()
-    student: StudentConfig = StudentConfig()
-    method: dict[str, Any] = Field(default_factory=lambda: {"type": "none"})
-    store: StoreConfig = StoreConfig()
-    loader: LoaderConfig = LoaderConfig()
-    augment: AugmentConfig = AugmentConfig()
-    trainer: TrainerConfig = TrainerConfig()
-    cache: str | None = Field(None, description="cache URL or catalog:NAME; training: several, a,b")
-    part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
-    run: str = Field("runs/latest", description="folder for checkpoints, logs, results")
-    targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
-    online: OnlineConfig = OnlineConfig()
-    on_missing: Literal["raise", "skip", "generate"] = Field(
-        "raise",
-        description="selected frames without a cached row: raise names how many, skip trains on "
-        "the others and records how many were left out",
-    )
-    device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
-    seed: int = Field(0, ge=0)
-    dry_run: bool = Field(False, description="say what would happen and stop")
-    resume: bool = Field(True, description="go on from the last checkpoint in run")
-    probe: int = Field(
-        0, ge=0, description="plan: run the teacher on this many frames and compare codecs"
-    )
-    sample: str | None = Field(None, description="inspect: sample token of the picture; `first`")
-    picture: str | None = Field(None, description="inspect: write the picture to this PNG")
-    out: str | None = Field(None, description="export: write the weights to this file")
-    half: bool = Field(
-        False, description="export: write float16, which any detector here loads as float32"
-    )
-    check: Literal["bytes", "meaning"] = Field(
-        "bytes", description="verify: the digest of every file; meaning: values and frames too"
-    )
-    resample: int = Field(0, ge=0, description="verify: ask the teacher again about N frames")
-    equivariance: int = Field(0, ge=0, description="verify: the gap on N augmented frames")
-    repair: str | None = Field(
-        None,
-        description="verify: write what another extraction can mend to this file, a JSON object a "
-        "line; teacher-extract: the list to work off",
-    )
-    name: str | None = Field(None, description="catalog: show this entry")
-
-
 ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def compose(words: Sequence[str], defaults: Mapping[str, str] | None = None) -> RunConfig:
-    """Turn `key=value` words into a validated configuration.
-
-    Args:
-        words: command-line words; `group=name` picks a YAML (a path ending in .yaml works too).
-        defaults: group picks used where the words and the experiment name none.
-
-    Raises:
-        ConfigError: a word without `=`, an unknown key or group member, a value out of range; all
-            problems in one message.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    picks, values, literals = sort_words(words)
-    tree: dict[str, Any] = {}
-    overlay: dict[str, Any] = {}
-    if "experiment" in picks:
-        overlay = load_group("experiment", picks.pop("experiment"))
-        picks = {**overlay.pop("groups", {}), **picks}
-    for group, name in {**(defaults or {}), **picks}.items():
-        tree[group] = load_group(group, name)
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.create(tree), OmegaConf.create(overlay), OmegaConf.from_dotlist(values)
-        )
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
-    assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    for key, value in literals.items():
-        assign(named, key, value)
-    return validate(RunConfig, named, where="")
 
 
 def build_config(table: str, section: Mapping[str, Any], where: str) -> tuple[type, Config]:
@@ -365,6 +333,9 @@ def _explain(problem: Any, model: type[Config], where: str) -> str:
     """Turn one pydantic problem into `key: what is wrong, expected, got`."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(([where] if where else []) + location)
+    if problem["type"] == "missing":
+        field = model.model_fields.get(location[0])
+        return f"{key}: needed, and not given: {field.description if field else 'a value'}."
     if problem["type"] != "extra_forbidden":
         said = problem["msg"].removeprefix("Value error, ")
         whole = isinstance(problem["input"], Mapping)  # a rule between keys names those it means

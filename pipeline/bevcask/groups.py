@@ -1,6 +1,6 @@
 """The shipped YAML groups, and the words of a command line that pick and change them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,8 @@ from typing import Any
 from bevcask.errors import ConfigError
 from bevcask.registry import suggest
 
-GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", "experiment")
-LITERAL_KEYS = frozenset(
-    {
-        "dataset.root", "dataset.infos", "dataset.virtual_points", "val.root", "val.infos",
-        "val.virtual_points", "teacher.checkpoint", "teacher.detector.config",
-        "student.checkpoint", "student.detector.config", "student.init",
-        "student.head", "cache", "part", "store.reuse", "run", "out", "repair", "sample", "picture",
-        "name",
-    }
-)  # fmt: skip
+EXPERIMENT = "experiment"
+GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", EXPERIMENT)
 
 
 def group_members(group: str) -> list[str]:
@@ -82,31 +74,39 @@ def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return {**base, **own, **both}
 
 
-def sort_words(words: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """Sort words into group picks, dotlist values and literal (path) values.
+def sort_words(
+    words: Sequence[str], takes_text: Callable[[str], bool]
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Sort words into group picks, dotlist values and values that are text.
+
+    Args:
+        words: `key=value` each.
+        takes_text: tells whether the value of a key is taken literally.
 
     Raises:
         ConfigError: a word without `=`.
     """
     picks: dict[str, str] = {}
     values: list[str] = []
-    literals: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"expected key=value, got {word!r}. Example: trainer.max_steps=100.")
         if key in GROUPS:
             picks[key] = value
-        elif key in LITERAL_KEYS:
-            literals[key] = value
+        elif takes_text(key):
+            texts[key] = value
         else:
             values.append(word)
-    return picks, values, literals
+    return picks, values, texts
 
 
 def assign(tree: dict[str, Any], dotted: str, value: str) -> None:
     """Set a leaf of nested mappings by its dotted path."""
     *path, leaf = dotted.split(".")
     for part in path:
-        tree = tree.setdefault(part, {})
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
     tree[leaf] = value

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from bevcask.config import AugmentConfig, compose
+from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, covering_scale, draw, stream
 from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
+from bevcask.verbs import DistillConfig, compose
 
 SIZES = [(900, 1600)] * 6
 NETWORK = (256, 704)
@@ -114,7 +115,7 @@ def test_switching_one_draw_on_leaves_the_others_as_they_are(switched_on: str) -
 )
 def test_impossible_ranges_are_refused(words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose([words])
+        compose(DistillConfig, [words])
 
 
 def test_a_resize_that_leaves_no_image_is_refused() -> None:

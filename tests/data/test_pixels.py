@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from bevcask.cache import open_cache
-from bevcask.config import AugmentConfig, compose
+from bevcask.config import AugmentConfig
 from bevcask.data.augment import draw as augmentation
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
@@ -25,6 +25,7 @@ from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CAMERAS
 from bevcask.stages import teacher_extract
 from bevcask.targets.pixels import CAPACITY, PIXELS, draw, pad
+from bevcask.verbs import ExtractConfig, compose
 
 Pair = tuple[Frames, NuScenes]
 AUGMENT = AugmentConfig(
@@ -282,7 +283,7 @@ def cached(
     url = tmp_path_factory.mktemp("pixels") / "cache.zarr"
     words = ["dataset=synthetic", f"dataset.root={tiny_world}", "teacher=centerpoint_tiny"]
     more = ["dataset.split=all", "method=tigdistill", "device=cpu", "loader.num_workers=0"]
-    teacher_extract.run(compose([*words, *more, f"cache={url}"]))
+    teacher_extract.run(compose(ExtractConfig, [*words, *more, f"cache={url}"]))
     cache = open_cache(str(url))
 
     def rows(token: str) -> npt.NDArray[np.float32]:

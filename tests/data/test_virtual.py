@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bevcask.config import AugmentConfig, compose
+from bevcask.config import AugmentConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.loader import SampleReader
@@ -20,6 +20,7 @@ from bevcask.geometry import (
     inside_footprints,
     transform_points,
 )
+from bevcask.verbs import ExtractConfig, compose
 from data.virtual_files import PER_BOX, write_virtual
 
 Select = Callable[..., Frames]
@@ -180,6 +181,6 @@ def test_selections_keep_the_folder(frames: Frames) -> None:
 
 
 def test_the_folder_is_taken_literally() -> None:
-    config = compose(["dataset.virtual_points=${a}/0012"])
+    config = compose(ExtractConfig, ["dataset.virtual_points=${a}/0012"])
     assert config.dataset.virtual_points == "${a}/0012"
-    assert compose(["dataset.virtual_points="]).dataset.virtual_points is None
+    assert compose(ExtractConfig, ["dataset.virtual_points="]).dataset.virtual_points is None

@@ -11,7 +11,8 @@ from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from bevcask.evaluation.nuscenes import score
 from bevcask.groups import load_group
-from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic import synthesize
+from bevcask.verbs import SynthesizeConfig
 
 STEPS = 700
 PEAK_LR = 4e-3

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from bevcask.config import RunConfig, build_config, compose
+from bevcask.config import build_config
 from bevcask.detectors.base import Batch, Detector, Labels
 from bevcask.geometry import CAMERAS
 from bevcask.groups import group_members
@@ -17,13 +17,14 @@ from bevcask.methods import build_method
 from bevcask.stages import plan
 from bevcask.targets.plan import plan as plan_targets
 from bevcask.teachers import build_teacher
+from bevcask.verbs import DistillConfig, PlanConfig, compose
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [name for name in group_members("experiment") if name.startswith("tiny_")]
 
 
 def needs_mmdet3d(name: str) -> bool:
-    return bool(compose([f"experiment={name}"]).teacher.detector["type"] == "mmdet3d")
+    return bool(compose(PlanConfig, [f"experiment={name}"]).teacher.detector["type"] == "mmdet3d")
 
 
 PUBLISHED = [
@@ -66,15 +67,15 @@ RECIPES = {
 }
 
 
-def student_of(config: RunConfig) -> Detector:
+def student_of(config: DistillConfig) -> Detector:
     plugin, own = build_config("detector", config.student.detector, "student.detector")
     return plugin(own)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
-    config = compose([f"experiment={name}"])
-    assert plan.run(config)["frames"] == 28130
+    config = compose(DistillConfig, [f"experiment={name}"])
+    assert plan.run(compose(PlanConfig, [f"experiment={name}"]))["frames"] == 28130
     taps = build_teacher(config.teacher, 0).offers()
     method = build_method(config.method)
     specs = plan_targets(method.needs(), taps, 1, config.store, config.augment).specs
@@ -94,7 +95,7 @@ def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
 @pytest.mark.parametrize("name", [n for row in PUBLISHED for n in row.values])
 def test_a_published_row_trains_as_its_script_does(name: str) -> None:
     (recipe,) = (own for start, own in RECIPES.items() if str(name).startswith(start))
-    config = compose([f"experiment={name}"])
+    config = compose(DistillConfig, [f"experiment={name}"])
     trainer, loader = config.trainer, config.loader
     steps = recipe.draws / recipe.batch
     assert loader.batch_size * trainer.accumulate == recipe.batch
@@ -118,7 +119,7 @@ def test_a_published_row_trains_as_its_script_does(name: str) -> None:
 
 def test_simdistill_cycles_rate_and_momentum_as_mmcv_does() -> None:
     """From 2e-4 five times up and down to 5e-5 of it; the first beta to 0.85 / 0.95 and back."""
-    trainer = compose(["experiment=simdistill_bevfusion_bevsimdet_swint"]).trainer
+    trainer = compose(DistillConfig, ["experiment=simdistill_bevfusion_bevsimdet_swint"]).trainer
     assert trainer.schedule == "one_cycle"
     assert trainer.warmup_steps == pytest.approx(0.4 * trainer.max_steps, abs=1)
     assert [end * trainer.lr for end in trainer.cycle_ends] == pytest.approx([2e-4, 1e-8])
@@ -149,7 +150,7 @@ def a_frame(size_HW: tuple[int, int]) -> Batch:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER_SIZE)
 def test_a_published_student_takes_a_real_forward(name: str) -> None:
-    student = student_of(compose([f"student={name}"])).eval()
+    student = student_of(compose(DistillConfig, [f"student={name}"])).eval()
     inputs = student.inputs(student.config)  # type: ignore[arg-type]
     assert inputs.image_size_HW is not None
     batch = a_frame(inputs.image_size_HW)

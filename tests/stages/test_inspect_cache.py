@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from bevcask.cache import FrameTable, open_cache
 from bevcask.cli import app
-from bevcask.config import DatasetConfig, compose
+from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.stages import inspect_cache
+from bevcask.verbs import InspectConfig, compose
 from bevcask.viz.sample import open_frames
 from viz.cached import build
 
@@ -57,7 +58,7 @@ def test_text_is_for_people(url: str) -> None:
 
 def test_sample_is_picked_by_token(url: str) -> None:
     token = f"{0xABC3:032x}"
-    result = inspect_cache.run(compose([f"cache={url}", f"sample={token}"]))
+    result = inspect_cache.run(compose(InspectConfig, [f"cache={url}", f"sample={token}"]))
     assert result["sample"]["token"] == token
     assert result["sample"]["scene"] == "scene-1"
     assert result["sample"]["targets"]["query.last"]["count"] == 4
@@ -65,14 +66,14 @@ def test_sample_is_picked_by_token(url: str) -> None:
 
 def test_first_sample_of_a_half_written_cache_is_a_committed_one(tmp_path: Path) -> None:
     cache = build(tmp_path / "part.zarr", num_shards=1)
-    result = inspect_cache.run(compose([f"cache={cache.url}", "sample=first"]))
+    result = inspect_cache.run(compose(InspectConfig, [f"cache={cache.url}", "sample=first"]))
     assert result["sample"]["scene"] == "scene-0"
     assert not result["sealed"]
 
 
 def test_unknown_token_is_refused(url: str) -> None:
     with pytest.raises(TokenNotCachedError, match="not among the 5 frames"):
-        inspect_cache.run(compose([f"cache={url}", "sample=abc"]))
+        inspect_cache.run(compose(InspectConfig, [f"cache={url}", "sample=abc"]))
 
 
 def test_missing_dataset_says_how_to_give_one(url: str, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_missing_dataset_says_how_to_give_one(url: str, tmp_path: Path) -> None:
 
 def test_no_url_and_no_cache_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="inspect needs a cache URL"):
-        inspect_cache.run(compose([]))
+        inspect_cache.run(compose(InspectConfig, []))
     code, _, err = invoke(str(tmp_path / "nothing.zarr"))
     assert code == 2
     assert "no cache at" in err
@@ -107,13 +108,13 @@ def check_picture(path: Path) -> None:
 def test_picture_of_the_synthetic_world(tiny_world: Path, tmp_path: Path) -> None:
     cache = cache_of(tiny_world, "v1.0-synthetic", tmp_path / "c.zarr")
     picture = tmp_path / "pictures" / "p.png"
-    result = inspect_cache.run(compose([f"cache={cache.url}", f"picture={picture}"]))
+    result = inspect_cache.run(compose(InspectConfig, [f"cache={cache.url}", f"picture={picture}"]))
     assert result["picture"] == str(picture)
     check_picture(picture)
 
 
 def test_a_moved_dataset_is_given_by_hand(tiny_world: Path, url: str) -> None:
-    config = compose([f"dataset.root={tiny_world}"])
+    config = compose(InspectConfig, [f"dataset.root={tiny_world}"])
     frames = open_frames(open_cache(url), config.dataset)
     assert frames.root == tiny_world
     assert frames.version == "v1.0-synthetic"
@@ -123,6 +124,6 @@ def test_a_moved_dataset_is_given_by_hand(tiny_world: Path, url: str) -> None:
 def test_picture_of_real_keyframes(nuscenes_root: Path, tmp_path: Path) -> None:
     cache = cache_of(nuscenes_root, "v1.0-mini", tmp_path / "c.zarr", limit=2)
     words = [f"cache={cache.url}", f"picture={tmp_path / 'p.png'}"]
-    result = inspect_cache.run(compose(words))
+    result = inspect_cache.run(compose(InspectConfig, words))
     assert result["sample"]["scene"] == cache.frames.scenes[0]
     check_picture(tmp_path / "p.png")

@@ -156,9 +156,9 @@ def test_cached_targets_import_no_teacher(
     )
     program = (
         "import sys\n"
-        "from bevcask.config import compose\n"
+        "from bevcask.verbs import DistillConfig, compose\n"
         "from bevcask.stages import student_distill\n"
-        f"student_distill.run(compose({command!r}))\n"
+        f"student_distill.run(compose(DistillConfig, {command!r}))\n"
         "print([name for name in sys.modules if name.startswith('bevcask.teachers')])"
     )
     answer = subprocess.run(

@@ -86,15 +86,6 @@ def test_skipped_frames_are_said_and_recorded(
     assert any("3 of 6 selected frames" in record.message for record in caplog.records)
 
 
-def test_generate_says_what_to_do_instead(
-    tiny_world: Path, half_cache: Path, tmp_path: Path, call: Call
-) -> None:
-    code, out, err = call(*words(tiny_world, half_cache, tmp_path, "on_missing=generate"))
-    assert (code, out) == (2, "")
-    assert "generate is not there" in err
-    assert "teacher-extract" in err
-
-
 def test_windows_need_a_cache(tiny_world: Path, cached_world: Path, call: Call) -> None:
     given = words(tiny_world, cached_world, Path("unused"), "loader.shuffle=window")
     given = [word for word in given if not word.startswith(("cache=", "method="))]

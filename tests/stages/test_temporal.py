@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.reader import open_cache
-from bevcask.config import compose
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
+from bevcask.verbs import ExtractConfig, compose
 from cache.test_writer import different_files
 
 
@@ -55,7 +55,7 @@ def extract(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(url: Path, *words: str) -> tuple[dict[str, Any], list[str]]:
         data = ["dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=all"]
         fixed = ["method=none", "store.shard_rows=1", "loader.num_workers=0"]
-        config = compose([f"cache={url}", *data, *fixed, *words])
+        config = compose(ExtractConfig, [f"cache={url}", *data, *fixed, *words])
         teacher = Counting(Frames.select(config.dataset))
         monkeypatch.setattr(teacher_extract, "build_teacher", lambda *_: teacher)
         return teacher_extract.run(config), teacher.seen

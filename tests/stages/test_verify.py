@@ -137,7 +137,8 @@ def test_a_dataset_that_changed_is_found(
 def test_frames_of_another_dataset_are_named(
     cached_world: Path, tmp_path: Path, call: Call
 ) -> None:
-    from bevcask.synthetic import SynthesizeConfig, synthesize
+    from bevcask.synthetic import synthesize
+    from bevcask.verbs import SynthesizeConfig
 
     other = tmp_path / "other"
     synthesize(

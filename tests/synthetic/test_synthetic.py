@@ -18,9 +18,10 @@ from pyquaternion import Quaternion
 
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES
-from bevcask.synthetic import SynthesizeConfig, synthesize
+from bevcask.synthetic import synthesize
 from bevcask.synthetic.dataset import prepare_folder
 from bevcask.synthetic.keyframe import keyframe_time, load_world, write_keyframe
+from bevcask.verbs import SynthesizeConfig
 
 # the same as the `tiny_world` fixture
 TINY = {

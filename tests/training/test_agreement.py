@@ -11,13 +11,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bevcask.config import RunConfig, compose
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import Replay
 from bevcask.stages import teacher_extract
+from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients, whole_gap
 
 
@@ -63,7 +64,7 @@ ROWS = [
 ]
 
 
-def configure(world: Path, pair: str, *more: str) -> RunConfig:
+def configure(world: Path, pair: str, *more: str, verb: type[Any] = DistillConfig) -> Any:
     teacher, student = PAIRS[pair]
     words = [
         "dataset=synthetic",
@@ -81,10 +82,10 @@ def configure(world: Path, pair: str, *more: str) -> RunConfig:
         "device=cpu",
         "seed=3",
     ]
-    return compose([*words, *more])
+    return compose(verb, words_for(verb, [*words, *more]))
 
 
-def both_views(config: RunConfig) -> tuple[int, int]:
+def both_views(config: DistillConfig) -> tuple[int, int]:
     """Return two steps; the second shows the other view of every frame. A batch is an epoch."""
     tokens = Frames.select(config.dataset).tokens
     replay = Replay(config.seed, 2)
@@ -107,7 +108,9 @@ def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_pat
         assert gap(exact[0][0], exact[1][0]) > 1e-3
     for codec, goal in GOALS.items():
         url = f"cache={tmp_path / codec}.zarr"
-        teacher_extract.run(configure(tiny_world, pair, url, f"store.codec={codec}", *stored))
+        teacher_extract.run(
+            configure(tiny_world, pair, url, f"store.codec={codec}", *stored, verb=ExtractConfig)
+        )
         cached = configure(tiny_world, pair, url, *moving)
         changes = []
         for step, (losses, slopes) in zip(steps, exact, strict=True):

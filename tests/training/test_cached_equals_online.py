@@ -2,18 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bevcask.config import RunConfig, build_config, compose
+from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.sources import align_of
 from bevcask.training.teaching import open_teaching
+from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
 
 SMALL = [
     "dataset=synthetic",
@@ -45,8 +47,8 @@ FLIPS = ["augment.bev_flip_x=true", "augment.bev_flip_y=true"]
 ONLINE = ["targets=online", "online.input=canonical"]
 
 
-def configure(world: Path, *more: str) -> RunConfig:
-    return compose([*SMALL, f"dataset.root={world}", *more])
+def configure(world: Path, *more: str, verb: type[Any] = DistillConfig) -> Any:
+    return compose(verb, words_for(verb, [*SMALL, f"dataset.root={world}", *more]))
 
 
 @pytest.fixture(scope="module", params=["float32", "auto"])
@@ -55,12 +57,14 @@ def cache(
 ) -> tuple[str, str]:
     """URL and codec."""
     url = str(tmp_path_factory.mktemp("codec") / f"{request.param}.zarr")
-    teacher_extract.run(configure(tiny_world, f"cache={url}", f"store.codec={request.param}"))
+    teacher_extract.run(
+        configure(tiny_world, f"cache={url}", f"store.codec={request.param}", verb=ExtractConfig)
+    )
     return url, request.param
 
 
 def gradients(
-    config: RunConfig, only: str = "", step: int = 0
+    config: DistillConfig, only: str = "", step: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the loss terms of a step whose names start with `only`, and their gradients.
 
@@ -140,11 +144,11 @@ TRAINED = [
 def test_uint8_targets_of_the_trained_teacher(tiny_world: Path, tmp_path: Path) -> None:
     here = [*TRAINED, f"dataset.root={tiny_world}"]
     url = f"cache={tmp_path / 'trained.zarr'}"
-    teacher_extract.run(compose([*here, url]))
+    teacher_extract.run(compose(ExtractConfig, words_for(ExtractConfig, [*here, url])))
     online = [*here, "store.codec=float32", "targets=online", *FLIPS]
-    stored = gradients(compose([*here, url, *FLIPS]))
-    exact = gradients(compose([*online, "online.input=canonical"]))
-    augmented = gradients(compose([*online, "online.input=augmented"]))
+    stored = gradients(compose(DistillConfig, [*here, url, *FLIPS]))
+    exact = gradients(compose(DistillConfig, [*online, "online.input=canonical"]))
+    augmented = gradients(compose(DistillConfig, [*online, "online.input=augmented"]))
     losses, slopes = whole_gap(stored[0], exact[0]), whole_gap(stored[1], exact[1])
     say(f"trained teacher, uint8: loss {losses:.1e}, gradient {slopes:.1e}")
     far = whole_gap(exact[0], augmented[0]), whole_gap(exact[1], augmented[1])
@@ -189,8 +193,8 @@ IMAGES = ["augment.resize=[-0.02,0.04]", "augment.crop=true", "augment.image_fli
 TURNS = ["augment.bev_rotation=0.3", "augment.bev_scale=[0.95,1.05]", *FLIPS]
 
 
-def fused(world: Path, *more: str) -> RunConfig:
-    return compose([*FUSION, f"dataset.root={world}", *more])
+def fused(world: Path, *more: str, verb: type[Any] = DistillConfig) -> Any:
+    return compose(verb, words_for(verb, [*FUSION, f"dataset.root={world}", *more]))
 
 
 @pytest.fixture(scope="module")

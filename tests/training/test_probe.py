@@ -1,15 +1,16 @@
 """The probe: errors grow as bits go, bytes are those an extraction writes, the advice follows."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bevcask.cache import open_cache
-from bevcask.config import compose
 from bevcask.errors import ConfigError
 from bevcask.stages import plan, teacher_extract
 from bevcask.training.probe import Row, best, mark_dominated
+from bevcask.verbs import ExtractConfig, PlanConfig, compose, words_for
 from training.test_cached_equals_online import FLIPS, SMALL
 
 
@@ -46,8 +47,12 @@ def words(world: Path, *more: str) -> list[str]:
     return [*SMALL, f"dataset.root={world}", "dataset.limit=3", *more]
 
 
+def planned(given: list[str]) -> dict[str, Any]:
+    return plan.run(compose(PlanConfig, words_for(PlanConfig, given)))
+
+
 def test_fewer_bits_are_smaller_and_further_off(tiny_world: Path) -> None:
-    result = plan.run(compose(words(tiny_world, "probe=2", *FLIPS)))
+    result = planned(words(tiny_world, "probe=2", *FLIPS))
     rows = {r["name"]: r for r in result["probe"]}
     order = ["float32", "float16", "auto, 8 bits", "auto, 6 bits", "auto, 4 bits"]
     for key in ("loss", "gradient"):
@@ -66,24 +71,25 @@ def test_fewer_bits_are_smaller_and_further_off(tiny_world: Path) -> None:
 
 def test_bytes_are_those_of_an_extraction(tiny_world: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "cache.zarr")
-    teacher_extract.run(compose(words(tiny_world, f"cache={url}", "store.bits=4")))
+    given = words(tiny_world, f"cache={url}", "store.bits=4")
+    teacher_extract.run(compose(ExtractConfig, words_for(ExtractConfig, given)))
     cache = open_cache(url)
     stored = sum(cache.stored_bytes(name) for name in cache.specs) / len(cache.frames.tokens)
-    result = plan.run(compose(words(tiny_world, "probe=3")))
+    result = planned(words(tiny_world, "probe=3"))
     probed = {r["words"]: r["bytes_per_frame"] for r in result["probe"]}
     assert probed["store.codec=auto store.bits=4"] == pytest.approx(stored, rel=0.05)
     assert probed["store.codec=auto store.bits=6"] > 1.05 * stored
 
 
 def test_a_budget_nothing_fits_is_said(tiny_world: Path) -> None:
-    result = plan.run(compose(words(tiny_world, "probe=1", "store.budget=1e-9")))
+    result = planned(words(tiny_world, "probe=1", "store.budget=1e-9"))
     assert result["best"] is None
     assert "nothing meets store.budget=1e-09 GB; the smallest codec takes" in _text(result)
 
 
 def test_without_a_method_there_is_nothing_to_measure(tiny_world: Path) -> None:
     with pytest.raises(ConfigError, match="method=none has none"):
-        plan.run(compose([*words(tiny_world, "probe=1"), "method=none"]))
+        planned([*words(tiny_world, "probe=1"), "method=none"])
 
 
 def _text(result: dict[str, object]) -> str:

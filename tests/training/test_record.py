@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bevcask.config import RunConfig
 from bevcask.errors import ConfigError
 from bevcask.training import record
 from bevcask.training.record import RunFolder
+from bevcask.verbs import DistillConfig
 
 HOLD = """
 import sys
@@ -21,8 +21,8 @@ with RunFolder(Path(sys.argv[1])).held():
 """
 
 
-def config(run: Path, **changes: object) -> RunConfig:
-    return RunConfig.model_validate({"run": str(run), **changes})
+def config(run: Path, **changes: object) -> DistillConfig:
+    return DistillConfig.model_validate({"run": str(run), **changes})
 
 
 def test_same_configuration_goes_on(tmp_path: Path) -> None:

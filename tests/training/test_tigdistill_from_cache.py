@@ -3,14 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bevcask.cache import open_cache
-from bevcask.config import RunConfig, compose
 from bevcask.errors import CacheIdentityError, DataError, PlanError
 from bevcask.stages import student_distill, teacher_extract
+from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients
 
 SMALL = [
@@ -40,8 +41,8 @@ TURNS = ["augment.bev_rotation=0.3", "augment.bev_scale=[0.95,1.05]", *FLIPS]
 DEPTH = "tigdistill/inner_depth"
 
 
-def configure(world: Path, *more: str) -> RunConfig:
-    return compose([*SMALL, f"dataset.root={world}", *more])
+def configure(world: Path, *more: str, verb: type[Any] = DistillConfig) -> Any:
+    return compose(verb, words_for(verb, [*SMALL, f"dataset.root={world}", *more]))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cache(world: Path) -> str:
     url = str(world.parent / "cache.zarr")
-    teacher_extract.run(configure(world, f"cache={url}"))
+    teacher_extract.run(configure(world, f"cache={url}", verb=ExtractConfig))
     return url
 
 
@@ -116,13 +117,13 @@ def test_a_cache_without_points_is_refused_and_can_be_given_them(
     world: Path, tmp_path: Path
 ) -> None:
     words = [f"cache={tmp_path / 'grown.zarr'}"]
-    teacher_extract.run(configure(world, *words, "method.inner_depth=0"))
+    teacher_extract.run(configure(world, *words, "method.inner_depth=0", verb=ExtractConfig))
     with pytest.raises(PlanError, match=r"the cache has no tap 'lidar\.pixels'") as refused:
         student_distill.run(configure(world, *words, f"run={tmp_path / 'run'}"))
     assert "Run `bevcask teacher-extract` on it" in str(refused.value)
     before = open_cache(str(tmp_path / "grown.zarr"))
     assert "lidar.pixels" not in before.specs
-    teacher_extract.run(configure(world, *words))
+    teacher_extract.run(configure(world, *words, verb=ExtractConfig))
     grown = open_cache(str(tmp_path / "grown.zarr"))
     assert set(grown.specs) == {*before.specs, "lidar.pixels"}
     cached = gradients(configure(world, *words))

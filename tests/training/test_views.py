@@ -1,13 +1,13 @@
 """Replayed views: a camera teacher's targets meet exactly the images they were said about."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bevcask.cache import open_cache
-from bevcask.config import RunConfig, compose
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
 from bevcask.detectors.base import Inputs
@@ -17,6 +17,7 @@ from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.training.teaching import open_teaching
+from bevcask.verbs import DistillConfig, ExtractConfig, VerifyConfig, compose, words_for
 from bevcask.viz.statistics import statistics
 from training.test_cached_equals_online import FLIPS, gap, gradients
 
@@ -49,15 +50,23 @@ VIEWS = "store.views=2"
 ALONE = "loader.batch_size=1"  # kernels round by what else is in a teacher's batch
 
 
-def configure(world: Path, *more: str) -> RunConfig:
-    return compose([*SMALL, f"dataset.root={world}", *more])
+def configure(world: Path, *more: str, verb: type[Any] = DistillConfig) -> Any:
+    return compose(verb, words_for(verb, [*SMALL, f"dataset.root={world}", *more]))
 
 
 @pytest.fixture(scope="module")
 def cache(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("views") / "cache.zarr")
     teacher_extract.run(
-        configure(tiny_world, f"cache={url}", "store.codec=float32", VIEWS, ALONE, *IMAGES)
+        configure(
+            tiny_world,
+            f"cache={url}",
+            "store.codec=float32",
+            VIEWS,
+            ALONE,
+            *IMAGES,
+            verb=ExtractConfig,
+        )
     )
     return url
 
@@ -125,7 +134,7 @@ def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Pa
 def test_the_teacher_agrees_with_every_view_and_with_no_other(
     cache: str, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tiny_world, f"cache={cache}", ALONE, "resample=2")
+    config = configure(tiny_world, f"cache={cache}", "resample=2", verb=VerifyConfig)
     found = verify.run(config)
     assert found["ok"], found["problems"]
     compared = {f"{name}.view{v}" for name in ("bev.neck", "image_transform") for v in (1, 2)}
@@ -157,7 +166,7 @@ def test_targets_that_the_augmentation_changes_are_named(
     tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = [f"cache={tmp_path / 'clean.zarr'}", "store.codec=float32"]
-    teacher_extract.run(configure(tiny_world, *words))
+    teacher_extract.run(configure(tiny_world, *words, verb=ExtractConfig))
     for more, said in (([], False), (FLIPS, False), (IMAGES, True)):
         caplog.clear()
         config = configure(tiny_world, *words, *more)
@@ -190,9 +199,10 @@ def test_views_that_would_be_alike_are_refused(
 ) -> None:
     url = f"cache={tmp_path / 'c.zarr'}"
     with pytest.raises(ConfigError, match=r"store\.views=2: all views would be alike"):
-        teacher_extract.run(configure(tiny_world, url, VIEWS))
+        teacher_extract.run(configure(tiny_world, url, VIEWS, verb=ExtractConfig))
     lidar = [word for word in SMALL if not word.startswith("teacher")]
-    config = compose([*lidar, "teacher=centerpoint_tiny", f"dataset.root={tiny_world}", url, VIEWS])
+    words = [*lidar, "teacher=centerpoint_tiny", f"dataset.root={tiny_world}", url, VIEWS]
+    config = compose(ExtractConfig, words_for(ExtractConfig, words))
     caplog.set_level("INFO")
     teacher_extract.run(config)
     assert "store.views=2 changes nothing: this teacher does not look at images" in caplog.text
@@ -202,7 +212,9 @@ def test_a_teacher_with_a_memory_has_no_views(
     tiny_world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("bevcask.teachers.native.NativeTeacher.temporal", "scene")
-    config = configure(tiny_world, f"cache={tmp_path / 'c.zarr'}", VIEWS, *IMAGES)
+    config = configure(
+        tiny_world, f"cache={tmp_path / 'c.zarr'}", VIEWS, *IMAGES, verb=ExtractConfig
+    )
     with pytest.raises(ConfigError, match="remembers the frames before"):
         teacher_extract.run(config)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, ImageAugmentConfig
 from bevcask.data.images import ImageTransform
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix
@@ -68,12 +68,12 @@ def frame_gap(num_frames: int) -> int:
     return CLEAN_GAP if num_frames > 1 else 0
 
 
-def images_only(config: AugmentConfig) -> AugmentConfig:
+def images_only(config: ImageAugmentConfig) -> AugmentConfig:
     """Return the augmentation without its BEV part."""
     return AugmentConfig(**image_ranges(config))
 
 
-def image_ranges(config: AugmentConfig) -> dict[str, Any]:
+def image_ranges(config: ImageAugmentConfig) -> dict[str, Any]:
     """Return what decides the image part of an augmentation, as plain data."""
     names = ("resize", "crop", "image_flip", "image_rotation")
     values = config.model_dump(mode="json")

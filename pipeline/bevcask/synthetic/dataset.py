@@ -17,10 +17,10 @@ import numpy as np
 
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES
-from bevcask.synthetic.config import SynthesizeConfig
 from bevcask.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.synthetic.tables import TableBuilder, map_file, splits
+from bevcask.verbs import SynthesizeConfig
 
 MARKER = "synthetic.json"
 _CHUNK = 10  # keyframes a task; a task builds its scene once

@@ -18,13 +18,13 @@ import simplejpeg
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from bevcask.synthetic.config import SynthesizeConfig
 from bevcask.synthetic.ground import Ground, build_ground, cast_shadows
 from bevcask.synthetic.lidar import scan
 from bevcask.synthetic.raycast import pose_parts
 from bevcask.synthetic.render import render
 from bevcask.synthetic.sensors import CAMERAS, LIDAR, LIDAR_CHANNEL, SPIN_PERIOD, sensor_pose
 from bevcask.synthetic.world import KEYFRAME_PERIOD, World, build_world
+from bevcask.verbs import SynthesizeConfig
 
 Array = npt.NDArray[Any]
 

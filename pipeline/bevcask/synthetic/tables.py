@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.synthetic.config import SynthesizeConfig
 from bevcask.synthetic.entities import Entity
 from bevcask.synthetic.keyframe import (
     Seen,
@@ -29,6 +28,7 @@ from bevcask.synthetic.sensors import (
     yaw_quaternion,
 )
 from bevcask.synthetic.world import World
+from bevcask.verbs import SynthesizeConfig
 
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]

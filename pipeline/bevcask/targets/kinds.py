@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, ImageAugmentConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
 from bevcask.targets.box_code import CODE_SIZE, TASKS
@@ -308,7 +308,7 @@ def kind_of(tap: TapInfo) -> Kind:
     return kind
 
 
-def changes_pixels(augment: AugmentConfig) -> bool:
+def changes_pixels(augment: ImageAugmentConfig) -> bool:
     """Tell whether an augmentation changes what the cameras show."""
     return (
         augment.resize != (0.0, 0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.catalog import resolve
-from bevcask.config import StudentConfig, build_config
+from bevcask.config import DetectorConfig, StudentConfig, build_config
 from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.backbone import load_imagenet
 from bevcask.detectors.blocks.levels import ImageBackbone
@@ -204,7 +204,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def open_detector(config: StudentConfig) -> tuple[type[Detector], Any, Detector]:
+def open_detector(config: DetectorConfig) -> tuple[type[Detector], Any, Detector]:
     """Build the detector of a checkpoint; its architecture comes from the file if not given.
 
     Returns:

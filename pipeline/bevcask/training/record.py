@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bevcask.config import RunConfig
 from bevcask.errors import ConfigError
 from bevcask.fingerprint import canonical, differences
+from bevcask.verbs import DistillConfig
 
 # What may differ between the sittings of one run: where and how fast, never what.
 _STATE = frozenset(
@@ -81,7 +81,7 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def open(self, config: RunConfig) -> None:
+    def open(self, config: DistillConfig) -> None:
         """Make the folder, or check that it holds a run of the same configuration.
 
         `resume=false` clears what an earlier run left.
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
+def _identity(config: DistillConfig) -> dict[str, Any]:
     tree: dict[str, Any] = canonical(config.model_dump(mode="json", exclude=set(_STATE)))
     del tree["loader"]["num_workers"], tree["trainer"]["checkpoint_every"]
     del tree["trainer"]["log_every"]

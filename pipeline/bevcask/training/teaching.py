@@ -10,7 +10,6 @@ from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.union import Caches, split_urls
 from bevcask.catalog import resolve
-from bevcask.config import RunConfig
 from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import cached_frames
@@ -23,6 +22,7 @@ from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, view_name
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
 from bevcask.training.sources import CachedTargets, OnlineTargets, TargetSource
+from bevcask.verbs import DistillConfig
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class Teaching:
 
 
 def open_teaching(
-    config: RunConfig, method: Method, frames: Frames, device: torch.device
+    config: DistillConfig, method: Method, frames: Frames, device: torch.device
 ) -> Teaching:
     """Open the source of targets the configuration names.
 
     Raises:
-        ConfigError: the method needs a teacher and none is named, or `on_missing=generate`.
+        ConfigError: the method needs a teacher and none is named.
         CacheIdentityError: a cache is of another teacher, dataset, class order or image ranges.
         CacheIncompleteError: a cache is not sealed.
         TokenNotCachedError: frames without a row, unless `on_missing=skip`.
@@ -83,14 +83,9 @@ def open_teaching(
     return Teaching(frames, {}, CachedTargets())
 
 
-def _cached(config: RunConfig, method: Method, frames: Frames) -> Teaching:
+def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     """Open the caches and check that each is of this teacher, dataset and class order."""
     assert config.cache is not None
-    if config.on_missing == "generate":
-        raise ConfigError(
-            "on_missing=generate is not there: a student's process holds no teacher. Run `bevcask "
-            "teacher-extract` over the missing frames, or take on_missing=raise or skip."
-        )
     caches = Caches([open_cache(resolve("cache", url)) for url in split_urls(config.cache)])
     teachers = []
     kept = frames
@@ -146,7 +141,7 @@ def _mention_approximate(specs: Mapping[str, TargetSpec]) -> None:
         )
 
 
-def _replay(config: RunConfig, cache: Cache, count: int) -> Replay:
+def _replay(config: DistillConfig, cache: Cache, count: int) -> Replay:
     """Return the views of a cache for a student with the same image augmentation.
 
     Raises:
@@ -156,7 +151,9 @@ def _replay(config: RunConfig, cache: Cache, count: int) -> Replay:
     return Replay(int(cache.fingerprint["views"]["seed"]), count)
 
 
-def _online(config: RunConfig, method: Method, frames: Frames, device: torch.device) -> Teaching:
+def _online(
+    config: DistillConfig, method: Method, frames: Frames, device: torch.device
+) -> Teaching:
     """Load a teacher into the loop."""
     from bevcask.teachers import build_teacher
 

@@ -1,0 +1,137 @@
+"""A verb takes what it reads, and says so of everything else."""
+
+from pathlib import Path
+
+import pytest
+
+from bevcask.cli import key_help
+from bevcask.errors import ConfigError
+from bevcask.groups import GROUPS
+from bevcask.verbs import (
+    VERBS,
+    DistillConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    InspectConfig,
+    compose,
+    reads,
+    takes_text,
+    words_for,
+)
+
+
+def test_defaults_are_a_valid_run() -> None:
+    for name, verb in VERBS.items():
+        if name != "synthesize":
+            assert compose(verb.config, []) == verb.config()
+
+
+def test_dotted_override_reaches_its_leaf() -> None:
+    words = ["trainer.max_steps=7", "dataset.scenes=[scene-0916]", "seed=3"]
+    config = compose(DistillConfig, words)
+    assert config.trainer.max_steps == 7
+    assert config.dataset.scenes == ("scene-0916",)
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe=8"], "probe: teacher-extract does not read this key; it is for plan."),
+        (["trainer.lr=3"], "trainer.lr: teacher-extract does not read this key"),
+        (["trainer=tiny"], "trainer: teacher-extract does not read this key"),
+        (["augment.bev_rotation=0.1"], "augment.bev_rotation: teacher-extract does not read"),
+        (["store.budget=3"], "store.budget: teacher-extract does not read this key"),
+        (["loader.sampler=cbgs"], "loader.sampler: teacher-extract does not read this key"),
+        (["run=x"], "run: teacher-extract does not read this key; it is for student-distill, "),
+    ],
+)
+def test_a_key_of_another_verb_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(ExtractConfig, words)
+    assert message in str(caught.value)
+
+
+def test_all_foreign_keys_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(ExtractConfig, ["probe=8", "trainer.lr=3", "run=x"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_an_experiment_speaks_to_every_verb(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "groups: {trainer: tiny, dataset: synthetic}\n"
+        "store: {views: 2}\naugment: {crop: true, bev_flip_x: true}\n"
+    )
+    extract = compose(ExtractConfig, [f"experiment={own}"])
+    assert extract.store.views == 2
+    assert extract.augment.crop
+    assert not hasattr(extract.augment, "bev_flip_x")
+    assert compose(DistillConfig, [f"experiment={own}"]).augment.bev_flip_x
+    assert compose(EvaluateConfig, [f"experiment={own}"]).dataset.version == "v1.0-synthetic"
+
+
+@pytest.mark.parametrize("text", ["augment: {flop: true}", "augmnt: {crop: true}"])
+def test_an_experiment_with_a_key_of_no_verb_is_refused(text: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(ConfigError, match="unknown key"):
+        compose(ExtractConfig, [f"experiment={own}"])
+
+
+def test_words_of_several_verbs_are_kept_for_those_that_read_them() -> None:
+    words = ["seed=1", "trainer=tiny", "student=bevdepth_tiny", "store.views=2", "cache=x"]
+    assert words_for(ExtractConfig, words) == ["seed=1", "store.views=2", "cache=x"]
+    assert words_for(DistillConfig, words) == words
+
+
+@pytest.mark.parametrize("path", ["1e5", "null", "${oc.env:HOME}", "a=b", "=b", "0012", "[x]"])
+def test_text_is_taken_literally(path: str) -> None:
+    config = compose(InspectConfig, [f"dataset.root={path}", f"cache={path}", f"sample={path}"])
+    assert (config.dataset.root, config.cache, config.sample) == (path, path, path)
+
+
+@pytest.mark.parametrize("key", ["teacher.detector.config", "dataset.version", "store.reuse"])
+def test_keys_that_hold_text_are_known_from_their_type(key: str) -> None:
+    assert takes_text(ExtractConfig, key)
+    assert not takes_text(ExtractConfig, "loader.batch_size")
+    assert not takes_text(ExtractConfig, "store.codec")
+
+
+def test_home_is_not_a_folder_called_tilde() -> None:
+    config = compose(
+        DistillConfig, ["dataset.root=~/n", "cache=~/a,~/b", "run=~/r", "student.init=~/w"]
+    )
+    home = str(Path.home())
+    assert config.dataset.root == f"{home}/n"
+    assert config.cache == f"{home}/a,{home}/b"
+    assert (config.run, config.student.init) == (f"{home}/r", f"{home}/w")
+
+
+def test_a_section_that_an_experiment_switched_off_can_be_given(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("val: null\n")
+    config = compose(DistillConfig, [f"experiment={own}", "val.root=w"])
+    assert config.val is not None
+    assert config.val.root == "w"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_made_of_the_model(verb: str) -> None:
+    help_text = key_help(verb)
+    for name in VERBS[verb].config.model_fields:
+        assert f"[cyan]{name}=[/]" in help_text or f"[cyan]{name}." in help_text
+    for group in GROUPS:
+        assert (f"[cyan]{group}=[/]NAME" in help_text) <= reads(VERBS[verb].config, group)
+
+
+@pytest.mark.parametrize("word", ["seed=[1", "seed={", "trainer.lr==", "a==b"])
+def test_a_value_that_is_no_yaml_is_named(word: str) -> None:
+    with pytest.raises(ConfigError):
+        compose(DistillConfig, [word])
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        compose(DistillConfig, []).seed = 3  # type: ignore[misc]
