@@ -28,9 +28,10 @@ from bevcask.cache import FrameTable, WriteQueue, create, open_cache
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch
+from bevcask.extraction.shards import encoded_shards
+from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device
-from bevcask.stages.teacher_extract import Step, encoded_shards, steps_of
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher

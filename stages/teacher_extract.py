@@ -7,38 +7,35 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bevcask.cache.begin import create, stored_targets
-from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity
-from bevcask.cache.layout import Encoded, Layout, concatenate
-from bevcask.cache.parts import Part, scene_prefix
-from bevcask.cache.quantize import encode
+from bevcask.cache.layout import Layout
+from bevcask.cache.parts import Part
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.repair import Repairer, read_list
 from bevcask.cache.reuse import reuse
-from bevcask.cache.room import check_bound, check_projection
 from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
-from bevcask.data.augment import frame_gap, image_ranges, images_only
-from bevcask.data.images import RESAMPLING
+from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import Key, SampleReader, ViewSource, build_loader
+from bevcask.data.loader import SampleReader, ViewSource, build_loader
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
 from bevcask.errors import ConfigError
-from bevcask.geometry import CAMERAS, CLASSES
+from bevcask.extraction.disk import check_first_shards, check_upper_bound
+from bevcask.extraction.identity import fingerprint, frame_table, made_by
+from bevcask.extraction.shards import encoded_shards
+from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
 from bevcask.progress import Ticker, progress_bar
-from bevcask.provenance import command, pick_device, provenance
-from bevcask.targets.kinds import changes_pixels, kind_of
-from bevcask.targets.pixels import RULE, needs_pixels
+from bevcask.provenance import command, pick_device
+from bevcask.targets.kinds import changes_pixels
+from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers import build_teacher
@@ -96,7 +93,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     )
     with writer:
         reused = _reuse(config, writer, whole_scenes)
-        _check_bound(writer)
+        check_upper_bound(writer)
         _fill(config, frames, teacher, writer)
     left = writer.unfinished()
     if not left:
@@ -151,16 +148,6 @@ def report(url: str, teacher: Teacher, num_frames: int) -> dict[str, Any]:
     }
 
 
-def frame_table(frames: Frames) -> FrameTable:
-    """Return the selection as a cache keeps it."""
-    return FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global)
-
-
-def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
-    """Return what is recorded of this run."""
-    return provenance() | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)}
-
-
 def _reuse(config: ExtractConfig, writer: Writer, whole_scenes: bool) -> int:
     """Take over what `store.reuse` already has; return the number of shards."""
     if config.store.reuse is None or not writer.missing():
@@ -192,102 +179,6 @@ def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -
     }
 
 
-def fingerprint(
-    config: ExtractConfig, teacher: Teacher, frames: Frames, specs: Sequence[TargetSpec]
-) -> dict[str, Any]:
-    """Return the identity of a cache: that of the teacher here, and of the views it is shown."""
-    pixels = needs_pixels(specs)
-    annotations = pixels or any(spec.region.reads_boxes for spec in specs)
-    tree = identity(teacher, frames, annotations, pixels)
-    if pixels:
-        tree["pixels"] = {"rule": RULE}
-    if any(spec.view for spec in specs):
-        tree["views"] = {"seed": config.seed, "augment": image_ranges(config.augment)}
-    return tree
-
-
-def identity(
-    teacher: Teacher, frames: Frames, annotations: bool = False, all_sensors: bool = False
-) -> dict[str, Any]:
-    """Return the fingerprint tree: everything that decides what this teacher says here.
-
-    Args:
-        teacher: its weights and config.
-        frames: the selection.
-        annotations: whether ground truth decides bytes too: a region follows it, say.
-        all_sensors: whether cameras and LiDAR decide bytes that the teacher does not look at.
-    """
-    inputs = teacher.inputs()
-    sensors = (CAMERAS if inputs.image_size_HW or all_sensors else ()) + (
-        ("LIDAR_TOP",) if inputs.num_sweeps or all_sensors else ()
-    )
-    return {
-        "teacher": teacher.fingerprint(),
-        "dataset": frames.identity(
-            sensors,
-            max(inputs.num_sweeps, 1),
-            annotations,
-            frame_gap(inputs.num_frames),
-            inputs.virtual_points,
-        ),
-        "classes": list(CLASSES),
-        "preprocessing": {
-            "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
-            "image": RESAMPLING if inputs.image_size_HW else None,
-            "num_frames": inputs.num_frames,
-            "num_sweeps": inputs.num_sweeps,
-            "sweeps": "nearest previous, motion compensated",
-            "pad": inputs.pad,
-            "ego_points": inputs.ego_points,
-        },
-    }
-
-
-@dataclass(frozen=True)
-class Step:
-    """One forward: a batch never crosses a shard, so a resumed run repeats the same batches.
-
-    Attributes:
-        shard: where its frames lie.
-        keys: what the loader reads.
-        completes_shard: it is the shard's last.
-        view: which view of them the teacher sees.
-        kept: False where the teacher must only see the frames, to remember them.
-    """
-
-    shard: int
-    keys: list[Key]
-    completes_shard: bool
-    view: int = 0
-    kept: bool = True
-
-
-def steps_of(
-    writer: Writer | Repairer, frames: Frames, batch_size: int, whole_scenes: bool = False
-) -> list[Step]:
-    """Return the forwards that fill every missing shard, in row order.
-
-    Args:
-        writer: knows what is missing.
-        frames: the selection.
-        batch_size: frames a forward, at most.
-        whole_scenes: begin with the first frame of each scene, for a teacher that remembers.
-    """
-    position = {token: index for index, token in enumerate(frames.tokens)}
-    missing = writer.missing()
-    kept = set(missing)
-    views = sorted({spec.view for spec in writer.specs})
-    steps = []
-    for shard in scene_prefix(writer.cache.layout, missing) if whole_scenes else missing:
-        for view in views:
-            keys: list[Key] = [(position[token], view) for token in writer.tokens(shard)]
-            for first in range(0, len(keys), batch_size):
-                last = first + batch_size >= len(keys) and view == views[-1]
-                part = keys[first : first + batch_size]
-                steps.append(Step(shard, part, last, view, shard in kept))
-    return steps
-
-
 def _fill(
     config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
 ) -> None:
@@ -314,7 +205,7 @@ def _fill(
         for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
             queue.put(shard, arrays)
             if not projected and isinstance(writer, Writer):
-                projected = _check_projection(writer, queue, writing)
+                projected = check_first_shards(writer, queue, writing)
 
 
 def ticks(
@@ -324,71 +215,6 @@ def ticks(
     for step, batch in batches:
         yield step, batch
         bar.advance(len(step.keys), f"{queue.num_bytes / 1e9:.3f} GB written")
-
-
-def encoded_shards(
-    teacher: Teacher,
-    specs: Sequence[TargetSpec],
-    batches: Iterable[tuple[Step, Batch]],
-    device: torch.device,
-) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
-    """Yield (shard, encoded targets by name) as the teacher completes them."""
-    parts: dict[str, list[Encoded[Any]]] = {spec.name: [] for spec in specs}
-    for step, batch in batches:
-        own = [spec for spec in specs if spec.view == step.view]
-        outputs = teacher.targets(batch.to(device), [spec.tap.name for spec in own])
-        if not step.kept:
-            continue
-        for name, target in encode_targets(outputs, own, batch).items():
-            parts[name].append(target)
-        if step.completes_shard:
-            yield step.shard, {name: concatenate(found) for name, found in parts.items()}
-            parts = {name: [] for name in parts}
-
-
-def encode_targets(
-    outputs: dict[str, Tensor], specs: Iterable[TargetSpec], batch: Batch
-) -> dict[str, Encoded[Tensor]]:
-    """Apply region and codec of every spec to a teacher's outputs, on their device."""
-    return {
-        spec.name: encode(
-            outputs[spec.tap.name],
-            spec,
-            count=outputs.get(f"{spec.tap.name}.count"),
-            boxes=None if batch.labels is None else batch.labels.canonical_boxes,
-            tokens=batch.tokens,
-        )
-        for spec in specs
-    }
-
-
-def _check_bound(writer: Writer) -> None:
-    """Judge by the uncompressed size of what is missing, of all parts; see `check_bound`."""
-    sizes = (kind_of(spec.tap).bytes_per_frame(spec) for spec in writer.specs)
-    check_bound(writer.cache.url, sum(sizes) * _num_frames(writer, writer.missing(True)))
-
-
-def _check_projection(writer: Writer, queue: WriteQueue, shards: Sequence[int]) -> bool:
-    """Judge by the first shards that are written; what other parts have yet to write counts.
-
-    Args:
-        writer: knows what is missing.
-        queue: writes the shards.
-        shards: in the order they are written.
-
-    Returns:
-        False while nothing is written.
-    """
-    written, number = queue.num_bytes, queue.num_shards
-    if number:
-        left = _num_frames(writer, writer.missing(everywhere=True))
-        done = _num_frames(writer, shards[:number])
-        check_projection(writer.cache.url, written, done, left)
-    return number > 0
-
-
-def _num_frames(writer: Writer, shards: Sequence[int]) -> int:
-    return sum(len(writer.tokens(shard)) for shard in shards)
 
 
 def export_head(teacher: Teacher, url: str) -> str | None:

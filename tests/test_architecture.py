@@ -31,6 +31,7 @@ RANKS = {
     "methods": 4,
     "data": 4,
     "evaluation": 5,
+    "extraction": 5,
     "viz": 5,
     "training": 6,
     "stages": 7,

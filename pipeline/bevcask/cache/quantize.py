@@ -13,7 +13,7 @@ The scale is one float32 per row, [camera,] channel. A channel whose largest mag
 scale / 2" holds up to float32 rounding, a relative 2**-22 of the peak.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -133,3 +133,36 @@ def dequantize(values: Tensor, scale: Tensor | None) -> Tensor:
     if values.ndim - scale.ndim == 1:  # (B, Q, C) with (B, C): the channel axis is last
         return values.float() * scale.unsqueeze(-2)
     return values.float() * scale[(..., *(None,) * (values.ndim - scale.ndim))]
+
+
+def encode_targets(
+    said: Mapping[str, Tensor],
+    specs: Iterable[TargetSpec],
+    boxes: Sequence[Tensor] | None,
+    tokens: Sequence[str],
+) -> dict[str, Encoded[Tensor]]:
+    """Apply region and codec of every spec to what a teacher said of a batch, on its device.
+
+    Args:
+        said: tap -> tensor, and `TAP.count` -> int64 (B,) of padded sets; not changed.
+        specs: of the targets to encode.
+        boxes: ground truth (N, 9) a sample in the frame the teacher saw; None without.
+        tokens: of the samples, for messages.
+
+    Returns:
+        Target name -> encoded batch.
+
+    Raises:
+        TargetMismatchError: see `encode`.
+        DataError: see `encode`.
+    """
+    return {
+        spec.name: encode(
+            said[spec.tap.name],
+            spec,
+            count=said.get(f"{spec.tap.name}.count"),
+            boxes=boxes,
+            tokens=tokens,
+        )
+        for spec in specs
+    }

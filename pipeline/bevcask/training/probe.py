@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bevcask.cache.layout import Encoded
 from bevcask.cache.objects import decode_chunk, encode_chunk
-from bevcask.cache.quantize import encode
+from bevcask.cache.quantize import encode_targets
 from bevcask.config import StoreConfig
 from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Detector
@@ -228,16 +228,9 @@ def _stored(
     said: Mapping[str, Tensor], specs: Sequence[TargetSpec], batch: TrainBatch
 ) -> dict[str, Encoded[Tensor]]:
     labels = batch.batch.labels
-    return {
-        spec.name: encode(
-            said[spec.name].clone(),
-            spec,
-            count=said.get(f"{spec.name}.count"),
-            boxes=None if labels is None else labels.canonical_boxes,
-            tokens=batch.batch.tokens,
-        )
-        for spec in specs
-    }
+    copies = {name: tensor.clone() for name, tensor in said.items()}  # autograd keeps them
+    boxes = None if labels is None else labels.canonical_boxes
+    return encode_targets(copies, specs, boxes, batch.batch.tokens)
 
 
 def _on_disk(target: Encoded[Tensor], spec: TargetSpec) -> tuple[int, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from bevcask.cache.quantize import encode
+from bevcask.cache.quantize import encode_targets
 from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Batch, Labels
 from bevcask.methods.base import Target
@@ -62,17 +62,10 @@ class OnlineTargets:
         device = batch.batch.bev_aug_B44.device.type
         with torch.autocast(device, enabled=False), torch.inference_mode():
             said = self._teacher.targets(batch.teacher_batch, list(self._specs))
-            encoded = {
-                name: encode(
-                    said[name],
-                    spec,
-                    count=said.get(f"{name}.count"),
-                    boxes=self._boxes(batch.batch.labels),
-                    tokens=batch.batch.tokens,
-                )
-                for name, spec in self._specs.items()
-            }
-            targets = dequantised(encoded)
+            boxes = self._boxes(batch.batch.labels)
+            specs = self._specs.values()
+            encoded = encode_targets(said, specs, boxes, batch.batch.tokens)
+            targets = dequantised({spec.tap.name: encoded[spec.name] for spec in specs})
         return {name: _outside_inference(target) for name, target in targets.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnlineTargets":
