@@ -36,7 +36,7 @@ from numcodecs.zstd import Zstd
 from stores import PEERS, Arrays, Bevcask, Store, flat
 
 from bevcask.cache import open_cache
-from bevcask.cache.objects import encode_chunk
+from bevcask.cache.chunks import encode_chunk
 from bevcask.cache.quantize import dequantize
 from bevcask.stages import teacher_extract
 from bevcask.verbs import ExtractConfig, compose

@@ -28,8 +28,7 @@ import torch
 from measure import ground, interleave, make_world, ratio, report
 
 from bevcask.cache import FrameTable, create, open_cache
-from bevcask.cache.commit import encode_row
-from bevcask.cache.objects import Committed
+from bevcask.cache.commit import Committed, encode_row
 from bevcask.cache.seal import seal
 from bevcask.config import DatasetConfig
 from bevcask.data.index.arrays import FrameIndex, write_index

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache, open_cache
-from bevcask.cache.values import check_values
-from bevcask.cache.verifier import Problem, verify
+from bevcask.cache.verify_bytes import Problem, verify
+from bevcask.cache.verify_values import check_values
 from bevcask.catalog import resolve
 from bevcask.config import AugmentConfig, DatasetConfig, validate
 from bevcask.data.index.frames import Frames

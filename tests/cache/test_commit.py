@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bevcask.cache import open_cache
+from bevcask.cache.commit import Committed
 from bevcask.cache.layout import commit_key
 from bevcask.cache.reader import Cache
 from bevcask.errors import CacheCorruptError
@@ -90,3 +91,11 @@ def test_no_single_commit_is_left_in_a_sealed_cache(tmp_path: Path) -> None:
         "c.0.0.0",
         "zarr.json",
     ]
+
+
+def test_commit_entry_round_trips() -> None:
+    entry = Committed.of(b"abc")
+    data = entry.to_bytes()
+    assert len(data) == 40
+    assert data[32:] == b"\x03" + b"\0" * 7
+    assert Committed.from_bytes(data) == entry

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from bevcask.cache import Cache, FrameTable, dequantize, open_cache
-from bevcask.cache.commit import encode_row
+from bevcask.cache.commit import Committed, encode_row
 from bevcask.cache.files import Files
-from bevcask.cache.objects import Committed
 from bevcask.cache.seal import seal
 from bevcask.errors import (
     CacheCorruptError,
@@ -170,7 +169,7 @@ def test_pickle_and_fork(sealed: str) -> None:
 
 
 def test_another_schema_version_is_refused(copied: Path) -> None:
-    from bevcask.cache.objects import seal_json
+    from bevcask.cache.metadata import seal_json
 
     root = copied / "zarr.json"
     document = json.loads(root.read_bytes())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bevcask.cache.reader import open_cache
-from bevcask.cache.verifier import verify
+from bevcask.cache.verify_bytes import verify
 from cache.test_writer import different_files
 
 Call = Callable[..., tuple[int, str, str]]
@@ -306,10 +306,10 @@ def test_what_was_committed_wrongly_is_committed_again(
 
 def disguise(url: Path, fingerprint: dict[str, Any]) -> None:
     """Let a sealed cache claim another fingerprint, every digest in order."""
-    from bevcask.cache import skeleton
+    from bevcask.cache import metadata
     from bevcask.cache.files import Files
     from bevcask.cache.layout import commit_array
-    from bevcask.cache.root import read_root
+    from bevcask.cache.metadata import read_root
 
     cache, files = open_cache(str(url)), Files(str(url))
     new = cache.layout.id(fingerprint)
@@ -320,7 +320,7 @@ def disguise(url: Path, fingerprint: dict[str, Any]) -> None:
         for key, digest in root["files"].items()
     }
     root["files"] = dict(sorted(root["files"].items()))
-    files.put("zarr.json", skeleton.group_json({**root, "fingerprint": fingerprint, "id": new}))
+    files.put("zarr.json", metadata.group_json({**root, "fingerprint": fingerprint, "id": new}))
 
 
 @pytest.mark.parametrize(

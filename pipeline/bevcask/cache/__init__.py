@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bevcask.cache.layout import Encoded, Layout, concatenate
     from bevcask.cache.quantize import dequantize, encode
     from bevcask.cache.reader import Cache, open_cache
-    from bevcask.cache.verifier import Problem, Report, verify
+    from bevcask.cache.verify_bytes import Problem, Report, verify
     from bevcask.cache.writer import WriteQueue, Writer
 
 _HOME = {
@@ -23,9 +23,9 @@ _HOME = {
     "encode": "quantize",
     "Cache": "reader",
     "open_cache": "reader",
-    "Problem": "verifier",
-    "Report": "verifier",
-    "verify": "verifier",
+    "Problem": "verify_bytes",
+    "Report": "verify_bytes",
+    "verify": "verify_bytes",
     "Writer": "writer",
     "WriteQueue": "writer",
     "create": "begin",

@@ -7,15 +7,15 @@ lease of the small files: processes that begin at once wait for each other.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bevcask.cache import skeleton
+from bevcask.cache import metadata
 from bevcask.cache.files import PARTIAL, Files
 from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity, require_shared_identity
 from bevcask.cache.layout import Layout, commit_array, open_array, packed_key
 from bevcask.cache.lease import FOLDER, holding_small_files
+from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, read_root
 from bevcask.cache.parts import Part
 from bevcask.cache.reader import Cache
-from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
 from bevcask.cache.seal import end_addition, remove_own_commits
 from bevcask.cache.writer import Writer
 from bevcask.errors import CacheIdentityError
@@ -106,11 +106,11 @@ def _found(
     files: Files, layout: Layout, fingerprint: Mapping[str, Any], made: Mapping[str, Any]
 ) -> None:
     """Write all small files, the root last."""
-    small = skeleton.build(layout, layout.id(fingerprint))
+    small = metadata.build(layout, layout.id(fingerprint))
     _require_empty(files, {*small, PROVENANCE})
-    attributes = skeleton.root_attributes(layout, fingerprint, skeleton.digests_of(small))
-    files.put_many({**small, PROVENANCE: skeleton.group_json(made)})
-    files.put(ROOT, skeleton.group_json(attributes))
+    attributes = metadata.root_attributes(layout, fingerprint, metadata.digests_of(small))
+    files.put_many({**small, PROVENANCE: metadata.group_json(made)})
+    files.put(ROOT, metadata.group_json(attributes))
 
 
 def _require_empty(files: Files, own: set[str]) -> None:
@@ -137,15 +137,15 @@ def _extend(
     """
     layout = Layout(sealed.frames, [*sealed.specs.values(), *new], sealed.layout.shard_rows)
     cache_id = layout.id(fingerprint)
-    small = skeleton.build(layout, cache_id)
+    small = metadata.build(layout, cache_id)
     if files.get(ADDITION) is None:
         for folder in (open_array(cache_id), commit_array(cache_id)):
             files.delete_below(folder)
         kept = dict(sealed.attributes["files"])
         del kept[f"{commit_array(sealed.id)}/zarr.json"]
-        digests = {**skeleton.digests_of(small), **kept}
-        attributes = skeleton.root_attributes(layout, fingerprint, digests)
-        files.put(ADDITION, skeleton.group_json(attributes))
+        digests = {**metadata.digests_of(small), **kept}
+        attributes = metadata.root_attributes(layout, fingerprint, digests)
+        files.put(ADDITION, metadata.group_json(attributes))
     pending = read_root(files, ADDITION)
     if pending["id"] != cache_id:
         names = {spec["tap"]["name"] for spec in pending["specs"]} - sealed.specs.keys()
@@ -155,7 +155,7 @@ def _extend(
             f"began it; or give it up by deleting {files.url.rstrip('/')}/addition."
         )
     there = {key: data for key, data in files.get_many(small).items() if data is not None}
-    whole = skeleton.digests_of(there)
+    whole = metadata.digests_of(there)
     files.put_many({k: data for k, data in small.items() if whole.get(k) != pending["files"][k]})
     return Cache(files.url, allow_unsealed=True, root=ADDITION)
 

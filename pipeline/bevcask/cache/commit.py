@@ -5,24 +5,36 @@ other, and the index that makes a Zarr shard of them.
 """
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bevcask.cache.chunks import REPAIR, chunk_bytes, decode_plain, encode_plain, index_bytes
 from bevcask.cache.files import Files
 from bevcask.cache.layout import NUM_COMMIT_BYTES, commit_key, open_array, packed_key, shard_of
-from bevcask.cache.objects import (
-    REPAIR,
-    Committed,
-    chunk_bytes,
-    decode_plain,
-    encode_plain,
-    index_bytes,
-)
 from bevcask.errors import CacheCorruptError
 
 _PIECE = 1 << 22
+
+
+class Committed(NamedTuple):
+    """What the commit says about one shard object: its SHA-256 and length; length 0 = no object."""
+
+    sha256: bytes
+    length: int
+
+    def to_bytes(self) -> bytes:
+        return self.sha256 + struct.pack("<Q", self.length)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Committed":
+        return cls(data[:32], struct.unpack("<Q", data[32:NUM_COMMIT_BYTES])[0])
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> "Committed":
+        return cls(hashlib.sha256(data).digest(), len(data))
 
 
 class Commit:

@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bevcask.cache.chunks import (
+    REPAIR,
+    decode_chunk,
+    decode_index,
+    decode_into,
+    index_bytes,
+)
 from bevcask.cache.commit import Commit
 from bevcask.cache.files import Files
 from bevcask.cache.layout import (
@@ -20,16 +27,7 @@ from bevcask.cache.layout import (
     Layout,
     arrays_of,
 )
-from bevcask.cache.objects import (
-    REPAIR,
-    decode_chunk,
-    decode_index,
-    decode_into,
-    index_bytes,
-    open_json,
-)
-from bevcask.cache.root import PROVENANCE, ROOT, read_root
-from bevcask.cache.small import read_frames, read_small
+from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
 from bevcask.errors import (
     CacheCorruptError,
     CacheIncompleteError,

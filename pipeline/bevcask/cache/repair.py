@@ -7,15 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bevcask.cache.commit import encode_row
+from bevcask.cache.chunks import objects_of
+from bevcask.cache.commit import Committed, encode_row
 from bevcask.cache.files import PARTIAL, Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, packed_key
 from bevcask.cache.lease import Lease, holding_small_files
-from bevcask.cache.objects import Committed
 from bevcask.cache.reader import Cache
+from bevcask.cache.run import Run
 from bevcask.cache.seal import seal, unseal
-from bevcask.cache.shards import objects_of
-from bevcask.cache.writer import Run
 from bevcask.errors import CacheCorruptError, CacheIncompleteError, ConfigError, UnknownNameError
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec

@@ -2,10 +2,10 @@
 
 import logging
 
+from bevcask.cache.commit import Committed
 from bevcask.cache.files import Files
 from bevcask.cache.identity import require_same_source
 from bevcask.cache.layout import arrays_of
-from bevcask.cache.objects import Committed
 from bevcask.cache.reader import Cache
 from bevcask.cache.writer import Writer
 

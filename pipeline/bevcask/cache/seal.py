@@ -7,12 +7,12 @@ over; the next run packs again, or tidies up. To be called with the lease of the
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from bevcask.cache import skeleton
+from bevcask.cache import metadata
 from bevcask.cache.commit import pack
 from bevcask.cache.files import Files
 from bevcask.cache.layout import commit_array, commit_key, open_array, packed_key
+from bevcask.cache.metadata import ADDITION, ROOT
 from bevcask.cache.reader import Cache
-from bevcask.cache.root import ADDITION, ROOT
 
 
 def seal(cache: Cache, chunks: Sequence[bytes]) -> None:
@@ -25,7 +25,7 @@ def seal(cache: Cache, chunks: Sequence[bytes]) -> None:
         chunks: the commit of every shard, see `Commit.chunks`.
     """
     files, packed = Files(cache.url), pack(chunks)
-    small = skeleton.commit_json(cache.layout, cache.id, packed=True)
+    small = metadata.commit_json(cache.layout, cache.id, packed=True)
     _put_changed(files, {**small, packed_key(cache.id): packed})
     root = {
         **cache.attributes,
@@ -33,14 +33,14 @@ def seal(cache: Cache, chunks: Sequence[bytes]) -> None:
         "commit": hashlib.sha256(packed).hexdigest(),
         "files": _swapped(cache, open_array(cache.id), small),
     }
-    _put_changed(files, {ROOT: skeleton.group_json(root)})
+    _put_changed(files, {ROOT: metadata.group_json(root)})
     remove_own_commits(files, cache.id)
 
 
 def unseal(cache: Cache, chunks: Mapping[int, bytes]) -> None:
     """Take a seal back: every shard gets a commit of its own again, those without a chunk none."""
     files = Files(cache.url)
-    small = skeleton.commit_json(cache.layout, cache.id, packed=False)
+    small = metadata.commit_json(cache.layout, cache.id, packed=False)
     files.delete_below(open_array(cache.id))
     own = {commit_key(cache.id, shard): chunk for shard, chunk in chunks.items()}
     files.put_many({**small, **own})
@@ -50,7 +50,7 @@ def unseal(cache: Cache, chunks: Mapping[int, bytes]) -> None:
         "commit": None,
         "files": _swapped(cache, commit_array(cache.id), small),
     }
-    files.put(ROOT, skeleton.group_json(root))
+    files.put(ROOT, metadata.group_json(root))
 
 
 def _put_changed(files: Files, contents: Mapping[str, bytes]) -> None:
@@ -62,7 +62,7 @@ def _put_changed(files: Files, contents: Mapping[str, bytes]) -> None:
 def _swapped(cache: Cache, gone: str, small: Mapping[str, bytes]) -> dict[str, str]:
     """Return the digests of small files with one commit array in the place of the other."""
     kept = {k: v for k, v in cache.attributes["files"].items() if k != f"{gone}/zarr.json"}
-    return dict(sorted({**kept, **skeleton.digests_of(small)}.items()))
+    return dict(sorted({**kept, **metadata.digests_of(small)}.items()))
 
 
 def remove_own_commits(files: Files, cache_id: str) -> None:

@@ -5,26 +5,23 @@ row does not exist: it is removed on resume.
 """
 
 import queue
-import secrets
 import threading
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from bevcask.cache import skeleton
-from bevcask.cache.commit import encode_row
+from bevcask.cache.chunks import objects_of
+from bevcask.cache.commit import Committed, encode_row
 from bevcask.cache.files import PARTIAL, Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
-from bevcask.cache.objects import Committed
+from bevcask.cache.metadata import read_root
 from bevcask.cache.reader import Cache
-from bevcask.cache.root import read_root
+from bevcask.cache.run import Run
 from bevcask.cache.seal import end_addition, seal
-from bevcask.cache.shards import objects_of
 from bevcask.errors import CacheIncompleteError
 from bevcask.targets.spec import TargetSpec
 
@@ -216,36 +213,6 @@ class Writer:
             folder, _, name = whole.rpartition("/")
             if folder in folders and shard_of(name) in uncommitted:
                 self._files.delete(key)
-
-
-class Run:
-    """What is recorded of one run: who wrote which shards, in a small file of its own.
-
-    Args:
-        files: the cache.
-        made: what is known beforehand.
-    """
-
-    def __init__(self, files: Files, made: Mapping[str, Any]) -> None:
-        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        self._key = f"provenance/{time}-{secrets.token_hex(4)}/zarr.json"
-        self._files = files
-        self._made = dict(made)
-
-    def begin(self, shards: range, targets: list[str]) -> None:
-        """Record that it has begun; `shards_written` stays null if it is killed."""
-        self._made |= {"shards": [shards.start, shards.stop], "targets": targets}
-        self._put(None)
-
-    def end(self, shards_written: int) -> None:
-        """Record how many shards it wrote."""
-        self._put(shards_written)
-
-    def _put(self, shards_written: int | None) -> None:
-        with holding_small_files(self._files, "recording"):
-            self._files.put(
-                self._key, skeleton.group_json({**self._made, "shards_written": shards_written})
-            )
 
 
 class ShardWriter(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from bevcask.cache.layout import group_of, is_scaled, scale_axes
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
-from bevcask.cache.verifier import Problem
+from bevcask.cache.verify_bytes import Problem
 from bevcask.data.augment import stream
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource

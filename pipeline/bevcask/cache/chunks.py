@@ -1,80 +1,27 @@
-"""The bytes of single objects: sealed JSON, checksummed chunks, rows inside shards.
+"""The bytes of single objects: checksummed chunks, rows inside shards, whole shards of a target.
 
 Done by hand because zarr hands every inner chunk to its event loop and a thread: a third more time
 for a random read, milliseconds for a small chunk on a busy machine. The metadata comes from zarr,
 and the tests compare every byte written here with what zarr writes.
 """
 
-import hashlib
-import json
-import struct
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-from bevcask.cache.layout import NUM_COMMIT_BYTES
-from bevcask.errors import CacheCorruptError
+from bevcask.cache.layout import ArraySpec, Encoded, Layout, arrays_of, group_of, is_set
+from bevcask.errors import CacheCorruptError, TargetMismatchError
+from bevcask.targets.spec import TargetSpec
 
+REPAIR = "Restore the file from a copy, or extract the cache again."
 _CRC_BYTES = 4
 _RESIDUE = 0x48674BC7  # CRC-32C of any bytes followed by their own CRC-32C
 _NOTHING = 2**64 - 1  # offset and length of an inner chunk that is all fill value
-_BLANK = "0" * 64
 _ZSTD = Zstd(level=1)
-
-
-class Committed(NamedTuple):
-    """What the commit says about one shard object: its SHA-256 and length; length 0 = no object."""
-
-    sha256: bytes
-    length: int
-
-    def to_bytes(self) -> bytes:
-        return self.sha256 + struct.pack("<Q", self.length)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Committed":
-        return cls(data[:32], struct.unpack("<Q", data[32:NUM_COMMIT_BYTES])[0])
-
-    @classmethod
-    def of(cls, data: bytes | memoryview) -> "Committed":
-        return cls(hashlib.sha256(data).digest(), len(data))
-
-
-def seal_json(document: dict[str, Any]) -> bytes:
-    """Return a zarr.json whose `attributes.sha256` is the digest of its own bytes.
-
-    The digest is taken with 64 zeros in its own place.
-    """
-    blank = {**document, "attributes": {**document["attributes"], "sha256": _BLANK}}
-    text = json.dumps(blank, indent=2, allow_nan=False).encode()
-    marker = f'"sha256": "{_BLANK}"'.encode()
-    assert text.count(marker) == 1
-    own = hashlib.sha256(text).hexdigest()
-    return text.replace(marker, f'"sha256": "{own}"'.encode())
-
-
-def open_json(data: bytes, where: str) -> dict[str, Any]:
-    """Return the attributes of a self-digested zarr.json.
-
-    Raises:
-        CacheCorruptError: the bytes are not the bytes that were written.
-    """
-    damaged = CacheCorruptError(
-        f"{where}: its bytes do not match its own digest. Restore the file from a copy, or extract "
-        "the cache again."
-    )
-    try:
-        attributes = json.loads(data)["attributes"]
-        own = str(attributes["sha256"]).encode("ascii")
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged from error
-    blank = data.replace(b'"sha256": "' + own + b'"', b'"sha256": "' + _BLANK.encode() + b'"')
-    if hashlib.sha256(blank).hexdigest().encode() != own:
-        raise damaged
-    return dict(attributes)
 
 
 def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) -> npt.NDArray[Any]:
@@ -183,4 +130,69 @@ def _checksum_holds(data: bytes) -> bool:
     return bool(google_crc32c.value(data) == _RESIDUE)
 
 
-REPAIR = "Restore the file from a copy, or extract the cache again."
+def objects_of(
+    layout: Layout, names: Collection[str], shard: int, arrays: Mapping[str, Encoded[Any]]
+) -> dict[str, bytes]:
+    """Return the file of every array of some targets, by array key; empty where all is zero.
+
+    Args:
+        layout: of the cache.
+        names: the targets that are expected.
+        shard: which one.
+        arrays: target name -> encoded frames of the shard, tensors or arrays.
+
+    Raises:
+        TargetMismatchError: a target is missing, unknown or of the wrong shape or dtype; all
+            mismatches in one message.
+    """
+    contents = _rows_of(layout, names, shard, arrays)
+    return {
+        array.key: _object(array, contents.pop(array.key))
+        for array in layout.arrays
+        if array.key in contents
+    }
+
+
+def _rows_of(
+    layout: Layout, names: Collection[str], shard: int, arrays: Mapping[str, Encoded[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the whole shard of every array, pad rows zero."""
+    problems = [f"{name}: missing" for name in names if name not in arrays]
+    problems += [f"{name}: not a target to be written" for name in arrays if name not in names]
+    num = len(layout.frames_of(shard))
+    contents: dict[str, npt.NDArray[Any]] = {}
+    for name in set(names) & set(arrays):
+        parts = _parts(layout.specs[name], arrays[name].numpy())
+        for array in arrays_of(layout.specs[name], layout.num_rows):
+            part = parts[array.key]
+            expected = (num, *array.shape[1:])
+            if part is None or part.shape != expected or part.dtype != array.dtype:
+                got = "nothing" if part is None else f"{part.shape} {part.dtype}"
+                problems.append(f"{array.key}: expected {expected} {array.dtype}, got {got}")
+                continue
+            contents[array.key] = np.zeros((layout.shard_rows, *array.shape[1:]), array.dtype)
+            contents[array.key][:num] = part
+    if problems:
+        raise TargetMismatchError(f"shard {shard}: {'; '.join(sorted(problems))}.")
+    return contents
+
+
+def _object(array: ArraySpec, content: npt.NDArray[Any]) -> bytes:
+    """Return the file of a shard; empty where all is fill value."""
+    return encode_chunk(content) if array.inner_rows is None else encode_shard(content)
+
+
+def _parts(
+    spec: TargetSpec, encoded: Encoded[npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any] | None]:
+    """Return an encoded batch by array key."""
+    group = group_of(spec)
+    region = encoded.region
+    if region is not None:
+        region = np.packbits(region.reshape(len(region), -1), axis=1, bitorder="little")
+    return {
+        f"{group}/values": encoded.values,
+        f"{group}/scale": encoded.scale,
+        f"{group}/region": region,
+        f"{group}/count": encoded.count if is_set(spec) else None,
+    }

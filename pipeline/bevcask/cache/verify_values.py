@@ -16,7 +16,7 @@ import torch
 from bevcask.cache.layout import Encoded, dims_of, group_of
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
-from bevcask.cache.verifier import Problem
+from bevcask.cache.verify_bytes import Problem
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TargetSpec

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.cache.commit import Commit
+from bevcask.cache.commit import Commit, Committed
 from bevcask.cache.files import PARTIAL, Files
 from bevcask.cache.layout import (
     arrays_in_order,
@@ -20,8 +20,7 @@ from bevcask.cache.layout import (
     shard_of,
 )
 from bevcask.cache.lease import FOLDER as LEASES
-from bevcask.cache.objects import Committed, open_json
-from bevcask.cache.root import ADDITION, PROVENANCE, ROOT, read_root
+from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, open_json, read_root
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.spec import TargetSpec
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevcask.cache import Encoded, encode, open_cache, verify
-from bevcask.cache.values import Values, check_values
+from bevcask.cache.verify_values import Values, check_values
 from bevcask.geometry import Grid
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from cache.example import begin, frame_table
