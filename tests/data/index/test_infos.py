@@ -304,6 +304,8 @@ def test_a_missing_info_file_is_an_error(tiny_world: Path, tmp_path: Path) -> No
         ([1, 2], "expected a mapping with `infos` and `metadata`.*got list"),
         ({"car": []}, "got dict car"),
         ({"infos": [], "metadata": {}}, "holds no frames"),
+        ({"infos": 3, "metadata": {}}, "expected a list of frames"),
+        ({"infos": [3], "metadata": "v1"}, "expected a list of frames and a mapping about them"),
         ({"infos": [3], "metadata": {"version": "v1.0-synthetic"}}, "entry 0 is malformed"),
         ({"infos": [{}], "metadata": {"version": "v1.0-synthetic"}}, "entry 0 has no 'lidar_path'"),
     ],
@@ -325,6 +327,10 @@ def test_other_pickles_are_refused(
         (lambda i: i["gt_names"].put(0, "lorry"), r"class lorry is none of car, truck"),
         (lambda i: i.update(lidar_path="/scans/a.bin"), r"below neither samples/ nor sweeps/"),
         (lambda i: i.update(token="frame-1"), r"tokens are not 32 hex digits"),
+        (lambda i: i.update(token=7), r"entry 0 is malformed: 7 is not a short text"),
+        (lambda i: i.update(scene_token=["a"]), r"entry 0 is malformed: \['a'\] is not a short"),
+        (lambda i: i.update(lidar_path="x" * 9999), r"entry 0 is malformed: x+ is not a short"),
+        (lambda i: i.update(timestamp=10**40), r"entry 0 is malformed: time 10+ is no count"),
         (lambda i: i.update(token="0" * 32), r"5 of its 6 entries repeat a sample token"),
     ],
 )
@@ -406,3 +412,26 @@ def test_no_table_is_read(world_copy: Path, old: Info, tmp_path: Path) -> None:
     shutil.rmtree(world_copy / "v1.0-synthetic")
     shutil.rmtree(world_copy / "maps")
     assert len(open_infos(write(tmp_path / "infos.pkl", old), world_copy)) == 6
+
+
+def test_bevfusion_says_intrinsics_in_the_plural(
+    tiny_world: Path, tiny_devkit: NuScenes, tmp_path: Path
+) -> None:
+    plain = open_infos(
+        write(tmp_path / "plain.pkl", listed(tiny_devkit, old=True)), tiny_world
+    ).identity()
+
+    def rename(info: Info) -> None:
+        for shot in info["cams"].values():
+            shot["camera_intrinsics"] = shot.pop("cam_intrinsic")
+
+    content = each(listed(tiny_devkit, old=True), rename)
+    assert open_infos(write(tmp_path / "infos.pkl", content), tiny_world).identity() == plain
+
+
+def test_a_file_that_names_no_version_is_taken_at_its_word(
+    tiny_world: Path, old: Info, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    del old["metadata"]["version"]
+    assert len(open_infos(write(tmp_path / "infos.pkl", old), tiny_world)) == 6
+    assert "does not say which version it is of; taken for v1.0-synthetic" in caplog.text

@@ -70,7 +70,8 @@ class FrameIndex:
         self.splits: dict[str, list[str]] = meta["splits"]
         try:
             self._arrays: Arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in meta["arrays"]
             }
         except (OSError, EOFError, ValueError) as error:
             raise DataError(

@@ -18,6 +18,7 @@ from bevcask.geometry import CAMERAS, CLASSES, Matrix
 
 Pose = tuple[float, ...]
 """(x, y, z, qw, qx, qy, qz), metres, child to parent."""
+_LONGEST = 1024  # characters of a path or a token
 _UNSCORED = frozenset(
     {
         "animal",
@@ -90,14 +91,14 @@ def listed_record(info: Mapping[str, Any]) -> Record:
     """
     keyframe = Scan(
         _below_root(info["lidar_path"], "samples/LIDAR_TOP"),
-        int(info["timestamp"]),
+        _microseconds(info["timestamp"]),
         _pose(info, "lidar2ego"),
         _pose(info, "ego2global"),
     )
     sweeps = [
         Scan(
             _below_root(sweep["data_path"], "sweeps/LIDAR_TOP"),
-            int(sweep["timestamp"]),
+            _microseconds(sweep["timestamp"]),
             _pose(sweep, "sensor2ego"),
             _pose(sweep, "ego2global"),
         )
@@ -107,7 +108,9 @@ def listed_record(info: Mapping[str, Any]) -> Record:
     for camera in CAMERAS:
         shot = info["cams"][camera]
         path = _below_root(shot["data_path"], f"samples/{camera}")
-        intrinsics = np.asarray(shot["cam_intrinsic"], np.float64).reshape(3, 3)
+        # mit-han-lab's bevfusion says it in the plural
+        told = shot["cam_intrinsic" if "camera_intrinsics" not in shot else "camera_intrinsics"]
+        intrinsics = np.asarray(told, np.float64).reshape(3, 3)
         shots.append(Shot(path, _pose(shot, "sensor2ego"), _pose(shot, "ego2global"), intrinsics))
     labels = (
         _labels(
@@ -119,7 +122,7 @@ def listed_record(info: Mapping[str, Any]) -> Record:
         if "gt_boxes" in info
         else _labels([], [], [], [])
     )
-    return Record(info["token"], info.get("scene_token"), keyframe, sweeps, shots, *labels)
+    return Record(_text(info["token"]), _scene(info), keyframe, sweeps, shots, *labels)
 
 
 def stamped_record(info: Mapping[str, Any], names: Mapping[int, str]) -> Record:
@@ -132,14 +135,14 @@ def stamped_record(info: Mapping[str, Any], names: Mapping[int, str]) -> Record:
     lidar, images = info["lidar_points"], info["images"]
     keyframe = Scan(
         _below_root(lidar["lidar_path"], "samples/LIDAR_TOP"),
-        round(info["timestamp"] * 1e6),
+        _microseconds(info["timestamp"] * 1e6),
         _pose_of(lidar["lidar2ego"]),
         _pose_of(info["ego2global"]),
     )
     sweeps = [
         Scan(
             _below_root(sweep["lidar_points"]["lidar_path"], "sweeps/LIDAR_TOP"),
-            round(sweep["timestamp"] * 1e6),
+            _microseconds(sweep["timestamp"] * 1e6),
             _pose_of(sweep["lidar_points"]["lidar2ego"]),
             _pose_of(sweep["ego2global"]),
         )
@@ -154,7 +157,7 @@ def stamped_record(info: Mapping[str, Any], names: Mapping[int, str]) -> Record:
         [box["velocity"] for box in boxes],
         [(box["num_lidar_pts"], box["num_radar_pts"]) for box in boxes],
     )
-    return Record(info["token"], info.get("scene_token"), keyframe, sweeps, shots, *labels)
+    return Record(_text(info["token"]), _scene(info), keyframe, sweeps, shots, *labels)
 
 
 def _stamped_shot(image: Mapping[str, Any], camera: str, lidar_to_global: Matrix) -> Shot:
@@ -166,8 +169,25 @@ def _stamped_shot(image: Mapping[str, Any], camera: str, lidar_to_global: Matrix
     return Shot(path, _pose_of(image["cam2ego"]), _pose_of(ego), intrinsics)
 
 
-def _below_root(path: str, folder: str) -> str:
+def _microseconds(value: float) -> int:
+    if not 0 <= value < 2**62:
+        raise ValueError(f"time {value!s:.40} is no count of microseconds")
+    return round(value)
+
+
+def _scene(info: Mapping[str, Any]) -> str | None:
+    return None if info.get("scene_token") is None else _text(info["scene_token"])
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise ValueError(f"{value!s:.40} is not a short text")
+    return value
+
+
+def _below_root(path: object, folder: str) -> str:
     """Return a path as it is below any dataset root; a bare file name lies in `folder`."""
+    path = _text(path)
     parts = PurePosixPath(path.replace("\\", "/")).parts
     starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
     if starts:

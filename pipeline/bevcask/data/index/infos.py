@@ -6,6 +6,7 @@ roll and pitch when they were written, so their yaw may differ from the tables' 
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from bevcask.data.index.tables import memoised_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import CAMERAS, CLASSES, pose_matrix
 
+_log = logging.getLogger(__name__)
 _SCENE_GAP = 5.0  # seconds; keyframes of a scene follow each other every half second
 _CREATE = "Write it with mmdet3d's tools/create_data.py nuscenes."
 
@@ -91,7 +93,6 @@ def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]
     keys = set(content) if isinstance(content, dict) else set()
     if {"data_list", "metainfo"} <= keys:
         entries, meta, stamped = content["data_list"], content["metainfo"], NEW
-        names = {label: name for name, label in meta.get("categories", {}).items()}
     elif {"infos", "metadata"} <= keys:
         entries, meta, stamped = content["infos"], content["metadata"], None
     else:
@@ -100,22 +101,33 @@ def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]
             f"(mmdet3d 0.x, 1.0.x) or `data_list` and `metainfo` (since 1.1), got "
             f"{type(content).__name__} {', '.join(sorted(map(str, keys)))}. {_CREATE}"
         )
+    if not isinstance(meta, dict) or not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of frames and a mapping about them. {_CREATE}")
     if not entries:
         raise DataError(f"{path}: holds no frames. {_CREATE}")
-    if meta.get("version") != version:
-        raise ConfigError(
-            f"dataset.version={version}, but {path} was made from {meta.get('version')}: pass "
-            f"dataset.version={meta.get('version')}, or the info file of {version}."
-        )
+    _check_version(meta.get("version"), path, version)
+    labels = meta.get("categories") or {}
+    names = {labels[name]: name for name in labels} if isinstance(labels, dict) else {}
     records = []
     for number, entry in enumerate(entries):
         try:
             records.append(stamped_record(entry, names) if stamped else listed_record(entry))
         except KeyError as error:
             raise DataError(f"{path}: entry {number} has no {error}. {_CREATE}") from error
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             raise DataError(f"{path}: entry {number} is malformed: {error}. {_CREATE}") from error
     return records, stamped
+
+
+def _check_version(found: object, path: Path, version: str) -> None:
+    """Refuse another version of the dataset; a file that names none is taken at its word."""
+    if found is None:
+        _log.warning("%s does not say which version it is of; taken for %s", path, version)
+    elif found != version:
+        raise ConfigError(
+            f"dataset.version={version}, but {path} was made from {found!s:.40}: pass "
+            f"dataset.version={found!s:.40}, or the info file of {version}."
+        )
 
 
 def _scene_names(records: Sequence[Record]) -> dict[str, str]:
