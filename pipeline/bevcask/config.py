@@ -14,6 +14,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    SerializationInfo,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,8 +36,16 @@ def _at_home(names: str) -> str:
     return ",".join(os.path.expanduser(name) for name in names.split(","))
 
 
-PathText = Annotated[str, AfterValidator(_at_home)]
-"""A path, a URL or `catalog:NAME`, or several separated by commas; `~` is the home folder."""
+def _as_asked(names: str, info: SerializationInfo) -> str:
+    spell = (info.context or {}).get("spell")
+    return ",".join(map(spell, names.split(","))) if spell else names
+
+
+PathText = Annotated[str, AfterValidator(_at_home), PlainSerializer(_as_asked)]
+"""A path, a URL or `catalog:NAME`, or several separated by commas; `~` is the home folder.
+
+Dumped with `context={"spell": function}`, each of them is what the function makes of it.
+"""
 
 
 class DatasetConfig(Config):

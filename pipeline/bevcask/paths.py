@@ -14,6 +14,16 @@ def local_path(url: str) -> Path | None:
     return None if "://" in bare or "::" in bare else Path(bare)
 
 
+def whereabouts(url: str) -> str:
+    """Return the one spelling of a place: absolute, links followed; of other stores the URL.
+
+    >>> whereabouts("s3://bucket/a.zarr/")
+    's3://bucket/a.zarr'
+    """
+    path = local_path(url)
+    return url.rstrip("/") if path is None else str(path.resolve())
+
+
 def partial_name(path: Path) -> Path:
     """Return a name beside `path` that nobody else writes to."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")

@@ -1,5 +1,6 @@
 """A run folder belongs to one configuration."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from bevcask.errors import ConfigError
 from bevcask.training import record
 from bevcask.training.record import RunFolder
-from bevcask.verbs import DistillConfig
+from bevcask.verbs import DistillConfig, compose
 
 HOLD = """
 import sys
@@ -99,3 +100,33 @@ def test_a_damaged_file_is_named_and_can_be_removed(name: str, tmp_path: Path) -
     path.unlink()
     folder.open(config(tmp_path))
     assert folder.finished() == (None if name == "metrics.json" else {"mAP": 1})
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["cache", "dataset.root", "val.root", "dataset.infos", "student.checkpoint", "student.init"],
+)
+def test_a_run_is_the_same_however_its_paths_are_written(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "w" / "a"
+    place.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    for spelling in ("w/a", "w/a/", "./w/a", "w/../w/a", str(place), "link", "~/w/a"):
+        folder.open(compose(DistillConfig, [f"{key}={spelling}"]))
+    with pytest.raises(ConfigError, match=rf"{key}: was {place}, now {tmp_path / 'w'}\n"):
+        folder.open(compose(DistillConfig, [f"{key}=w"]))
+
+
+def test_names_of_the_catalog_are_the_places_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEVCASK_HOME", str(tmp_path))
+    entry = {"root": str(tmp_path / "d"), "version": "v", "licence": "l", "description": "d"}
+    (tmp_path / "catalog.yaml").write_text(json.dumps({"datasets": {"mine": entry}}))
+    folder = RunFolder(tmp_path / "run")
+    folder.open(compose(DistillConfig, [f"dataset.root={tmp_path}/d"]))
+    folder.open(compose(DistillConfig, ["dataset.root=catalog:mine"]))

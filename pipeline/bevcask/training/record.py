@@ -10,12 +10,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bevcask.errors import ConfigError
+from bevcask.catalog import KINDS, resolve
+from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.fingerprint import canonical, differences
+from bevcask.paths import whereabouts
 from bevcask.verbs import DistillConfig
 
 # What may differ between the sittings of one run: where and how fast, never what.
@@ -146,8 +148,19 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _spelled(name: str) -> str:
+    """Return what a path names, however it was written: `data`, `./data/` and links are one."""
+    if name == "random":
+        return name
+    for kind in KINDS:
+        with suppress(UnknownNameError):
+            return whereabouts(resolve(kind, name))
+    return name
+
+
 def _identity(config: DistillConfig) -> dict[str, Any]:
-    tree: dict[str, Any] = canonical(config.model_dump(mode="json", exclude=set(_STATE)))
+    plain = config.model_dump(mode="json", exclude=set(_STATE), context={"spell": _spelled})
+    tree: dict[str, Any] = canonical(plain)
     del tree["loader"]["num_workers"], tree["trainer"]["checkpoint_every"]
     del tree["trainer"]["log_every"]
     return tree
