@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from measure import RESULTS, WORLD_SEED, ground, make_world
 
+from bevcask.compose import compose
 from bevcask.methods import build_method
 from bevcask.stages import plan
 from bevcask.targets.plan import BOXES
 from bevcask.teachers import build_teacher
-from bevcask.verbs import PlanConfig, compose
+from bevcask.verbs import PlanConfig
 
 GRADIENT_GOAL = 1e-2
 COMMON = ["augment.bev_flip_x=true", "augment.bev_flip_y=true", "seed=0"]

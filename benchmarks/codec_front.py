@@ -28,8 +28,9 @@ from measure import RESULTS, WORLD_SEED, ground, make_world
 from numcodecs.zstd import Zstd
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose
 from bevcask.stages import teacher_extract
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 
 TAPS = ("bev.block1", "bev.block2", "bev.neck")
 BITS = (8, 6, 4)

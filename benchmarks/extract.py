@@ -25,6 +25,7 @@ import torch
 from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import FrameTable, WriteQueue, create, open_cache
+from bevcask.compose import compose
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch
@@ -35,7 +36,7 @@ from bevcask.provenance import pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 
 SEED = 0
 

@@ -19,10 +19,11 @@ import torch
 from extract import SEED, Extraction
 from measure import ground, interleave, make_world, now, ratio, report
 
+from bevcask.compose import compose
 from bevcask.detectors.mmdet3d.border import to_mmdet3d
 from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector
 from bevcask.provenance import pick_device
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 
 WORDS = (
     "teacher=mmdet3d_centerpoint_pillar02",

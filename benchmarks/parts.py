@@ -33,7 +33,8 @@ from bevcask.cache import open_cache
 SEED = 0
 _WORKER = """
 import sys
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.compose import compose
+from bevcask.verbs import ExtractConfig
 from bevcask.stages import teacher_extract
 print("ready", flush=True)
 for line in sys.stdin:

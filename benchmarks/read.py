@@ -38,8 +38,9 @@ from stores import PEERS, Arrays, Bevcask, Store, flat
 from bevcask.cache import open_cache
 from bevcask.cache.chunks import encode_chunk
 from bevcask.cache.quantize import dequantize
+from bevcask.compose import compose
 from bevcask.stages import teacher_extract
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 
 SEED = 0
 BATCH = 4

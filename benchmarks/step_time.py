@@ -27,6 +27,7 @@ import torch
 from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose, words_for
 from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
@@ -37,7 +38,7 @@ from bevcask.provenance import pick_device
 from bevcask.stages import teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.teaching import open_teaching
-from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
+from bevcask.verbs import DistillConfig, ExtractConfig
 
 SEED = 0
 AUGMENT = [

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bevcask.compose import compose
 from bevcask.errors import BevcaskError
 from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize, teacher_extract
 from bevcask.verbs import (
@@ -22,7 +23,6 @@ from bevcask.verbs import (
     ExtractConfig,
     InspectConfig,
     SynthesizeConfig,
-    compose,
 )
 
 _log = logging.getLogger(__name__)

@@ -79,7 +79,7 @@ def detector_boxes(config: EvaluateConfig) -> Boxes:
     """Run a detector over the selected frames."""
     require_tables(config.dataset.infos)
     device = pick_device(config.device)
-    plugin, own, detector = open_detector(config.student)
+    plugin, own, detector = open_detector(config.student, config.trust_code)
     frames = Frames.select(config.dataset)
     loader = frame_batches(frames, plugin.inputs(own), config.loader)
     with progress_bar("evaluate", len(frames)) as bar:

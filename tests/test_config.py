@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from bevcask.compose import compose
 from bevcask.config import build_config
 from bevcask.errors import ConfigError
 from bevcask.groups import group_members, load_group
-from bevcask.verbs import DistillConfig, compose
+from bevcask.verbs import DistillConfig
 
 
 @pytest.mark.parametrize(

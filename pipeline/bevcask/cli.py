@@ -19,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from bevcask import __version__
+from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError
 from bevcask.groups import GROUPS, group_members
-from bevcask.verbs import VERBS, compose, reads, section_of
+from bevcask.verbs import VERBS
 
 app = typer.Typer(
     name="bevcask",

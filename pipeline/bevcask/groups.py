@@ -59,6 +59,8 @@ def _expand(data: dict[str, Any]) -> dict[str, Any]:
     base: dict[str, Any] = {}
     if "include" in data:
         group, _, name = str(data.pop("include")).partition("/")
+        if group not in (*GROUPS, "detector"):
+            raise ConfigError(f"include: {group}/{name}: expected GROUP/NAME, e.g. detector/NAME.")
         base = load_group(group, name)
     own = {key: _expand(value) if isinstance(value, dict) else value for key, value in data.items()}
     return _laid_over(base, own)

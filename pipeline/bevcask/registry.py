@@ -1,6 +1,8 @@
 """Plain tables from a name to `module:Class`, loaded when first asked.
 
-Adding a plug-in is one line here. Nothing is discovered, nothing registers itself.
+Adding a plug-in is one line here. Nothing is discovered, nothing registers itself. A plug-in of
+somebody else's package is named in full, `their_package.module:Class`, wherever a detector, teacher
+or method is named.
 """
 
 import difflib
@@ -55,12 +57,14 @@ def load_class(table: str, name: str) -> type:
 
     Args:
         table: one of `detector`, `teacher`, `method`, `kind`.
-        name: a key of that table.
+        name: a key of that table; or, but for kinds, which a cache names, `module:Class`.
 
     Raises:
-        UnknownNameError: the table has no such name.
+        UnknownNameError: the table has no such name, or the module no such class.
     """
     entries = _TABLES[table]
+    if ":" in name and table != "kind":
+        return _from_outside(table, name)
     if name not in entries:
         raise UnknownNameError(
             f"unknown {table} {name!r}.{suggest(name, entries)} "
@@ -68,4 +72,18 @@ def load_class(table: str, name: str) -> type:
         )
     module, _, attribute = entries[name].partition(":")
     loaded: type = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+def _from_outside(table: str, name: str) -> type:
+    module, _, attribute = name.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownNameError(
+            f"{table} {name!r} cannot be imported: {error}. Expected MODULE:CLASS of an installed "
+            "package, or of one on PYTHONPATH."
+        ) from error
+    if not isinstance(loaded, type):
+        raise UnknownNameError(f"{table} {name!r} is no class but a {type(loaded).__name__}.")
     return loaded

@@ -1,14 +1,8 @@
-"""What each verb of the command line reads: one model a verb, from which its help is made.
+"""What each verb of the command line reads: one model a verb, from which its help is made."""
 
-`compose(PlanConfig, ["dataset=mini", "seed=3"])` picks one YAML a group, merges the other
-`key=value` words over it (OmegaConf dotlist) and validates the whole. A YAML may speak to several
-verbs: what this one does not read is left out. A word may not: it was said to this verb.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,7 +10,6 @@ from bevcask.config import (
     AugmentConfig,
     CheckpointConfig,
     Config,
-    ConfigT,
     DatasetConfig,
     DetectorConfig,
     ImageAugmentConfig,
@@ -30,15 +23,20 @@ from bevcask.config import (
     TrainerConfig,
     TrainingLoaderConfig,
     WrittenStoreConfig,
-    validate,
 )
-from bevcask.errors import ConfigError
-from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
 
 CacheUrl = Annotated[PathText | None, Field(description="cache URL or catalog:NAME")]
 Device = Annotated[str, Field(description="auto | cpu | cuda | cuda:N")]
 Seed = Annotated[int, Field(ge=0, description="of random weights and of augmentation")]
 DryRun = Annotated[bool, Field(description="say what would happen and stop")]
+TrustCode = Annotated[
+    bool,
+    Field(
+        exclude=True,
+        description="run code that is not bevcask's: plug-ins named module:Class, mmdet3d config "
+        "files; never recorded",
+    ),
+]
 Method = Annotated[dict[str, Any], Field(description="the loss, see configs/method")]
 _NO_METHOD = {"type": "none"}
 
@@ -58,6 +56,7 @@ class PlanConfig(Config):
     )
     device: Device = "auto"
     seed: Seed = 0
+    trust_code: TrustCode = False
 
 
 class ExtractConfig(Config):
@@ -77,6 +76,7 @@ class ExtractConfig(Config):
     device: Device = "auto"
     seed: Seed = 0
     dry_run: DryRun = False
+    trust_code: TrustCode = False
 
 
 class DistillConfig(Config):
@@ -106,6 +106,7 @@ class DistillConfig(Config):
     seed: Seed = 0
     resume: bool = Field(True, description="go on from the last checkpoint in run")
     dry_run: DryRun = False
+    trust_code: TrustCode = False
 
 
 class EvaluateConfig(Config):
@@ -117,6 +118,7 @@ class EvaluateConfig(Config):
     cache: CacheUrl = None
     run: PathText = Field("runs/latest", description="folder for the scores and the submission")
     device: Device = "auto"
+    trust_code: TrustCode = False
 
 
 class InspectConfig(Config):
@@ -144,6 +146,7 @@ class VerifyConfig(Config):
     )
     device: Device = "auto"
     seed: Seed = 0
+    trust_code: TrustCode = False
 
 
 class ExportConfig(Config):
@@ -154,6 +157,7 @@ class ExportConfig(Config):
     run: PathText = Field("runs/latest", description="folder of a training")
     out: PathText | None = Field(None, description="write the weights to this file")
     half: bool = Field(False, description="write float16, which any detector here loads as float32")
+    trust_code: TrustCode = False
 
 
 class SynthesizeConfig(Config):
@@ -254,131 +258,3 @@ VERBS = {
         CatalogConfig, "catalog", "List known datasets, checkpoints and caches.", "name"
     ),
 }
-
-
-def compose(
-    model: type[ConfigT], words: Sequence[str], groups: Mapping[str, str] | None = None
-) -> ConfigT:
-    """Turn `key=value` words into the validated configuration of a verb.
-
-    Args:
-        model: the verb's.
-        words: `group=name` picks a YAML (a path ending in .yaml works too).
-        groups: picks used where the words and the experiment name none.
-
-    Raises:
-        ConfigError: a word without `=`, an unknown key or group member, a key of another verb, a
-            value out of range; all problems in one message.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    picks, values, literals = sort_words(words, lambda key: takes_text(model, key))
-    _refuse_unread(model, [*picks, *literals, *(word.partition("=")[0] for word in values)])
-    overlay: dict[str, Any] = {}
-    if EXPERIMENT in picks:
-        overlay = load_group(EXPERIMENT, picks.pop(EXPERIMENT))
-        picks = {**overlay.pop("groups", {}), **picks}
-    chosen = {**(groups or {}), **picks}
-    shared = {group: load_group(group, name) for group, name in chosen.items()}
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.create(_read_part(model, shared)),
-            OmegaConf.create(_read_part(model, overlay)),
-            OmegaConf.from_dotlist(values),
-        )
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
-    assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    for key, value in literals.items():
-        assign(named, key, value)
-    return validate(model, named, where="")
-
-
-def words_for(model: type[Config], words: Iterable[str]) -> list[str]:
-    """Return those of several verbs' words that one verb reads."""
-    return [word for word in words if reads(model, word.partition("=")[0])]
-
-
-def reads(model: type[Config], key: str) -> bool:
-    """Tell whether a verb reads a dotted key, or anything of a group."""
-    if key == EXPERIMENT:
-        return any(reads(model, group) for group in GROUPS if group != EXPERIMENT)
-    if key in GROUPS and (members := group_members(key)):
-        return bool(_read_part(model, {key: load_group(key, members[0])}).get(key))
-    return _field_type(model, key) is not None
-
-
-def takes_text(model: type[Config], key: str) -> bool:
-    """Tell whether the value of a key is text, and so taken literally, never as YAML."""
-    if key.startswith(("teacher.detector.", "student.detector.")):
-        return key.endswith(".detector.config")  # a path; the section is a plug-in's own
-    kinds = _alternatives(_field_type(model, key))
-    return str in kinds and all(kind in (str, type(None)) for kind in kinds)
-
-
-def _field_type(model: type[Config], key: str) -> Any:
-    """Return the annotation of a dotted key; None where the model has no such key."""
-    name, _, rest = key.partition(".")
-    if name not in model.model_fields:
-        return None
-    annotation = model.model_fields[name].annotation
-    if not rest:
-        return annotation
-    for kind in _alternatives(annotation):
-        if isinstance(kind, type) and issubclass(kind, Config):
-            return _field_type(kind, rest)
-        if get_origin(kind) is dict:
-            return Any
-    return None
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """Return what a union may hold, `Annotated` taken off."""
-    if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
-    return [annotation]
-
-
-def section_of(annotation: Any) -> type[Config] | None:
-    """Return the model of a section; None for a plain value or a plug-in's mapping."""
-    models = [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, Config)]
-    return models[0] if models else None
-
-
-def _refuse_unread(model: type[Config], keys: Iterable[str]) -> None:
-    """Raise for keys that another verb reads and this one does not."""
-    mine = next((name for name, verb in VERBS.items() if verb.config is model), "this verb")
-    lines = []
-    for key in keys:
-        known = (
-            key if any(reads(verb.config, key) for verb in VERBS.values()) else key.split(".")[0]
-        )
-        others = [name for name, verb in VERBS.items() if reads(verb.config, known)]
-        if others and mine not in others:
-            lines.append(f"{key}: {mine} does not read this key; it is for {', '.join(others)}.")
-    if lines:
-        raise ConfigError("\n".join(lines))
-
-
-def _readers(key: str) -> list[str]:
-    return [name for name, verb in VERBS.items() if reads(verb.config, key)]
-
-
-def _read_part(model: type[Config], tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Return a tree without what only other verbs read; what none reads stays, and is refused."""
-    part = {}
-    for name, value in tree.items():
-        key = f"{where}{name}"
-        kind = _field_type(model, key)
-        if kind is not None:
-            below = isinstance(value, dict) and section_of(kind) is not None
-            part[name] = _read_part(model, value, f"{key}.") if below else value
-        elif all(_field_type(verb.config, key) is None for verb in VERBS.values()):
-            part[name] = value
-    return part

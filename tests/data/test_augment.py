@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
+from bevcask.compose import compose
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, covering_scale, draw, stream
 from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
-from bevcask.verbs import DistillConfig, compose
+from bevcask.verbs import DistillConfig
 
 SIZES = [(900, 1600)] * 6
 NETWORK = (256, 704)

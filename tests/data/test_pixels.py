@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import draw as augmentation
 from bevcask.data.index.frames import Frames
@@ -25,7 +26,7 @@ from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CAMERAS
 from bevcask.stages import teacher_extract
 from bevcask.targets.pixels import CAPACITY, PIXELS, draw, pad
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 
 Pair = tuple[Frames, NuScenes]
 AUGMENT = AugmentConfig(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bevcask.compose import compose
 from bevcask.config import AugmentConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
@@ -20,7 +21,7 @@ from bevcask.geometry import (
     inside_footprints,
     transform_points,
 )
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 from data.virtual_files import PER_BOX, write_virtual
 
 Select = Callable[..., Frames]

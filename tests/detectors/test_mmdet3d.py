@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bevcask.cli import app
-from bevcask.config import load_group
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
+from bevcask.groups import load_group
 
 Words = Callable[[Path], list[str]]
 
@@ -37,7 +37,7 @@ def test_one_message_names_the_command_that_installs_it(
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({}, "config: Field required"),
+        ({}, "config: needed, and not given: config file, or the name of one"),
         ({"config": "x", "cameras": ["CAM_TOP"]}, "expected some of CAM_FRONT"),
         ({"config": "x", "taps": {"a": "neck[0"}}, "taps.a.at"),
     ],

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from bevcask.compose import compose
 from bevcask.config import build_config
 from bevcask.detectors.base import Batch, Detector, Labels
 from bevcask.geometry import CAMERAS
@@ -17,7 +18,7 @@ from bevcask.methods import build_method
 from bevcask.stages import plan
 from bevcask.targets.plan import plan as plan_targets
 from bevcask.teachers import build_teacher
-from bevcask.verbs import DistillConfig, PlanConfig, compose
+from bevcask.verbs import DistillConfig, PlanConfig
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [name for name in group_members("experiment") if name.startswith("tiny_")]

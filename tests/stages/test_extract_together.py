@@ -14,6 +14,8 @@ import pytest
 
 from bevcask.cache.reader import open_cache
 from bevcask.cache.verify_bytes import verify
+from bevcask.compose import words_for
+from bevcask.verbs import VERBS
 from cache.test_writer import different_files
 
 Call = Callable[..., tuple[int, str, str]]
@@ -395,7 +397,8 @@ def test_a_disk_that_is_far_too_small_is_refused_at_once(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    code, _, err = call(verb, f"cache={tmp_path / 'x.zarr'}", *words)
+    given = words_for(VERBS[verb].config, words)
+    code, _, err = call(verb, f"cache={tmp_path / 'x.zarr'}", *given)
     assert code == 2
     assert "Even 5% of it is" in " ".join(err.split())
     assert list(tmp_path.glob("x.zarr/targets/*/values/c.*")) == []

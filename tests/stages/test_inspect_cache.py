@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from bevcask.cache import FrameTable, open_cache
 from bevcask.cli import app
+from bevcask.compose import compose
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.stages import inspect_cache
-from bevcask.verbs import InspectConfig, compose
+from bevcask.verbs import InspectConfig
 from bevcask.viz.sample import open_frames
 from viz.cached import build
 

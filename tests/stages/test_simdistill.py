@@ -8,6 +8,8 @@ import pytest
 from safetensors import safe_open
 
 from bevcask.cache.reader import open_cache
+from bevcask.compose import words_for
+from bevcask.verbs import ExtractConfig
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +44,13 @@ def words(world: Path, half_extent: float = 25.6) -> list[str]:
 def cache(tiny_world: Path, call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two views of every frame."""
     url = tmp_path_factory.mktemp("fusion") / "cache.zarr"
-    code, _, err = call("teacher-extract", url, *words(tiny_world), "store.views=2", *IMAGES)
+    code, _, err = call(
+        "teacher-extract",
+        url,
+        *words_for(ExtractConfig, words(tiny_world)),
+        "store.views=2",
+        *IMAGES,
+    )
     assert code == 0, err
     return url
 

@@ -156,7 +156,7 @@ def test_cached_targets_import_no_teacher(
     )
     program = (
         "import sys\n"
-        "from bevcask.verbs import DistillConfig, compose\n"
+        "from bevcask.compose import compose\nfrom bevcask.verbs import DistillConfig\n"
         "from bevcask.stages import student_distill\n"
         f"student_distill.run(compose(DistillConfig, {command!r}))\n"
         "print([name for name in sys.modules if name.startswith('bevcask.teachers')])"

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.reader import open_cache
+from bevcask.compose import compose
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
-from bevcask.verbs import ExtractConfig, compose
+from bevcask.verbs import ExtractConfig
 from cache.test_writer import different_files
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from bevcask.cache.reader import open_cache
+from bevcask.compose import words_for
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.stages import teacher_extract
+from bevcask.verbs import ExtractConfig, VerifyConfig
 from data.virtual_files import write_virtual
 from training.test_cached_equals_online import FLIPS, ONLINE, configure, gap, gradients
 
@@ -30,7 +32,7 @@ def folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(folder: Path, tiny_world: Path) -> str:
     url = str(folder.parent / "cache.zarr")
     words = [*MVP, f"dataset.virtual_points={folder}", f"cache={url}"]
-    teacher_extract.run(configure(tiny_world, *words))
+    teacher_extract.run(configure(tiny_world, *words, verb=ExtractConfig))
     return url
 
 
@@ -111,7 +113,8 @@ def test_the_teacher_can_be_asked_again(
     own: tuple[str, Path], tiny_world: Path, call: Call
 ) -> None:
     url, _ = own
-    words = words_of(url, tiny_world, None)  # the folder is the extraction's
+    # the folder is the extraction's
+    words = words_for(VerifyConfig, words_of(url, tiny_world, None))
     code, out, err = call("verify", *words, "resample=2", "check=meaning", "--json")
     assert code == 0, err + out
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bevcask.compose import compose, words_for
 from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.methods import build_method
@@ -15,7 +16,7 @@ from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.sources import align_of
 from bevcask.training.teaching import open_teaching
-from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
+from bevcask.verbs import DistillConfig, ExtractConfig
 
 SMALL = [
     "dataset=synthetic",
@@ -202,8 +203,8 @@ def fusion_caches(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The words that name a canonical cache and one of two views, both float32."""
     folder = tmp_path_factory.mktemp("fusion")
     once, views = f"cache={folder / 'once.zarr'}", f"cache={folder / 'views.zarr'}"
-    teacher_extract.run(fused(tiny_world, EXACT, once))
-    teacher_extract.run(fused(tiny_world, EXACT, views, VIEWS, *IMAGES))
+    teacher_extract.run(fused(tiny_world, EXACT, once, verb=ExtractConfig))
+    teacher_extract.run(fused(tiny_world, EXACT, views, VIEWS, *IMAGES, verb=ExtractConfig))
     return once, views
 
 
@@ -229,7 +230,7 @@ def test_simdistill_quantised_targets_stay_near_the_exact_ones(
     tiny_world: Path, tmp_path: Path
 ) -> None:
     url = f"cache={tmp_path / 'auto.zarr'}"
-    teacher_extract.run(fused(tiny_world, url))
+    teacher_extract.run(fused(tiny_world, url, verb=ExtractConfig))
     cached = gradients(fused(tiny_world, url), "simdistill/")
     exact = gradients(fused(tiny_world, EXACT, *ONLINE), "simdistill/")
     for name, loss in exact[0].items():

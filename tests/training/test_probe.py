@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose, words_for
 from bevcask.errors import ConfigError
 from bevcask.stages import plan, teacher_extract
 from bevcask.training.probe import Row, best, mark_dominated
-from bevcask.verbs import ExtractConfig, PlanConfig, compose, words_for
+from bevcask.verbs import ExtractConfig, PlanConfig
 from training.test_cached_equals_online import FLIPS, SMALL
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose, words_for
 from bevcask.errors import CacheIdentityError, DataError, PlanError
 from bevcask.stages import student_distill, teacher_extract
-from bevcask.verbs import DistillConfig, ExtractConfig, compose, words_for
+from bevcask.verbs import DistillConfig, ExtractConfig
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients
 
 SMALL = [

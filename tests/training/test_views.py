@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bevcask.cache import open_cache
+from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
 from bevcask.detectors.base import Inputs
@@ -17,7 +18,7 @@ from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.training.teaching import open_teaching
-from bevcask.verbs import DistillConfig, ExtractConfig, VerifyConfig, compose, words_for
+from bevcask.verbs import DistillConfig, ExtractConfig, VerifyConfig
 from bevcask.viz.statistics import statistics
 from training.test_cached_equals_online import FLIPS, gap, gradients
 

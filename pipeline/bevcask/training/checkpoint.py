@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bevcask.catalog import resolve
 from bevcask.config import DetectorConfig, StudentConfig, build_config
+from bevcask.consent import require_consent
 from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.backbone import load_imagenet
 from bevcask.detectors.blocks.levels import ImageBackbone
@@ -93,9 +94,28 @@ def _detector_of(path: Path) -> str | None:
     """Return the type of detector whose weights a file holds; None for other weights."""
     if path.suffix != ".safetensors":
         return None
-    read_weights(path)
-    name: str | None = json.loads(read_note(path).get("detector", "{}")).get("type")
+    name: str | None = _noted_detector(path).get("type")
     return name
+
+
+def _noted_detector(path: Path) -> dict[str, Any]:
+    """Return the detector section in the note of a safetensors file; empty without one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the note is not a section.
+    """
+    read_weights(path)
+    note = read_note(path).get("detector", "{}")
+    try:
+        section = json.loads(note)
+    except ValueError:
+        section = None
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            f"{path}: its note should hold a detector section as JSON, got {note[:60]!r}. Name the "
+            "detector on the command line (student=NAME), or export the weights again."
+        )
+    return section
 
 
 def inherit_head(student: nn.Module, path: Path) -> int:
@@ -204,8 +224,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def open_detector(config: DetectorConfig) -> tuple[type[Detector], Any, Detector]:
+def open_detector(
+    config: DetectorConfig, trust_code: bool = False
+) -> tuple[type[Detector], Any, Detector]:
     """Build the detector of a checkpoint; its architecture comes from the file if not given.
+
+    Args:
+        config: the checkpoint, and the architecture where it is given.
+        trust_code: whether an architecture in the file may run code that is not bevcask's.
 
     Returns:
         Class, validated config, and the filled network on the CPU.
@@ -219,8 +245,8 @@ def open_detector(config: DetectorConfig) -> tuple[type[Detector], Any, Detector
     path = Path(resolve("checkpoint", config.checkpoint))
     section = dict(config.detector)
     if not section:
-        read_weights(path)
-        section = json.loads(read_note(path).get("detector", "{}"))
+        section = _noted_detector(path)
+        require_consent({f"{path}: detector": section}, trust_code)
     plugin, own = build_config("detector", section, "student.detector")
     detector: Detector = plugin(own)
     load_weights(detector, path)

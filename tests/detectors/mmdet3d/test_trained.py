@@ -10,9 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from bevcask.cli import app
-from bevcask.config import DatasetConfig, TeacherConfig, load_group
+from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.index.frames import Frames
 from bevcask.geometry import CLASSES
+from bevcask.groups import load_group
 from bevcask.teachers.native import NativeTeacher
 from contracts.mmdet3d_reference import lidar_info, theirs
 

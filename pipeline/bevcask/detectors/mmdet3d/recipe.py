@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from bevcask import config as configuration
+from bevcask.consent import is_config_file
 from bevcask.detectors.base import Inputs
 from bevcask.detectors.mmdet3d.families import Tap, taps_of
 from bevcask.errors import ConfigError, MissingDependencyError
@@ -154,7 +155,9 @@ def find(name: str) -> Path:
     Raises:
         ConfigError: neither a file nor the name of a shipped config.
     """
-    if Path(name).is_file():
+    if is_config_file(name):
+        if not Path(name).is_file():
+            raise ConfigError(f"config={name}: no such file.")
         return Path(name)
     spec = util.find_spec("mmdet3d")
     assert spec is not None
@@ -165,7 +168,7 @@ def find(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     raise ConfigError(
-        f"config={name}: no such file, and mmdet3d {metadata.version('mmdet3d')} ships no config "
+        f"config={name}: no file (*.py), and mmdet3d {metadata.version('mmdet3d')} ships no config "
         f"of that name.{suggest(name, shipped)} Give the path of a config.py, or one of the "
         f"{len(shipped)} names without .py in mmdet3d/.mim/configs."
     )

@@ -5,19 +5,10 @@ from pathlib import Path
 import pytest
 
 from bevcask.cli import key_help
+from bevcask.compose import compose, reads, takes_text, words_for
 from bevcask.errors import ConfigError
 from bevcask.groups import GROUPS
-from bevcask.verbs import (
-    VERBS,
-    DistillConfig,
-    EvaluateConfig,
-    ExtractConfig,
-    InspectConfig,
-    compose,
-    reads,
-    takes_text,
-    words_for,
-)
+from bevcask.verbs import VERBS, DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
 
 
 def test_defaults_are_a_valid_run() -> None:

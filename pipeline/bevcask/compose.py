@@ -1,0 +1,165 @@
+"""From the words of a command line to the validated configuration of a verb.
+
+`compose(PlanConfig, ["dataset=mini", "seed=3"])` picks one YAML a group, merges the other
+`key=value` words over it (OmegaConf dotlist) and validates the whole. A YAML may speak to several
+verbs: what this one does not read is left out. A word may not: it was said to this verb.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from bevcask.config import Config, ConfigT, validate
+from bevcask.consent import refuse_consent_of_files, require_consent
+from bevcask.errors import ConfigError
+from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
+from bevcask.verbs import VERBS
+
+
+def compose(
+    model: type[ConfigT], words: Sequence[str], groups: Mapping[str, str] | None = None
+) -> ConfigT:
+    """Turn `key=value` words into the validated configuration of a verb.
+
+    Args:
+        model: the verb's.
+        words: `group=name` picks a YAML (a path ending in .yaml works too).
+        groups: picks used where the words and the experiment name none.
+
+    Raises:
+        ConfigError: a word without `=`, an unknown key or group member, a key of another verb, a
+            value out of range; all problems in one message.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    picks, values, literals = sort_words(words, lambda key: takes_text(model, key))
+    _refuse_unread(model, [*picks, *literals, *(word.partition("=")[0] for word in values)])
+    overlay: dict[str, Any] = {}
+    if EXPERIMENT in picks:
+        overlay = _load(EXPERIMENT, picks.pop(EXPERIMENT))
+        picks = {**overlay.pop("groups", {}), **picks}
+    chosen = {**(groups or {}), **picks}
+    shared = {group: _load(group, name) for group, name in chosen.items()}
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.create(_read_part(model, shared)),
+            OmegaConf.create(_read_part(model, overlay)),
+            OmegaConf.from_dotlist(values),
+        )
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
+    assert isinstance(plain, dict)
+    named = {str(key): value for key, value in plain.items()}
+    for key, value in literals.items():
+        assign(named, key, value)
+    config = validate(model, named, where="")
+    require_consent(_plugin_sections(config), getattr(config, "trust_code", False))
+    return config
+
+
+def _load(group: str, name: str) -> dict[str, Any]:
+    tree = load_group(group, name)
+    refuse_consent_of_files(tree, f"{group}={name}")
+    return tree
+
+
+def _plugin_sections(config: Config) -> dict[str, Mapping[str, Any]]:
+    """Return the sections of a configuration that name plug-ins, by dotted key."""
+    sections: dict[str, Mapping[str, Any]] = {}
+    for name in ("teacher", "student", "method"):
+        section = getattr(config, name, None)
+        if isinstance(section, Config):
+            sections[name] = {"type": getattr(section, "type", "")}
+            sections[f"{name}.detector"] = getattr(section, "detector", {})
+        elif section is not None:
+            sections[name] = section
+    return sections
+
+
+def words_for(model: type[Config], words: Iterable[str]) -> list[str]:
+    """Return those of several verbs' words that one verb reads; a URL in front stays."""
+    return [word for word in words if "=" not in word or reads(model, word.partition("=")[0])]
+
+
+def reads(model: type[Config], key: str) -> bool:
+    """Tell whether a verb reads a dotted key, or anything of a group."""
+    if key == EXPERIMENT:
+        return any(reads(model, group) for group in GROUPS if group != EXPERIMENT)
+    if key in GROUPS and (members := group_members(key)):
+        return bool(_read_part(model, {key: load_group(key, members[0])}).get(key))
+    return _field_type(model, key) is not None
+
+
+def takes_text(model: type[Config], key: str) -> bool:
+    """Tell whether the value of a key is text, and so taken literally, never as YAML."""
+    if key.startswith(("teacher.detector.", "student.detector.")):
+        return key.endswith(".detector.config")  # a path; the section is a plug-in's own
+    kinds = _alternatives(_field_type(model, key))
+    return str in kinds and all(kind in (str, type(None)) for kind in kinds)
+
+
+def _field_type(model: type[Config], key: str) -> Any:
+    """Return the annotation of a dotted key; None where the model has no such key."""
+    name, _, rest = key.partition(".")
+    if name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    if not rest:
+        return annotation
+    for kind in _alternatives(annotation):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return _field_type(kind, rest)
+        if get_origin(kind) is dict:
+            return Any
+    return None
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return what a union may hold, `Annotated` taken off."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
+
+
+def section_of(annotation: Any) -> type[Config] | None:
+    """Return the model of a section; None for a plain value or a plug-in's mapping."""
+    models = [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, Config)]
+    return models[0] if models else None
+
+
+def _refuse_unread(model: type[Config], keys: Iterable[str]) -> None:
+    """Raise for keys that another verb reads and this one does not."""
+    mine = next((name for name, verb in VERBS.items() if verb.config is model), "this verb")
+    lines = []
+    for key in keys:
+        known = (
+            key if any(reads(verb.config, key) for verb in VERBS.values()) else key.split(".")[0]
+        )
+        others = [name for name, verb in VERBS.items() if reads(verb.config, known)]
+        if others and mine not in others:
+            lines.append(f"{key}: {mine} does not read this key; it is for {', '.join(others)}.")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _readers(key: str) -> list[str]:
+    return [name for name, verb in VERBS.items() if reads(verb.config, key)]
+
+
+def _read_part(model: type[Config], tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return a tree without what only other verbs read; what none reads stays, and is refused."""
+    part = {}
+    for name, value in tree.items():
+        key = f"{where}{name}"
+        kind = _field_type(model, key)
+        if kind is not None:
+            below = isinstance(value, dict) and section_of(kind) is not None
+            part[name] = _read_part(model, value, f"{key}.") if below else value
+        elif all(_field_type(verb.config, key) is None for verb in VERBS.values()):
+            part[name] = value
+    return part
