@@ -197,7 +197,7 @@ def box_codes(students: Array, teachers: Array, boxes: Any, classes: Any, grid: 
                 said = theirs(teachers[b, part, row, column])
                 s, t = own[6], said[6]
                 own[6], said[6] = math.sin(s) * math.cos(t), math.cos(s) * math.sin(t)
-                for i, gap in enumerate(np.abs(own - said)):
-                    d = gap * (0.2 if i >= 8 else 1.0)
+                for i, apart in enumerate(np.abs(own - said)):
+                    d = apart * (0.2 if i >= 8 else 1.0)
                     total += (d - 1 / 18 if d > 1 / 9 else 4.5 * d * d) / 500
     return total

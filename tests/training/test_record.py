@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bevcask.compose import compose
 from bevcask.errors import ConfigError
 from bevcask.training import record
 from bevcask.training.record import RunFolder
-from bevcask.verbs import DistillConfig, compose
+from bevcask.verbs import DistillConfig
 
 HOLD = """
 import sys
