@@ -3,8 +3,8 @@
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bevcask.catalog import KINDS, is_missing, load_catalog, user_file
 from bevcask.errors import UnknownNameError
@@ -60,8 +60,8 @@ def _table(section: str, entries: dict[str, dict[str, Any]]) -> Table:
     for column in ("name", *columns, ""):
         table.add_column(column, overflow="fold")
     for name, entry in entries.items():
-        mark = "[red]missing[/]" if entry["missing"] else "[green]ok[/]"
-        table.add_row(f"[bold]{name}[/]", *(escape(str(entry[column])) for column in columns), mark)
+        mark = Text("missing", "red") if entry["missing"] else Text("ok", "green")
+        table.add_row(Text(name, "bold"), *(str(entry[column]) for column in columns), mark)
     return table
 
 
@@ -71,6 +71,6 @@ def _details(result: dict[str, Any]) -> list[Table]:
         for name, entry in result[section].items():
             table = Table(title=f"{kind} {name}", show_header=False, title_justify="left")
             for key, value in entry.items():
-                table.add_row(f"[bold]{key}[/]", escape(str(value)))
+                table.add_row(Text(key, "bold"), str(value))
             tables.append(table)
     return tables

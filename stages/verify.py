@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache, open_cache
@@ -211,9 +212,11 @@ def write_repair_list(
 def render(result: dict[str, Any]) -> Group:
     """Show what was checked and a table for each depth."""
     parts: list[Any] = [
-        f"[bold]{'ok' if result['ok'] else 'DAMAGED'}[/]  {result['cache']}: "
-        f"{result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
-        f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions"
+        Text.assemble(
+            ("ok" if result["ok"] else "DAMAGED", "bold"),
+            f"  {result['cache']}: {result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
+            f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions",
+        )
     ]
     if "unfinished" in result:
         parts.append(f"no deeper: {result['unfinished']}")

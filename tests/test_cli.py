@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import re
@@ -6,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bevcask.cli import app
+from bevcask.evaluation.report import score_report
 
 VERBS = (
     "plan",
@@ -122,3 +125,35 @@ def test_plan_needs_no_data(tmp_path: Path) -> None:
 
 def test_version() -> None:
     assert call("--version")[1].startswith("bevcask 0.")
+
+
+@pytest.mark.parametrize("name", ["w[/b].zarr", "[red]run[exp1].zarr", ":smile:.zarr", "[/]"])
+def test_what_a_user_named_is_printed_as_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = importlib.import_module("bevcask.stages.catalog")
+    monkeypatch.delattr(stage, "render")
+    monkeypatch.setattr(stage, "run", lambda _: {"of": name, name: {name: {"x": name}}})
+    code, out, err = call("catalog")
+    assert code == 0, err
+    assert out.count(name) == 4
+
+
+def test_every_renderer_prints_names_as_they_are() -> None:
+    name = "[red]w[/b].zarr"
+    verify, catalog = (
+        importlib.import_module(f"bevcask.stages.{n}") for n in ("verify", "catalog")
+    )
+    where = {"shard": 0, "target": name, "token": name, "key": name, "what": name}
+    damage = {"ok": False, "cache": name, "files": 1, "bytes": 1, "problems": [where]}
+    entry = {"version": name, "licence": name, "root": name, "missing": True}
+    for shown, count in (
+        (verify.render({**damage, "suspicions": []}), 5),
+        (catalog.render({"user_file": name, "name": None, "datasets": {name: entry},
+                         "checkpoints": {}, "caches": {}}), 5),
+        (score_report({"of": name}), 1),
+    ):  # fmt: skip
+        console = Console(width=400, markup=False, emoji=False)
+        with console.capture() as capture:
+            console.print(shown)
+        assert capture.get().count(name) == count

@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bevcask import __version__
 from bevcask.compose import compose, reads, section_of
@@ -133,7 +134,8 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
     else:
         render = getattr(module, "render", _render)
         wide = None if sys.stdout.isatty() else _PIPE_WIDTH
-        Console(width=wide).print(render(result))
+        # what a user named is text: `w[/b].zarr` is no markup
+        Console(width=wide, markup=False, emoji=False).print(render(result))
     if result.get("ok") is False:
         raise typer.Exit(1)
 
@@ -146,7 +148,7 @@ def _render(result: Mapping[str, Any]) -> Group:
         if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
             tables.append(_nested(key, value))
         else:
-            plain.add_row(f"[bold]{key}[/]", _cell(value))
+            plain.add_row(Text(key, style="bold"), _cell(value))
     return Group(plain, *tables)
 
 
@@ -156,7 +158,7 @@ def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():
-        table.add_row(escape(name), *(_cell(row.get(column)) for column in columns))
+        table.add_row(name, *(_cell(row.get(column)) for column in columns))
     return table
 
 
@@ -168,8 +170,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "-"
     if isinstance(value, dict):
-        return ", ".join(f"{escape(key)} {_cell(entry)}" for key, entry in value.items()) or "-"
-    return escape(str(value))
+        return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items()) or "-"
+    return str(value)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 _MEANS = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _COLUMNS = ("AP", "ATE", "ASE", "AOE", "AVE", "AAE")
@@ -23,7 +24,7 @@ def score_report(result: Mapping[str, Any]) -> Group:
     for key, value in result.items():
         if key not in _MEANS and key != "per_class":
             shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-            rest.add_row(f"[bold]{key}[/]", shown)
+            rest.add_row(Text(key, style="bold"), shown)
     return Group(*parts, rest)
 
 

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bevcask.cache import Cache
 
@@ -79,18 +79,18 @@ def render(result: dict[str, Any]) -> RenderableType:
     if result.get("sample"):
         parts.append(_sample(result["sample"]))
     if result.get("picture"):
-        parts.append(f"picture: {escape(result['picture'])}")
+        parts.append(f"picture: {result['picture']}")
     return Group(*parts)
 
 
-def _headline(result: dict[str, Any]) -> str:
-    state = (
-        "[green]sealed[/]"
-        if result["sealed"]
-        else f"[yellow]not sealed: {result['committed_frames']} of {result['frames']} frames[/]; "
-        "run the command below again to go on"
-    )
-    return f"[bold]{escape(result['cache'])}[/]  {state}\nid {result['id']}"
+def _headline(result: dict[str, Any]) -> Text:
+    state = ("sealed", "green")
+    more = ""
+    if not result["sealed"]:
+        frames = f"{result['committed_frames']} of {result['frames']} frames"
+        state = (f"not sealed: {frames}", "yellow")
+        more = "; run the command below again to go on"
+    return Text.assemble((result["cache"], "bold"), "  ", state, more, f"\nid {result['id']}")
 
 
 def _targets(result: dict[str, Any]) -> Table:
@@ -126,7 +126,7 @@ def _origin(result: dict[str, Any]) -> Table:
     }
     rows["also"] = ", ".join(f"{key} {value}" for key, value in made.items())
     for key, value in rows.items():
-        table.add_row(f"[bold]{key}[/]", escape(str(value)))
+        table.add_row(Text(key, style="bold"), str(value))
     return table
 
 
@@ -142,9 +142,7 @@ def _coverage(scenes: list[dict[str, Any]]) -> Table:
     shown = (partial + whole)[:_SHOWN_SCENES]
     for scene in shown:
         share = scene["committed"] / scene["frames"]
-        table.add_row(
-            escape(scene["scene"]), str(scene["committed"]), str(scene["frames"]), f"{share:.0%}"
-        )
+        table.add_row(scene["scene"], str(scene["committed"]), str(scene["frames"]), f"{share:.0%}")
     if len(scenes) > len(shown):
         table.add_row(f"and {len(scenes) - len(shown)} more (--json lists all)", "", "", "")
     return table
