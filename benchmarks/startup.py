@@ -31,7 +31,7 @@ from bevcask.cache import FrameTable, create, open_cache
 from bevcask.cache.commit import Committed, encode_row
 from bevcask.cache.seal import seal
 from bevcask.config import DatasetConfig
-from bevcask.data.index.arrays import FrameIndex, write_index
+from bevcask.data.index.arrays import Content, FrameIndex, write_index
 from bevcask.data.index.frames import Frames
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo, TargetSpec
@@ -68,7 +68,7 @@ def make_index(root: Path, num_frames: int) -> Path:
     scenes = [f"scene-{i:05d}" for i in range(arrays["frame_scene"][-1] + 1)]
     for path in small.folder.iterdir():
         path.unlink()
-    write_index(small.folder, small.digest, arrays, scenes, {})
+    write_index(small.folder, small.digest, Content(arrays, scenes, scenes))
     return root
 
 

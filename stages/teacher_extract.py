@@ -23,6 +23,7 @@ from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
+from bevcask.data.lidar import mention_sweeps
 from bevcask.data.loader import SampleReader, ViewSource, build_loader
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
@@ -72,6 +73,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
     _mention_virtual_points(frames, teacher)
+    mention_sweeps(frames, teacher.inputs().num_sweeps)
     method = build_method(config.method)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     whole_scenes = teacher.temporal == "scene"

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +7,9 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 
+from bevcask.data import lidar
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import read_points, read_scan
+from bevcask.data.lidar import mention_sweeps, read_points, read_scan
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 
@@ -93,6 +95,68 @@ def test_a_missing_sweep_file_is_an_error(world_copy: Path, select: Select) -> N
     read_points(frames, token, 1)
     with pytest.raises(DataError, match=r"missing LiDAR scan.*sweeps archives.*num_sweeps 1"):
         read_points(frames, token, 2)
+
+
+def test_sweeps_that_are_listed_but_were_never_copied_repeat_the_keyframe(
+    world_copy: Path, select: Select, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(world_copy / "sweeps")
+    frames = select(world_copy)
+    token = frames.tokens[2]
+    keyframe = read_points(frames, token, 1)
+    np.testing.assert_array_equal(read_points(frames, token, 3), np.tile(keyframe, (3, 1)))
+    assert frames.missing_sweeps(3) == 2 * len(frames)
+    mention_sweeps(frames, 3)
+    assert "2 of 2 scenes have keyframes but no LiDAR sweeps" in caplog.text
+    assert f"{2 * len(frames)} times in the whole selection" in caplog.text
+
+
+def test_missing_sweeps_are_never_fewer_than_none(tiny_frames: Frames) -> None:
+    assert [tiny_frames.missing_sweeps(number) for number in (0, 1)] == [0, 0]
+    assert tiny_frames.missing_sweeps(3) > 0
+
+
+ABSURD = [np.nan, np.inf, -np.inf, 1e30]
+
+
+@pytest.mark.parametrize("value", ABSURD)
+@pytest.mark.parametrize("column", [0, 2, 3])
+def test_points_that_are_none_are_left_out_and_said(
+    tmp_path: Path, value: float, column: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.arange(50, dtype=np.float32).reshape(10, 5)
+    path = tmp_path / "x.pcd.bin"
+    path.write_bytes(rows.tobytes())
+    np.testing.assert_array_equal(read_scan(path), rows[:, :4])
+    broken = rows.copy()
+    broken[[3, 7], column] = value
+    path.write_bytes(broken.tobytes())
+    lidar._named.clear()
+    np.testing.assert_array_equal(read_scan(path), np.delete(rows, [3, 7], 0)[:, :4])
+    assert f"{path}: 2 of 10 LiDAR points are NaN or beyond 10 km" in caplog.text
+    assert "first row 3: [" in caplog.text
+    caplog.clear()
+    read_scan(path)
+    assert not caplog.text  # once a process
+
+
+def test_only_the_first_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.ones((2, 5), np.float32)
+    rows[1] = np.nan
+    lidar._named.clear()
+    for number in range(9):
+        path = tmp_path / f"{number}.pcd.bin"
+        path.write_bytes(rows.tobytes())
+        assert len(read_scan(path)) == 1
+    assert len(caplog.records) == 3
+    assert "further files are not named" in caplog.text
+
+
+def test_a_scan_without_any_point_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.pcd.bin"
+    path.write_bytes(np.full((4, 5), np.nan, np.float32).tobytes())
+    with pytest.raises(DataError, match=r"4 of 4 LiDAR points are NaN.*row 0.* Nothing is left"):
+        read_scan(path)
 
 
 def test_mmdet3ds_rules_keep_the_keyframe_whole_and_pad_only_where_there_is_nothing(

@@ -111,6 +111,9 @@ def test_every_class_gets_its_share_of_the_draws(tiny_frames: Frames) -> None:
 class _Index(dict[str, np.ndarray]):
     """The columns of a frame index that class balance reads."""
 
+    def seen(self, boxes: np.ndarray) -> np.ndarray:
+        return self["box_num_lidar_points"][boxes] > 0
+
 
 def _frames(shown: list[list[int]], points: int = 1) -> Frames:
     frames = Frames.__new__(Frames)

@@ -1,5 +1,6 @@
 """LiDAR: scan files -> motion-compensated points of a keyframe."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,20 @@ EGO_HALF_SIDE = 1.0
 """Metres. Points with |x| and |y| below it in the sensor frame are hits on the ego car; the same
 square as in the devkit's multi-sweep loader and in mmdet3d."""
 _BYTES_PER_POINT = 20
+_LIMITS = np.array([1e4, 1e4, 1e4, 1e6], np.float32)  # metres, intensity: beyond, no LiDAR saw it
+_NAMED_FILES = 3  # a process; more would bury the log
+_named: set[Path] = set()
+_log = logging.getLogger(__name__)
 Points = npt.NDArray[np.float32]
 
 
 def read_scan(path: Path) -> Points:
     """Read one scan: (P, 4) float32 x, y, z, intensity (0..255) in its sensor frame.
 
+    Points that are NaN, or farther than any LiDAR sees, are left out and counted in the log.
+
     Raises:
-        DataError: the file is missing, or is not a whole number of points.
+        DataError: the file is missing, is not a whole number of points, or no point is usable.
     """
     try:
         data = path.read_bytes()
@@ -40,7 +47,32 @@ def read_scan(path: Path) -> Points:
             f"{_BYTES_PER_POINT} (float32 x, y, z, intensity, ring). Copy or download the file "
             "again."
         )
-    return np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
+    points_P4 = np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
+    sound_P = (np.abs(points_P4) <= _LIMITS).all(1)  # NaN compares false
+    return points_P4 if sound_P.all() else _without_unsound(path, points_P4, sound_P)
+
+
+def _without_unsound(path: Path, points_P4: Points, sound_P: npt.NDArray[np.bool_]) -> Points:
+    """Return the sound points of a scan and say what was left out.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    row = int(np.argmin(sound_P))
+    said = (
+        f"{path}: {len(sound_P) - sound_P.sum()} of {len(sound_P)} LiDAR points are NaN or beyond "
+        f"10 km (intensity: 1e6), first row {row}: {points_P4[row].tolist()}"
+    )
+    if not sound_P.any():
+        raise DataError(
+            f"{said}. Nothing is left. Expected float32 x, y, z (metres), intensity, ring. Copy or "
+            "download the file again."
+        )
+    if path not in _named and len(_named) < _NAMED_FILES:
+        _named.add(path)
+        more = "; further files are not named" if len(_named) == _NAMED_FILES else ""
+        _log.warning("%s; left out%s", said, more)
+    return points_P4[sound_P]
 
 
 def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None = None) -> Points:
@@ -82,6 +114,23 @@ def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None
         parts += [again] * (num_sweeps - len(scans))
     points = np.concatenate(parts)
     return with_virtual(points, frames.virtual_points, token) if rule.virtual_points else points
+
+
+def mention_sweeps(frames: Frames, num_sweeps: int) -> None:
+    """Say so where whole scenes have no sweeps, and the keyframe stands in for them."""
+    if num_sweeps < 2:
+        return
+    pairs = zip(frames.tokens, frames.scenes, strict=True)
+    swept = {scene for token, scene in pairs if len(frames.scans(token, 2)) > 1}
+    scenes = set(frames.scenes)
+    if bare := len(scenes - swept):
+        _log.warning(
+            "%d of %d scenes have keyframes but no LiDAR sweeps: the keyframe is repeated in their "
+            "place, %d times in the whole selection.",
+            bare,
+            len(scenes),
+            frames.missing_sweeps(num_sweeps),
+        )
 
 
 def _without_ego(points: Points) -> Points:

@@ -65,7 +65,7 @@ def _classes_shown(frames: Frames) -> npt.NDArray[np.bool_]:
         sizes_n = index["frame_box"][rows_n + 1] - first_n
         frame_N = np.repeat(np.arange(start, start + len(rows_n)), sizes_n)
         box_N = np.arange(len(frame_N)) + np.repeat(first_n - np.cumsum(sizes_n) + sizes_n, sizes_n)
-        seen_N = (index["box_num_lidar_points"][box_N] + index["box_num_radar_points"][box_N]) > 0
+        seen_N = index.seen(box_N)
         shown_nK[frame_N[seen_N], index["box_class"][box_N[seen_N]]] = True
     return shown_nK
 

@@ -28,6 +28,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from pyquaternion import Quaternion
 
 from bevcask.config import DatasetConfig
+from bevcask.data.index.checks import sound_boxes
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError, DataError, TargetMismatchError
@@ -102,6 +103,13 @@ class Evaluation:
                 f"{frames.root / frames.version} has no annotations to score against. Choose a "
                 "version and split with ground truth."
             )
+        if not frames.index.counted:
+            raise DataError(
+                f"{frames.index.source}: no box has a counted LiDAR or radar point "
+                "(num_lidar_pts, num_radar_pts in sample_annotation.json), and the official "
+                "metrics drop boxes without any: there would be nothing to find. Count the points "
+                "in each box first."
+            )
         self._frames = frames
         self._poses = frames.lidar_to_global
         self._total = len(frames) if total is None else total
@@ -109,6 +117,7 @@ class Evaluation:
         self._config = config_factory("detection_cvpr_2019")
         with _devkit_talk_logged():
             self._nusc = NuScenes(frames.version, str(frames.root), verbose=False)
+        _complete(self._nusc)
 
     def score(self, detections: Mapping[str, Detections], folder: Path) -> dict[str, Any]:
         """Score exactly the frames that `detections` names.
@@ -151,6 +160,19 @@ class Evaluation:
 
     def _coverage(self, scored: int) -> str:
         return f"{'partial: ' if scored < self._total else ''}{scored} of {self._total} frames"
+
+
+def _complete(nusc: NuScenes) -> None:
+    """Make the tables what the devkit scores: counts where a table has none, no unsound boxes."""
+    records = nusc.sample_annotation
+    for record in records:
+        record.setdefault("num_lidar_pts", 0)
+        record.setdefault("num_radar_pts", 0)
+    places = np.array([[*record["translation"], *record["rotation"]] for record in records])
+    sound = sound_boxes(places, np.array([record["size"] for record in records]))
+    unsound = {record["token"] for record, good in zip(records, sound, strict=True) if not good}
+    for sample in nusc.sample if unsound else ():
+        sample["anns"] = [token for token in sample["anns"] if token not in unsound]
 
 
 def require_tables(infos: str | Path | None) -> None:

@@ -321,7 +321,16 @@ def test_other_pickles_are_refused(
     ("change", "message"),
     [
         (lambda i: i["cams"].pop("CAM_BACK"), r"entry 0 has no 'CAM_BACK'"),
-        (lambda i: i.pop("num_radar_pts"), r"entry 0 has no 'num_radar_pts'"),
+        (lambda i: i.pop("gt_velocity"), r"entry 0 has no 'gt_velocity'"),
+        (lambda i: i.pop("num_lidar_pts"), r"entry 0 is malformed"),
+        (
+            lambda i: i.update(ego2global_translation=[np.nan, 0, 0]),
+            r"sample \w{32}, LIDAR_TOP: no ego pose .* 6 of 6 frames",
+        ),
+        (
+            lambda i: i["cams"]["CAM_BACK"].update(cam_intrinsic=np.zeros((3, 3))),
+            r"entry 0 is malformed: CAM_BACK: intrinsics .* have no focal length",
+        ),
         (lambda i: i.update(ego2global_rotation=[1, 0, 0]), r"3 numbers|6 numbers instead"),
         (lambda i: i.update(gt_names=i["gt_names"][1:]), r"entry 0 is malformed"),
         (lambda i: i["gt_names"].put(0, "lorry"), r"class lorry is none of car, truck"),
@@ -412,6 +421,25 @@ def test_no_table_is_read(world_copy: Path, old: Info, tmp_path: Path) -> None:
     shutil.rmtree(world_copy / "v1.0-synthetic")
     shutil.rmtree(world_copy / "maps")
     assert len(open_infos(write(tmp_path / "infos.pkl", old), world_copy)) == 6
+
+
+def test_boxes_of_infos_that_are_none_are_left_out_and_counted(
+    tiny_world: Path, old: Info, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = sum(len(entry["gt_names"]) for entry in old["infos"])
+    old["infos"][0]["gt_boxes"][[0, 2], [3, 0]] = 0, np.nan
+    frames = open_infos(write(tmp_path / "infos.pkl", old), tiny_world)
+    assert f"2 of {number} boxes are left out" in caplog.text
+    assert f"first box 0 of sample {old['infos'][0]['token']}" in caplog.text
+    assert np.isfinite(frames.index["box_values"]).all()
+    assert len(frames.index["box_values"]) == number - 2
+
+
+def test_infos_without_radar_counts_are_read(tiny_world: Path, old: Info, tmp_path: Path) -> None:
+    each(old, lambda info: info.pop("num_radar_pts") is None)
+    frames = open_infos(write(tmp_path / "infos.pkl", old), tiny_world)
+    assert frames.index.counted
+    assert not frames.index["box_num_radar_points"].any()
 
 
 def test_bevfusion_says_intrinsics_in_the_plural(

@@ -68,12 +68,11 @@ class Frames:
             index = open_infos(
                 Path(dataset.infos), root, dataset.version, trust=dataset.trust_pickle
             )
-        chosen = set(_split_scenes(index, dataset.split))
+        numbers = _called(index, _split_scenes(index, dataset.split))
         if dataset.scenes is not None:
-            _check_scenes(index, dataset, chosen)
-            chosen &= set(dataset.scenes)
-        numbers = [i for i, name in enumerate(index.scenes) if name in chosen]
-        rows = np.flatnonzero(np.isin(index["frame_scene"], numbers))[: dataset.limit]
+            _check_scenes(index, dataset, numbers)
+            numbers &= _called(index, dataset.scenes)
+        rows = np.flatnonzero(np.isin(index["frame_scene"], list(numbers)))[: dataset.limit]
         if not len(rows):
             raise ConfigError(
                 f"dataset.split={dataset.split} selects none of the {len(index.scenes)} scenes in "
@@ -164,10 +163,8 @@ class Frames:
         )
 
     def seen(self, token: str) -> npt.NDArray[np.bool_]:
-        """Tell which boxes hold a LiDAR or radar point, (N,) bool: the ones that are scored."""
-        part = self._boxes(token)
-        points = self.index["box_num_lidar_points"][part] + self.index["box_num_radar_points"][part]
-        return np.asarray(points > 0)
+        """Tell which boxes are trained on and scored, (N,) bool; see `FrameIndex.seen`."""
+        return self.index.seen(self._boxes(token))
 
     def _boxes(self, token: str) -> slice:
         row = self.row(token)
@@ -177,13 +174,16 @@ class Frames:
     def scans(self, token: str, num_sweeps: int) -> list[int]:
         """Return scan rows of the keyframe and its nearest predecessors, at most `num_sweeps`.
 
-        Fewer come back where the chain of predecessors ends (scene start, `MAX_SWEEP_GAP`).
+        Fewer come back where the chain of predecessors ends (scene start, `MAX_SWEEP_GAP`), and
+        none but the keyframe's in a scene of which no sweep was copied.
         """
         return self._chain(self.row(token), num_sweeps)
 
     def _chain(self, row: int, num_sweeps: int) -> list[int]:
         previous, time = self.index["scan_previous"], self.index["scan_time"]
         chain = [int(self.index["frame_scan"][row])]
+        if num_sweeps > 1 and not self.index.has_sweeps(int(self.index["frame_scene"][row])):
+            return chain
         while len(chain) < num_sweeps:
             scan = int(previous[chain[-1]])
             if scan < 0 or time[chain[-1]] - time[scan] > MAX_SWEEP_GAP * 1e6:
@@ -192,8 +192,8 @@ class Frames:
         return chain
 
     def missing_sweeps(self, num_sweeps: int) -> int:
-        """Return how many of the selection's sweeps the dataset does not have."""
-        return sum(num_sweeps - len(self._chain(int(row), num_sweeps)) for row in self.rows)
+        """Return how many of the selection's sweeps the dataset does not have; 0 for 0 sweeps."""
+        return sum(max(0, num_sweeps - len(self._chain(int(r), num_sweeps))) for r in self.rows)
 
     def sweep_to_lidar(self, token: str, scan: int) -> Matrix:
         """Return the 4x4 from a scan's sensor to the keyframe's LIDAR_TOP, by way of global."""
@@ -279,7 +279,7 @@ def _custom_splits(index: FrameIndex) -> dict[str, list[str]]:
 
 def _filled_splits(index: FrameIndex) -> list[str]:
     splits = {**index.splits, **_custom_splits(index)}
-    return ["all", *(name for name, members in splits.items() if set(members) & set(index.scenes))]
+    return ["all", *(name for name, members in splits.items() if set(members) & set(index.titles))]
 
 
 def _split_scenes(index: FrameIndex, split: str) -> list[str]:
@@ -306,13 +306,21 @@ def _split_scenes(index: FrameIndex, split: str) -> list[str]:
     return splits[split]
 
 
-def _check_scenes(index: FrameIndex, dataset: DatasetConfig, chosen: set[str]) -> None:
+def _called(index: FrameIndex, names: Collection[str]) -> set[int]:
+    """Return the numbers of the scenes that names stand for, their own or those of the tables."""
+    wanted = set(names)
+    both = zip(index.scenes, index.titles, strict=True)
+    return {number for number, own in enumerate(both) if not wanted.isdisjoint(own)}
+
+
+def _check_scenes(index: FrameIndex, dataset: DatasetConfig, chosen: set[int]) -> None:
     assert dataset.scenes is not None
     problems = []
     for scene in dataset.scenes:
-        if scene not in index.scenes:
+        found = _called(index, [scene])
+        if not found:
             problems.append(f"{scene} is not in the dataset.{suggest(scene, index.scenes)}")
-        elif scene not in chosen:
+        elif not found & chosen:
             problems.append(f"{scene} is not in split {dataset.split}; use dataset.split=all.")
     if problems:
         raise ConfigError(

@@ -110,14 +110,15 @@ def listed_record(info: Mapping[str, Any]) -> Record:
         path = _below_root(shot["data_path"], f"samples/{camera}")
         # mit-han-lab's bevfusion says it in the plural
         told = shot["cam_intrinsic" if "camera_intrinsics" not in shot else "camera_intrinsics"]
-        intrinsics = np.asarray(told, np.float64).reshape(3, 3)
+        intrinsics = _intrinsics(np.asarray(told, np.float64).reshape(3, 3), camera)
         shots.append(Shot(path, _pose(shot, "sensor2ego"), _pose(shot, "ego2global"), intrinsics))
+    points = np.asarray(info.get("num_lidar_pts", ()))
     labels = (
         _labels(
             [str(name) for name in info["gt_names"]],
             info["gt_boxes"],
             info["gt_velocity"],
-            np.stack([info["num_lidar_pts"], info["num_radar_pts"]], 1),
+            np.stack([points, info.get("num_radar_pts", np.zeros_like(points))], 1),
         )
         if "gt_boxes" in info
         else _labels([], [], [], [])
@@ -155,7 +156,7 @@ def stamped_record(info: Mapping[str, Any], names: Mapping[int, str]) -> Record:
         [names[int(box["bbox_label_3d"])] for box in boxes],
         [box["bbox_3d"] for box in boxes],
         [box["velocity"] for box in boxes],
-        [(box["num_lidar_pts"], box["num_radar_pts"]) for box in boxes],
+        [(box["num_lidar_pts"], box.get("num_radar_pts", 0)) for box in boxes],
     )
     return Record(_text(info["token"]), _scene(info), keyframe, sweeps, shots, *labels)
 
@@ -164,9 +165,15 @@ def _stamped_shot(image: Mapping[str, Any], camera: str, lidar_to_global: Matrix
     """Read a camera; its ego pose at exposure is what joins lidar2cam and cam2ego."""
     camera_to_global = lidar_to_global @ np.linalg.inv(_matrix(image["lidar2cam"]))
     ego = camera_to_global @ np.linalg.inv(_matrix(image["cam2ego"]))
-    intrinsics = np.asarray(image["cam2img"], np.float64)[:3, :3]
+    intrinsics = _intrinsics(np.asarray(image["cam2img"], np.float64)[:3, :3], camera)
     path = _below_root(image["img_path"], f"samples/{camera}")
     return Shot(path, _pose_of(image["cam2ego"]), _pose_of(ego), intrinsics)
+
+
+def _intrinsics(matrix_33: Matrix, camera: str) -> Matrix:
+    if not (np.isfinite(matrix_33).all() and matrix_33[0, 0] > 0 and matrix_33[1, 1] > 0):
+        raise ValueError(f"{camera}: intrinsics {matrix_33.tolist()} have no focal length")
+    return matrix_33
 
 
 def _microseconds(value: float) -> int:

@@ -8,6 +8,7 @@ roll and pitch when they were written, so their yaw may differ from the tables' 
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from bevcask.catalog import home
-from bevcask.data.index.arrays import SCHEMA, Arrays, FrameIndex, tokens_to_bytes, write_index
+from bevcask.data.index.arrays import (
+    SCHEMA,
+    Arrays,
+    Content,
+    FrameIndex,
+    tokens_to_bytes,
+    transforms,
+    write_index,
+)
+from bevcask.data.index.checks import check_sensors, notes_on_boxes, sound_boxes
 from bevcask.data.index.info_boxes import NEW, Convention, InfoBoxes, canonical
 from bevcask.data.index.info_records import Pose, Record, Scan, listed_record, stamped_record
 from bevcask.data.index.pickles import read_pickle
@@ -55,14 +65,14 @@ def open_infos(path: Path, root: Path, version: str, trust: bool) -> FrameIndex:
     digest = hashlib.sha256(f"{content} {version}".encode()).hexdigest()
     folder = home() / "index" / f"{digest[:32]}-infos-{SCHEMA}"
     if not (folder / "meta.json").is_file():
-        write_index(folder, digest, *_read(path, root, version), splits={})
+        write_index(folder, digest, _read(path, root, version))
     index = FrameIndex(root, version, folder, infos=path)
     _require_root(index)
-    return index
+    return index.announced()
 
 
-def _read(path: Path, root: Path, version: str) -> tuple[Arrays, list[str]]:
-    """Return the arrays of the index and the names of the scenes."""
+def _read(path: Path, root: Path, version: str) -> Content:
+    """Return what the index is written from."""
     records, stamped = _records(path, version)
     scene_of = _scene_names(records)
     records = sorted(records, key=lambda record: (scene_of[record.token], record.scan.time))
@@ -83,8 +93,10 @@ def _read(path: Path, root: Path, version: str) -> tuple[Arrays, list[str]]:
         **_calibrated(records),
         **_images(records, path, root),
     }
-    arrays |= _transforms(arrays)
-    return arrays | _boxes(records, path, stamped), scenes
+    check_sensors(arrays, path)
+    arrays |= transforms(arrays)
+    boxes, notes = _boxes(records, path, stamped)
+    return Content(arrays | boxes, scenes, scenes, notes=notes)
 
 
 def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]:
@@ -210,25 +222,6 @@ def _calibrated(records: Sequence[Record]) -> Arrays:
     }
 
 
-def _transforms(arrays: Arrays) -> Arrays:
-    """Return what follows from poses and mountings."""
-    mountings = arrays["calibration_pose"][arrays["frame_calibration"]]
-    to_global = np.array(
-        [
-            [
-                pose_matrix(ego[:3], ego[3:]) @ pose_matrix(mounting[:3], mounting[3:])
-                for ego, mounting in zip(egos, frame, strict=True)
-            ]
-            for egos, frame in zip(arrays["frame_ego_pose"], mountings, strict=True)
-        ]
-    )
-    lidar_to_global = to_global[:, 0]
-    return {
-        "frame_lidar_to_global": lidar_to_global,
-        "frame_camera_to_lidar": np.linalg.inv(lidar_to_global)[:, None] @ to_global[:, 1:],
-    }
-
-
 def _images(records: Sequence[Record], path: Path, root: Path) -> Arrays:
     """Return image paths, and sizes as those of the first frame."""
     sizes = [_image_size(root / shot.path, path) for shot in records[0].shots]
@@ -280,8 +273,16 @@ def _require_root(index: FrameIndex) -> None:
             )
 
 
-def _boxes(records: Sequence[Record], path: Path, stamped: Convention | None) -> Arrays:
-    """Return the boxes of the ten detection classes, frame after frame."""
+def _boxes(
+    records: Sequence[Record], path: Path, stamped: Convention | None
+) -> tuple[Arrays, list[str]]:
+    """Return the boxes of the ten detection classes, frame after frame, and what to say of them."""
+    unsound = [
+        f"box {number} of sample {record.token}"
+        for record in records
+        for number in np.flatnonzero(~_sound(record))
+    ]
+    records = [_without_unsound(record) for record in records] if unsound else records
     counts = [len(record.names) for record in records]
     boxes_N7 = np.concatenate([record.boxes_N7 for record in records])
     names = np.array([name for record in records for name in record.names], str)
@@ -301,7 +302,7 @@ def _boxes(records: Sequence[Record], path: Path, stamped: Convention | None) ->
         hashlib.sha256(b"".join(a[i:j].tobytes() for a in (values, classes, points))).digest()
         for i, j in pairwise(start)
     ]
-    return {
+    arrays: Arrays = {
         "frame_box": start,
         "frame_annotations": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
         "box_values": values,
@@ -309,3 +310,19 @@ def _boxes(records: Sequence[Record], path: Path, stamped: Convention | None) ->
         "box_num_lidar_points": points[:, 0],
         "box_num_radar_points": points[:, 1],
     }
+    return arrays, notes_on_boxes(len(unsound), unsound[0] if unsound else "", arrays)
+
+
+def _sound(record: Record) -> npt.NDArray[np.bool_]:
+    return sound_boxes(record.boxes_N7, record.boxes_N7[:, 3:6])
+
+
+def _without_unsound(record: Record) -> Record:
+    good = _sound(record)
+    return replace(
+        record,
+        boxes_N7=record.boxes_N7[good],
+        velocities_N2=record.velocities_N2[good],
+        names=[name for name, kept in zip(record.names, good, strict=True) if kept],
+        points_N2=record.points_N2[good],
+    )

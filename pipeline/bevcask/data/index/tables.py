@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bevcask.catalog import home
 from bevcask.errors import DataError
+from bevcask.paths import write_whole
 from bevcask.registry import suggest
 
 TABLES = (
@@ -94,23 +95,11 @@ def memoised_digest(files: Mapping[str, Path], place: Path, rehash: bool = False
         with path.open("rb") as file:
             total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     digest = total.hexdigest()
-    write_atomically(memo, json.dumps({"stats": stats, "digest": digest}))
-    return digest
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never half of it.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(memo, json.dumps({"stats": stats, "digest": digest}).encode())
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(memo, error) from error
+    return digest
 
 
 def unwritable(path: Path, error: OSError) -> DataError:
