@@ -92,10 +92,10 @@ def test_mismatches_are_collected() -> None:
         build_method(case.section).build(student, specs)
     message = str(caught.value)
     for words in (
-        "stored on region 'confident'; attention runs over all cells",
+        "stored on region 'confident > 0.1' as float32, the loss reads 'all'",
         "does not divide into cells of 0.7 m",
         "student tap 'bev.neck' is a heatmap",
-        "the threshold 0.1 must have been decided in float32",
+        "the loss reads 'confident > 0.1', decided in float32: extract",
         "false positives need the heatmap on the level's own cells",
     ):
         assert words in message

@@ -46,8 +46,8 @@ def test_every_mismatch_is_named_at_once() -> None:
     for part in (
         "intra_modal: student tap 'bev.camera' has 7 channels, target 'bev.camera' 3",
         "cross_modal: student tap 'bev.simulated' lies on",
-        "cross_modal: target 'bev.lidar' is stored on region 'foreground +0 m', the term reads "
-        "'gaussians'",
+        "cross_modal: target 'bev.lidar' is stored on region 'foreground +0 m' as uint8, the "
+        "loss reads 'gaussians'",
         "fusion: target 'bev.fused' is a box_code, expected a dense_bev",
         "quality: heatmap channels must be car, truck",
         "box: student tap 'head.codes' is a dense_bev, expected a box_code",

@@ -245,7 +245,7 @@ def test_too_small_a_scale_is_refused_on_sparse_targets() -> None:
 def test_target_of_a_narrower_region_is_refused() -> None:
     spec = TargetSpec(neck(6, GRID), "uint8", Region("keypoints", margin=1.0))
     method = build_method(FEATURES)
-    with pytest.raises(TargetMismatchError, match=r"'keypoints \+1 m', the keypoints need"):
+    with pytest.raises(TargetMismatchError, match=r"'keypoints \+1 m' as uint8, the loss reads"):
         method.build({"bev.neck": neck(4, COARSE)}, {"bev.neck": spec})
     wide = Region("keypoints", margin=2.0)
     union = Region("union", parts=(Region("foreground"), wide))
@@ -268,10 +268,10 @@ def test_a_student_without_depth_is_told_what_to_do() -> None:
         {"bev.neck": neck(4, COARSE)},
         {"bev.neck": neck(4, COARSE), "image.depth": replace(DEPTH, bins=())},
     ):
-        with pytest.raises(TargetMismatchError, match=r"no tap 'image\.depth'.*inner_depth=0"):
+        with pytest.raises(TargetMismatchError, match=r"'image\.depth'.*inner_depth=0"):
             build_method(SECTION).build(student, CASE.specs())
     specs = {name: spec for name, spec in CASE.specs().items() if name != PIXELS.name}
-    with pytest.raises(TargetMismatchError, match=r"no point_set target 'lidar\.pixels'"):
+    with pytest.raises(TargetMismatchError, match=r"no target 'lidar\.pixels'.*inner_depth=0"):
         build_method(SECTION).build(CASE.student, specs)
 
 

@@ -12,7 +12,7 @@ from bevcask.geometry import Grid, bev_matrix, transform_boxes
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.plan import plan
 from bevcask.targets.region import box_mask, centre_mask, gaussian_mask, region_mask
-from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Codec, Need, Region, TapInfo, TargetSpec
 
 GRID = Grid.square(8.0, 1.0)
 PAPER = Grid.square(51.2, 0.8)
@@ -230,3 +230,29 @@ def test_plan_joins_the_regions_of_several_methods() -> None:
     assert _choose(near, Region()).region == Region()
     undecided = _choose(near, Region("confident", threshold=0.1))
     assert (undecided.region, undecided.codec) == (Region(), "float32")
+
+
+@pytest.mark.parametrize(
+    ("stored", "needed", "covered"),
+    [
+        (Region(), Region("keypoints", margin=3.0), True),
+        (Region("keypoints", margin=2.0), Region("keypoints", margin=1.6), True),
+        (Region("keypoints", margin=1.5), Region("keypoints", margin=1.6), False),
+        (Region("foreground", margin=9.0), Region("keypoints", margin=0.0), False),
+        (Region("keypoints", margin=9.0), Region(), False),
+        (Region("confident", 0.1), Region("confident", 0.1), True),
+        (Region("confident", 0.1), Region("confident", 0.2), False),
+        (Region("union", parts=(Region("centres"), Region("gaussians"))), Region("centres"), True),
+        (Region("centres"), Region("union", parts=(Region("centres"), Region("gaussians"))), False),
+        (Region(), Region("union", parts=(Region("centres"), Region("gaussians"))), True),
+    ],
+)
+def test_a_region_covers_those_within_it(stored: Region, needed: Region, covered: bool) -> None:
+    assert stored.covers(needed) == covered
+
+
+@pytest.mark.parametrize(("codec", "covered"), [("float32", True), ("uint8", False)])
+def test_a_threshold_must_have_been_decided_in_float32(codec: Codec, covered: bool) -> None:
+    tap = TapInfo("head.heatmap", "heatmap", (10, 4, 4), Grid.square(2.0, 1.0), True)
+    assert TargetSpec(tap, codec).covers(Region("confident", 0.1)) == covered
+    assert TargetSpec(tap, "uint8", Region("confident", 0.1)).covers(Region("confident", 0.1))

@@ -5,17 +5,16 @@ sources and what differs from the released code are in methods/README.md. Not he
 student's head from the teacher's (`student.head=FILE`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.base import Labels
-from bevcask.errors import TargetMismatchError
 from bevcask.methods import compat
 from bevcask.methods.adapters import Adapter
-from bevcask.methods.base import Method, Target, full_precision, require_unmoved
-from bevcask.methods.distillbev_checks import mismatches
+from bevcask.methods.base import Method, Pair, Target, full_precision, require_unmoved
+from bevcask.methods.distillbev_checks import across_pairs, level_misfits
 from bevcask.methods.distillbev_settings import Level, Settings
 from bevcask.methods.regions import (
     Owner,
@@ -29,7 +28,7 @@ from bevcask.methods.regions import (
     split,
 )
 from bevcask.targets.align import Align
-from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
 
 class DistillBEV(Method):
@@ -42,33 +41,40 @@ class DistillBEV(Method):
         self.config = config
         self.levels = nn.ModuleDict()
 
-    def needs(self) -> list[Need]:
-        dense = [
-            Need(level.name, level.teacher, "dense_bev", normaliser="all")
-            for level in self.config.levels
+    def pairs(self) -> list[Pair]:
+        config = self.config
+        maps = [Pair(own.name, own.student, own.teacher, whole=True) for own in config.levels]
+        queries = [Pair(own.name, own.student, own.teacher, "query_set") for own in config.queries]
+        seen = Region("confident", config.threshold)
+        his = [Pair("confidence", None, config.heatmap, "heatmap", seen)]
+        own = [Pair("claims", config.student_heatmap, None, "heatmap")]
+        return [
+            *maps,
+            *(his if config.reads_teacher_heatmap else ()),
+            *(own if config.reads_student_heatmap else ()),
+            *queries,
         ]
-        confidence = self._confidence_need()
-        queries = [Need(own.name, own.teacher, "query_set") for own in self.config.queries]
-        return [*dense, *([confidence] if confidence else []), *queries]
 
-    def _confidence_need(self) -> Need | None:
-        if not self.config.reads_teacher_heatmap:
-            return None
-        region = Region("confident", self.config.threshold)
-        return Need("confidence", self.config.heatmap, "heatmap", region)
+    def misfits(self, pair: Pair, near: TapInfo, far: TapInfo) -> Iterator[str]:
+        for level in self.config.levels:
+            if level.name == pair.role:
+                yield from level_misfits(level, near, far)
+        for queries in self.config.queries:
+            if queries.name == pair.role and queries.states and near.shape != far.shape:
+                yield (
+                    f"states are compared query by query, but the student has {near.shape} and "
+                    f"the teacher {far.shape} (queries, channels)"
+                )
 
-    def student_taps(self) -> list[str]:
-        heatmap = [self.config.student_heatmap] if self.config.reads_student_heatmap else []
-        maps = [level.student for level in self.config.levels]
-        queries = [own.student for own in self.config.queries]
-        return list(dict.fromkeys([*maps, *heatmap, *queries]))
+    def mismatches(
+        self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
+    ) -> list[str]:
+        return [
+            *super().mismatches(student, specs),
+            *across_pairs(self.config, student, specs),
+        ]
 
-    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
-        problems = mismatches(self.config, self._confidence_need(), student, specs)
-        if problems:
-            raise TargetMismatchError(
-                "\n- ".join(["distillbev cannot join this student and these targets:", *problems])
-            )
+    def create(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
         for level in self.config.levels:
             self.levels[level.name] = LevelLoss(self.config, level, student, specs)
 

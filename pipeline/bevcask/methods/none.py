@@ -6,9 +6,8 @@ from torch import Tensor
 
 from bevcask import config as configuration
 from bevcask.detectors.base import Labels
-from bevcask.methods.base import Method, Target
+from bevcask.methods.base import Method, Pair, Target
 from bevcask.targets.align import Align
-from bevcask.targets.spec import Need, TapInfo, TargetSpec
 
 
 class NoDistillation(Method):
@@ -20,14 +19,8 @@ class NoDistillation(Method):
     def __init__(self, config: Config) -> None:
         super().__init__()
 
-    def needs(self) -> list[Need]:
+    def pairs(self) -> list[Pair]:
         return []
-
-    def student_taps(self) -> list[str]:
-        return []
-
-    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
-        """Create nothing."""
 
     def forward(
         self,

@@ -4,8 +4,7 @@ Four terms: camera map, LiDAR map around objects, fused map, predictions. Formul
 differs from the released code are in methods/README.md.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 
 import torch
 from pydantic import Field
@@ -14,31 +13,18 @@ from torch.nn import functional
 
 from bevcask import config as configuration
 from bevcask.detectors.base import Labels
-from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import compat
-from bevcask.methods.base import Method, Mode, Target, full_precision, require_unmoved
+from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import in_reach
-from bevcask.registry import suggest
 from bevcask.targets.align import Align, same_cells
 from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.region import sample_of_box
-from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
 _CLAMP = 1e-4  # released code: probabilities of both sides stay this far from 0 and 1
 _BETA = 1 / 9  # released code: where smooth L1 turns linear
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A student tap, the target it meets, and which cells of the target the term reads."""
-
-    role: str
-    student: str
-    teacher: str
-    kind: str = "dense_bev"
-    region: Region = field(default_factory=Region)
 
 
 class SimDistill(Method):
@@ -73,48 +59,46 @@ class SimDistill(Method):
         self._grids: dict[str, Grid] = {}
         self.widen: nn.Module = nn.Identity()
 
-    @property
-    def _pairs(self) -> list[Pair]:
-        config = self.config
-        codes = Region("all" if self._compat else "centres")  # compat reads cell (0, 0) too
-        return [
-            Pair("intra_modal", config.camera, config.camera),
-            Pair("cross_modal", config.simulated, config.lidar, region=Region("gaussians")),
-            Pair("fusion", config.fused, config.fused),
-            Pair("quality", config.heatmap, config.heatmap, "heatmap"),
-            Pair("box", config.codes, config.codes, "box_code", codes),
-        ]
-
-    def needs(self) -> list[Need]:
-        """Return five needs.
+    def pairs(self) -> list[Pair]:
+        """Return five pairs.
 
         The mean of the cross-modal term also runs over all cells, but outside the Gaussians each
         adds an exact zero, whatever the teacher said: its count is known without its values.
         """
+        config = self.config
+        codes = Region("all" if self._compat else "centres")  # compat reads cell (0, 0) too
         return [
-            Need(
-                pair.role,
-                pair.teacher,
-                pair.kind,
-                pair.region,
-                "all" if pair.region.name == "all" else "region",
-            )
-            for pair in self._pairs
+            Pair("intra_modal", config.camera, config.camera, whole=True),
+            Pair("cross_modal", config.simulated, config.lidar, region=Region("gaussians")),
+            Pair("fusion", config.fused, config.fused, whole=True),
+            Pair("quality", config.heatmap, config.heatmap, "heatmap", whole=True),
+            Pair("box", config.codes, config.codes, "box_code", codes, whole=self._compat),
         ]
 
-    def student_taps(self) -> list[str]:
-        return [pair.student for pair in self._pairs]
-
-    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
-        problems = [found for pair in self._pairs for found in _mismatches(pair, student, specs)]
-        if problems:
-            raise TargetMismatchError(
-                "\n- ".join(["simdistill cannot join this student and these targets:", *problems])
+    def misfits(self, pair: Pair, near: TapInfo, far: TapInfo) -> Iterator[str]:
+        assert near.grid is not None
+        assert far.grid is not None
+        if not same_cells(near.grid, far.grid):
+            yield (
+                f"student tap {pair.student!r} lies on {near.grid}, target {pair.teacher!r} on "
+                f"{far.grid}; both must have the same cells"
             )
-        for pair in self._pairs:
-            grid = specs[pair.teacher].tap.grid
+        if pair.role != "cross_modal" and near.shape[0] != far.shape[0]:
+            yield (
+                f"student tap {pair.student!r} has {near.shape[0]} channels, target "
+                f"{pair.teacher!r} {far.shape[0]}; the maps are compared without an adapter"
+            )
+        if pair.kind == "heatmap" and not near.classes == far.classes == CLASSES:
+            yield (
+                f"heatmap channels must be {', '.join(CLASSES)}; the student has "
+                f"{', '.join(near.classes)}, the target {', '.join(far.classes)}"
+            )
+
+    def create(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
+        for need in self.needs():
+            grid = specs[need.tap].tap.grid
             assert grid is not None
-            self._grids[pair.role] = grid
+            self._grids[need.role] = grid
         channels = student[self.config.simulated].shape[0]
         wanted = specs[self.config.lidar].tap.shape[0]
         self.widen = nn.Sequential(  # released code: one branch of BEVFusion's ConvFuser
@@ -140,8 +124,8 @@ class SimDistill(Method):
         """
         if self._compat:
             require_unmoved(align, "simdistill (mode=compat)")
-        near = {pair.role: student[pair.student] for pair in self._pairs}
-        far = {pair.role: targets[pair.teacher].values for pair in self._pairs}
+        near = {pair.role: student[str(pair.student)] for pair in self.pairs()}
+        far = {pair.role: targets[str(pair.teacher)].values for pair in self.pairs()}
         near["cross_modal"] = self.widen(near["cross_modal"])
         with torch.autocast(near["cross_modal"].device.type, enabled=False):
             near = {role: full_precision(value) for role, value in near.items()}
@@ -231,66 +215,3 @@ def read_codes(map_BCYX: Tensor, sample_N: Tensor, task_N: Tensor, cells_N2: Ten
     """Return one code (N, 10) an object: of its sample, task group and cell (row, column)."""
     codes_BTEYX = map_BCYX.view(len(map_BCYX), len(TASKS), CODE_SIZE, *map_BCYX.shape[2:])
     return codes_BTEYX[sample_N, task_N, :, cells_N2[:, 0], cells_N2[:, 1]]
-
-
-def _mismatches(
-    pair: Pair, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
-) -> list[str]:
-    """Return everything that keeps a pair from meeting."""
-    near, spec = student.get(pair.student), specs.get(pair.teacher)
-    problems = []
-    if near is None:
-        problems.append(
-            f"{pair.role}: the student has no tap {pair.student!r}."
-            f"{suggest(pair.student, student)} It has: {', '.join(sorted(student)) or 'none'}"
-        )
-    elif near.kind != pair.kind or near.grid is None:
-        problems.append(
-            f"{pair.role}: student tap {pair.student!r} is a {near.kind}, expected a {pair.kind}"
-        )
-        near = None
-    if spec is None:
-        problems.append(
-            f"{pair.role}: no target {pair.teacher!r}.{suggest(pair.teacher, specs)} "
-            f"There are: {', '.join(sorted(specs)) or 'none'}"
-        )
-    elif spec.tap.kind != pair.kind or spec.tap.grid is None:
-        problems.append(
-            f"{pair.role}: target {pair.teacher!r} is a {spec.tap.kind}, expected a {pair.kind}"
-        )
-        spec = None
-    if spec is not None and not _covers(spec.region, pair.region):
-        problems.append(
-            f"{pair.role}: target {pair.teacher!r} is stored on region '{spec.region}', the term "
-            f"reads '{pair.region}': extract it with this method, or on 'all'"
-        )
-    if near is not None and spec is not None:
-        problems += _shape_problems(pair, near, spec.tap)
-    return problems
-
-
-def _shape_problems(pair: Pair, near: TapInfo, far: TapInfo) -> list[str]:
-    assert near.grid is not None
-    assert far.grid is not None
-    problems = []
-    if not same_cells(near.grid, far.grid):
-        problems.append(
-            f"{pair.role}: student tap {pair.student!r} lies on {near.grid}, target "
-            f"{pair.teacher!r} on {far.grid}; both must have the same cells"
-        )
-    if pair.role != "cross_modal" and near.shape[0] != far.shape[0]:
-        problems.append(
-            f"{pair.role}: student tap {pair.student!r} has {near.shape[0]} channels, target "
-            f"{pair.teacher!r} {far.shape[0]}; the maps are compared without an adapter"
-        )
-    if pair.kind == "heatmap" and not near.classes == far.classes == CLASSES:
-        problems.append(
-            f"{pair.role}: heatmap channels must be {', '.join(CLASSES)}; the student has "
-            f"{', '.join(near.classes)}, the target {', '.join(far.classes)}"
-        )
-    return problems
-
-
-def _covers(stored: Region, needed: Region) -> bool:
-    """Tell whether every cell of a region is stored."""
-    return stored.name == "all" or needed in (stored, *stored.parts)

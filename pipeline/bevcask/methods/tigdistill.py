@@ -18,15 +18,16 @@ from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, transform_points
 from bevcask.methods import compat
-from bevcask.methods.base import Method, Mode, Target, full_precision, require_unmoved
+from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import boxes_in_reach
 from bevcask.methods.tigdistill_depth import expected_depth, inner_depth
-from bevcask.registry import suggest
 from bevcask.targets.align import Align
 from bevcask.targets.pixels import PIXELS
-from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
+from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
 _CHUNK = 8  # boxes whose relations are alive at once: 576 x 576 float32 is 1.3 MB a box and map
+
+_WITHOUT = " method.inner_depth=0 trains without this term."
 
 
 class TiGDistill(Method):
@@ -64,62 +65,37 @@ class TiGDistill(Method):
         self.widen: nn.Module = nn.Identity()
         self.register_buffer("bins_D", torch.zeros(0), persistent=False)
 
-    def needs(self) -> list[Need]:
-        margin = self.config.margin / self.config.smallest_scale
+    def pairs(self) -> list[Pair]:
+        config = self.config
+        margin = config.margin / config.smallest_scale
         region = Region() if self._compat else Region("keypoints", margin=margin)
-        points = [Need("points", PIXELS.name, PIXELS.kind)] if self.config.inner_depth else []
-        return [Need("neck", self.config.teacher, "dense_bev", region), *points]
+        neck = Pair("neck", config.student, config.teacher, region=region)
+        if not config.inner_depth:
+            return [neck]
+        return [
+            neck,
+            Pair("points", None, PIXELS.name, PIXELS.kind, otherwise=_WITHOUT),
+            Pair("depth", config.depth, None, "image_feature", otherwise=_WITHOUT),
+        ]
 
-    def student_taps(self) -> list[str]:
-        depth = [self.config.depth] if self.config.inner_depth else []
-        return [self.config.student, *depth]
+    def mismatches(
+        self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
+    ) -> list[str]:
+        problems = super().mismatches(student, specs)
+        depth = student.get(self.config.depth)
+        if self.config.inner_depth and depth is not None and not depth.bins:
+            problems.append(
+                f"depth: student tap {depth.name!r} has no bins, so it is no depth.{_WITHOUT}"
+            )
+        return problems
 
-    def build(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
-        near, far = student.get(self.config.student), specs.get(self.config.teacher)
-        problems = self._depth_problems(student, specs) if self.config.inner_depth else []
-        if near is None or near.grid is None:
-            problems.append(
-                f"the student has no dense_bev tap {self.config.student!r}."
-                f"{suggest(self.config.student, student)} It has: {', '.join(sorted(student))}"
-            )
-        if far is None or far.tap.grid is None:
-            problems.append(
-                f"no dense_bev target {self.config.teacher!r}."
-                f"{suggest(self.config.teacher, specs)} There are: {', '.join(sorted(specs))}"
-            )
-        elif not _covers(far.region, self.needs()[0].region):
-            problems.append(
-                f"target {self.config.teacher!r} is stored on region '{far.region}', the keypoints "
-                f"need '{self.needs()[0].region}': extract it with this method's margin and "
-                "smallest_scale, or on 'all'"
-            )
-        if problems or near is None or far is None:
-            raise TargetMismatchError(
-                "\n- ".join(["tigdistill cannot join this student and these targets:", *problems])
-            )
-        self._near, self._far = near.grid, far.tap.grid
-        self.widen = nn.Linear(near.shape[0], far.tap.shape[0])
+    def create(self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]) -> None:
+        near, far = student[self.config.student], specs[self.config.teacher].tap
+        self._near, self._far = near.grid, far.grid
+        self.widen = nn.Linear(near.shape[0], far.shape[0])
         if self.config.inner_depth:
             bins_D = torch.tensor(student[self.config.depth].bins)
             self.bins_D = compat.lower_edges(bins_D) if self._compat else bins_D
-
-    def _depth_problems(
-        self, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
-    ) -> list[str]:
-        """Return why inner-depth supervision is not possible."""
-        name, problems = self.config.depth, []
-        without = "method.inner_depth=0 trains without this term"
-        if name not in student or not student[name].bins:
-            problems.append(
-                f"the student has no tap {name!r} of depth probabilities; {without}. "
-                f"It has: {', '.join(sorted(student))}"
-            )
-        if PIXELS.name not in specs:
-            problems.append(
-                f"no point_set target {PIXELS.name!r}: extract it with this method, or {without}. "
-                f"There are: {', '.join(sorted(specs))}"
-            )
-        return problems
 
     def forward(
         self,
@@ -271,11 +247,3 @@ def read_points(map_CYX: Tensor, grid: Grid, points_NK2: Tensor) -> tuple[Tensor
         map_CYX[None], unit_NK2[None].to(map_CYX.dtype), align_corners=True, padding_mode="border"
     )[0]
     return read_CNK.permute(1, 2, 0), inside_NK
-
-
-def _covers(stored: Region, needed: Region) -> bool:
-    """Tell whether every cell of a keypoint region is stored."""
-    if stored.name == "union":
-        return any(_covers(part, needed) for part in stored.parts)
-    large = stored.name == "keypoints" and stored.margin >= needed.margin
-    return stored.name == "all" or large

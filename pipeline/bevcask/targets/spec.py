@@ -82,6 +82,17 @@ class Region:
             return any(part.reads_boxes for part in self.parts)
         return self.name not in ("all", "confident")
 
+    def covers(self, needed: "Region") -> bool:
+        """Tell whether every cell of another region is in this one."""
+        if self.name == "all" or self == needed:
+            return True
+        if needed.name == "union":
+            return all(self.covers(part) for part in needed.parts)
+        if self.name == "union":
+            return any(part.covers(needed) for part in self.parts)
+        grown = self.name in ("foreground", "keypoints") and self.name == needed.name
+        return grown and self.margin >= needed.margin
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Region":
         """Rebuild a region from plain JSON data."""
@@ -138,6 +149,12 @@ class TargetSpec:
     def name(self) -> str:
         """The target's name; other views than the clean one have names of their own."""
         return view_name(self.tap.name, self.view)
+
+    def covers(self, needed: Region) -> bool:
+        """Tell whether it holds a region as it was decided: what a threshold says, in float32."""
+        if needed.name == "confident" and self.region.name == "all":
+            return self.codec == "float32"
+        return self.region.covers(needed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; a tap without bins says nothing of them."""

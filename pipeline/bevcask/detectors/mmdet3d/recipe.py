@@ -168,7 +168,7 @@ def find(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     raise ConfigError(
-        f"config={name}: no file (*.py), and mmdet3d {metadata.version('mmdet3d')} ships no config "
+        f"config={name}: no such file, and mmdet3d {metadata.version('mmdet3d')} ships no config "
         f"of that name.{suggest(name, shipped)} Give the path of a config.py, or one of the "
         f"{len(shipped)} names without .py in mmdet3d/.mim/configs."
     )
