@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     broken.write_bytes(b"not a checkpoint at all")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load_weights(nn.Linear(1, 1), broken)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_weights_that_cannot_be_written_are_one_message(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights({"w": torch.ones(2)}, path, {})
+
+    def failing(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*{os.strerror(code)}"):
+        save_weights({"w": torch.zeros(2)}, path, {})
+    assert torch.equal(read_weights(path)["w"], torch.ones(2))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_pickle_is_read_with_consent_only(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bevcask.detectors.base import Detector
 from bevcask.errors import CheckpointError
 from bevcask.fingerprint import weights_digest
+from bevcask.paths import write_whole
 
 NETWORK = "network."
 """Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
@@ -19,14 +20,21 @@ _SHOWN = 3
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, note: Mapping[str, str]) -> None:
-    """Write tensors atomically as safetensors; `note` (strings) is kept in the header."""
-    from safetensors.torch import save_file
+    """Write tensors atomically as safetensors; `note` (strings) is kept in the header.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    Raises:
+        CheckpointError: no room, no permission; what was there before stays.
+    """
+    from safetensors.torch import save
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata=dict(note))
-    partial.replace(path)
+    try:
+        write_whole(path, save(contiguous, metadata=dict(note)))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot write the weights ({error.strerror}). Make room, or make the folder "
+            "writable, and repeat the command; or choose another place."
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bevcask.catalog import resolve
@@ -17,6 +16,7 @@ from bevcask.detectors.blocks.levels import ImageBackbone
 from bevcask.detectors.weights import halve, load_weights, read_note, read_weights, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.provenance import command, git_revision
+from bevcask.training.saving import read_checkpoint
 
 HEAD = "head.tasks"
 _STUDENT = "student."
@@ -186,11 +186,7 @@ def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
         CheckpointError: not a checkpoint of a bevcask training.
     """
     saved = read_checkpoint(checkpoint)
-    student: dict[str, Tensor] = {
-        name.removeprefix(_STUDENT): tensor
-        for name, tensor in saved["state_dict"].items()
-        if name.startswith(_STUDENT)
-    }
+    student = student_in(saved)
     note = {**saved["bevcask"], "step": str(saved["global_step"])}
     save_weights(halve(student) if half else student, out, note)
     return {
@@ -203,25 +199,13 @@ def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint of bevcask.
-
-    Raises:
-        CheckpointError: missing, unreadable, or of something else.
-    """
-    from pickle import UnpicklingError
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such training checkpoint. Give run=DIR of a training.")
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not a training checkpoint ({str(error).splitlines()[0]})."
-        ) from error
-    if not isinstance(saved, dict) or "bevcask" not in saved:
-        raise CheckpointError(f"{path}: not written by bevcask student-distill.")
-    return saved
+def student_in(saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the student's weights in a training checkpoint; their average where there is one."""
+    return {
+        name.removeprefix(_STUDENT): tensor
+        for name, tensor in saved["state_dict"].items()
+        if name.startswith(_STUDENT)
+    }
 
 
 def open_detector(
