@@ -1,6 +1,5 @@
 """evaluate: official nuScenes mAP and NDS of a detector, or of the boxes in a cache."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
+from bevcask.training.record import write_json
 from bevcask.verbs import EvaluateConfig
 
 render = score_report
@@ -46,8 +46,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         mAP, NDS, the five errors, `per_class`, `coverage` (`partial: 8 of 24 frames` where the
-        split has more), what was scored. Also written to `run/metrics.json`, beside a nuScenes
-        submission.
+        split has more), what was scored. Also written to `run/evaluation.json` (`metrics.json` is
+        a training's), beside a nuScenes submission.
 
     Raises:
         ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables.
@@ -69,9 +69,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         **scores,
         "of": boxes.of,
         "dataset": f"{boxes.dataset.version} {boxes.dataset.split}",
-        "metrics": str(folder / "metrics.json"),
+        "metrics": str(folder / "evaluation.json"),
     }
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(folder / "evaluation.json", result)
     return result
 
 

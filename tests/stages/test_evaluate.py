@@ -67,7 +67,7 @@ def test_cache_scores_like_the_teacher_that_filled_it(
     for name, row in own["per_class"].items():
         assert cached["per_class"][name] == pytest.approx(row, abs=1e-5), name
     assert cached["coverage"] == "3 of 3 frames"
-    assert json.loads((tmp_path / "cache" / "metrics.json").read_text()) == cached
+    assert json.loads((tmp_path / "cache" / "evaluation.json").read_text()) == cached
     submissions = [
         json.loads((tmp_path / name / "nuscenes" / "results_nusc.json").read_text())["results"]
         for name in ("cache", "own")
