@@ -7,7 +7,9 @@ With `targets=cache` no teacher is imported. `method=none` with a LiDAR detector
 """
 
 import logging
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,9 @@ from bevcask.config import DatasetConfig, build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
+from bevcask.data.presence import require_files
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
-from bevcask.detectors.base import Batch, Detector, Inputs
+from bevcask.detectors.base import Detector, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import frame_batches
 from bevcask.evaluation.nuscenes import Evaluation, split_size
@@ -29,13 +32,15 @@ from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.provenance import pick_device
-from bevcask.training.callbacks import OfficialScore, StepClock
+from bevcask.targets.pixels import PIXELS
+from bevcask.training.callbacks import StepClock
 from bevcask.training.checkpoint import export, make_note, start
-from bevcask.training.loops import Pass, Steps
+from bevcask.training.keeper import Validation
+from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
 from bevcask.training.teaching import Teaching, open_teaching
-from bevcask.training.trainer import build_trainer, fit
+from bevcask.training.trainer import fit, require_one_process
 from bevcask.verbs import DistillConfig
 
 render = score_report
@@ -60,6 +65,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
         TargetMismatchError: the method cannot join this student and these targets.
         DivergedError: a loss is not finite.
     """
+    require_one_process(os.environ)
     device = pick_device(config.device)
     seed_everything(config.seed, verbose=False)
     plugin, own = build_config("detector", config.student.detector, "student.detector")
@@ -67,6 +73,10 @@ def run(config: DistillConfig) -> dict[str, Any]:
     method = build_method(config.method)
     teaching = open_teaching(config, method, labelled_frames(config.dataset), device)
     method.build(detector.describe_taps(own), teaching.specs)
+    inputs = detector.inputs(own)
+    drawn = inputs.depth and PIXELS not in teaching.specs
+    require_files(teaching.frames, replace(inputs, depth=drawn), "dataset")
+    validation = open_validation(config, inputs)
     student = detector(own)
     loaded = start(student, config.student)
     _mention_head(config, teaching)
@@ -85,28 +95,9 @@ def run(config: DistillConfig) -> dict[str, Any]:
             return result
         note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
         module = Distillation(student, method, teaching.source, config.trainer, note)
-        clock = train(config, teaching, epochs, detector.inputs(own), module, folder, device)
+        steps = Steps(training_batches(config, teaching, epochs, inputs), num_batches(config))
+        clock = fit(config.trainer, device, folder, module, steps, validation)
         return finish(folder, clock, about)
-
-
-def train(
-    config: DistillConfig,
-    teaching: Teaching,
-    epochs: Epochs,
-    inputs: Inputs,
-    module: Distillation,
-    folder: RunFolder,
-    device: torch.device,
-) -> StepClock:
-    """Run all steps that are left, validating and saving on the way; return their times."""
-    clock = StepClock()
-    scorer, validation = open_validation(config, inputs, folder)
-    trainer = build_trainer(
-        config.trainer, device, folder, scorer is not None, [clock, *([scorer] if scorer else [])]
-    )
-    steps = Steps(training_batches(config, teaching, epochs, inputs), num_batches(config))
-    fit(trainer, module, steps, validation, folder.last)
-    return clock
 
 
 def labelled_frames(dataset: DatasetConfig) -> Frames:
@@ -181,16 +172,21 @@ def training_epochs(config: DistillConfig, teaching: Teaching) -> Epochs:
     return Epochs(counts, config.seed, teaching.shards, loader.window)
 
 
-def open_validation(
-    config: DistillConfig, inputs: Inputs, folder: RunFolder
-) -> tuple[OfficialScore | None, Pass[Batch] | None]:
-    """Return the scorer and the batches of the validation frames; nothing without `val`."""
+def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
+    """Return what scores the student; nothing without `val`.
+
+    Raises:
+        ConfigError: the frames come from an info file.
+        DataError: there are no annotations to score against, or files are missing.
+    """
     if config.val is None:
-        return None, None
+        return None
     frames = Frames.select(config.val)
-    loader = frame_batches(frames, inputs, config.loader)
-    scorer = OfficialScore(Evaluation(frames, split_size(config.val)), folder.validation)
-    return scorer, Pass(_own_generator(loader), len(loader))
+    require_files(frames, replace(inputs, depth=False), "val")
+    loader = _own_generator(frame_batches(frames, inputs, config.loader))
+    evaluation = Evaluation(frames, split_size(config.val))
+    trainer = config.trainer
+    return Validation(loader, evaluation, trainer.validate_every, trainer.max_steps)
 
 
 def _own_generator(loader: Any) -> Any:

@@ -1,7 +1,7 @@
 """The command line: `bevcask VERB [URL] [key=value ...] [--json]`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 the thing checked is not
-ok, 2 wrong usage or input.
+ok, 2 wrong usage or input, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from bevcask import __version__
 from bevcask.compose import compose, reads, section_of
-from bevcask.errors import BevcaskError, ConfigError
+from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
 from bevcask.verbs import VERBS
 
@@ -126,6 +126,9 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
             "readable and writable.\n"
         )
         raise typer.Exit(2) from None
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        raise typer.Exit(128 + stopped.signal) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here.\n")
         raise typer.Exit(130) from None

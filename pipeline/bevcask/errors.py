@@ -65,3 +65,20 @@ class DiskFullError(BevcaskError, OSError):
 
 class MissingDependencyError(BevcaskError, ImportError):
     """An optional package is missing; the message names the command that installs it."""
+
+
+class LoaderError(BevcaskError, RuntimeError):
+    """A loader process was killed, or the memory it shares is too small."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end, and it has done what it wanted to do before.
+
+    Args:
+        signal: its number.
+        message: what is lost, and how to go on.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bevcask.training.module import Distillation
+from ending import at_step
 from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
@@ -109,15 +110,8 @@ def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert result(call(*words(tiny_world, cached_world, whole, *keys)))["step"] == 4
-    step = Distillation.training_step
-
-    def interrupted(self: Distillation, batch: Any, index: int) -> torch.Tensor:
-        if self.global_step == 2:
-            raise KeyboardInterrupt
-        return step(self, batch, index)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Distillation, "training_step", interrupted)
+        at_step(patch, 1, signal.SIGINT)
         assert call(*words(tiny_world, cached_world, cut, *keys))[0] == 130
     assert result(call(*words(tiny_world, cached_world, cut, *keys)))["step"] == 4
     one, other = (

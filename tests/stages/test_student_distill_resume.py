@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been, averages and half-made steps included."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bevcask.training.module import Distillation
+from ending import Killed, at_step
 from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
@@ -64,9 +65,12 @@ def finished(
     return run, command, json.loads(out)
 
 
-@pytest.mark.parametrize("stop_before", [1, 3])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    stop_before: int,
+@pytest.mark.parametrize(
+    ("step", "end"), [(0, signal.SIGINT), (2, signal.SIGTERM), (1, Killed), (3, Killed)]
+)
+def test_ended_early_and_resumed_equals_uninterrupted(
+    step: int,
+    end: signal.Signals | type[BaseException],
     finished: tuple[Path, list[str], dict[str, Any]],
     call: Call,
     tmp_path: Path,
@@ -74,19 +78,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, command, result = finished
     command = [word if not word.startswith("run=") else f"run={tmp_path}" for word in command]
-    step = Distillation.training_step
-
-    def interrupted(self: Distillation, batch: Any, index: int) -> torch.Tensor:
-        if self.global_step == stop_before:
-            raise KeyboardInterrupt
-        return step(self, batch, index)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Distillation, "training_step", interrupted)
-        code, _, err = call(*command)
-    assert code == 130
-    assert "goes on from here" in err
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file() == (stop_before >= 2)
+        at_step(patch, step, end)
+        if isinstance(end, signal.Signals):
+            code, _, err = call(*command)
+            assert code == 128 + end
+            assert f"step {step + 1} is saved; the same command goes on from there" in err
+        else:
+            with pytest.raises(Killed):
+                call(*command)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    if isinstance(end, signal.Signals):
+        assert torch.load(last, weights_only=True)["global_step"] == step + 1
+    else:
+        assert last.is_file() == (step >= 2)
     code, out, err = call(*command)
     assert code == 0, err
     assert_same_training(tmp_path, whole)

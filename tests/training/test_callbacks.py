@@ -1,7 +1,6 @@
 """What watches a training counts what it should and writes where it should."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, MovingAverage, StepClock
+from bevcask.training.callbacks import Bar, MovingAverage, StepClock
 
 
 class Logged:
@@ -75,15 +74,12 @@ def test_clock_takes_the_median_and_the_loader_share(now: Now) -> None:
     ] * 3
 
 
-def test_clock_leaves_validation_and_saving_out(now: Now) -> None:
+def test_clock_leaves_out_saving_and_what_follows_it(now: Now) -> None:
     clock, module = StepClock(), Logged()
     batch(clock, now, module, 0.0, 0.0, 1)
-    clock.on_validation_start(None, module)  # type: ignore[arg-type]
-    now.pass_by(0.05)
-    batch(clock, now, module, 0.0, 0.0, 2)
     clock.on_save_checkpoint(None, module, {})  # type: ignore[arg-type]
     now.pass_by(0.05)
-    batch(clock, now, module, 0.0, 0.0, 3)
+    batch(clock, now, module, 0.0, 0.0, 2)
     assert clock.seconds == []
 
 
@@ -98,52 +94,6 @@ def test_clock_counts_all_batches_of_a_step(now: Now) -> None:
         batch(clock, now, module, wait, work, global_step)
     assert clock.seconds == pytest.approx([1.0])
     assert clock.loader_share == pytest.approx(0.3)
-
-
-def test_run_stops_at_its_last_step() -> None:
-    trainer: Any = SimpleNamespace(global_step=4, max_steps=5, should_stop=False)
-    LastStep().on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert not trainer.should_stop
-    trainer.global_step = 5
-    LastStep().on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert trainer.should_stop
-
-
-def test_last_checkpoint_waits_for_the_validation_of_its_step() -> None:
-    saved: list[int] = []
-    trainer: Any = SimpleNamespace(max_steps=12, global_step=0)
-    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
-    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=4)
-    for step_number in range(1, 12):
-        trainer.global_step = step_number
-        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert saved == [2, 6, 10]
-    trainer.global_step = 4
-    last.on_validation_end(trainer, None)  # type: ignore[arg-type]
-    assert saved[-1] == 4
-
-
-def test_last_checkpoint_is_written_once_a_step() -> None:
-    saved: list[int] = []
-    trainer: Any = SimpleNamespace(max_steps=12, global_step=0)
-    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
-    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=0)
-    for global_step in (0, 1, 1, 2, 2, 3, 3, 4, 4):
-        trainer.global_step = global_step
-        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert saved == [2, 4]
-
-
-def test_a_resumed_step_is_not_written_half_done() -> None:
-    saved: list[int] = []
-    trainer: Any = SimpleNamespace(max_steps=12, global_step=4)
-    trainer.save_checkpoint = lambda path: saved.append(trainer.global_step)
-    last = LastCheckpoint(Path("last.ckpt"), every=2, validate_every=0)
-    last.on_train_start(trainer, None)  # type: ignore[arg-type]
-    for global_step in (4, 5, 5, 6):
-        trainer.global_step = global_step
-        last.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert saved == [6]
 
 
 def test_average_forgets_its_first_weights_soon() -> None:
@@ -173,14 +123,12 @@ def test_bar_is_on_stderr_with_the_loss(capsys: pytest.CaptureFixture[str]) -> N
     trainer: Any = SimpleNamespace(
         max_steps=2,
         global_step=0,
-        num_val_batches=[1],
     )
     bar, module = Bar(every=1), None
     bar.on_train_start(trainer, module)  # type: ignore[arg-type]
     bar.on_train_batch_end(trainer, module, {"loss": 1.23456}, None, 0)  # type: ignore[arg-type]
-    bar.on_validation_start(trainer, module)  # type: ignore[arg-type]
-    bar.on_validation_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
-    bar.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    with bar.aside("validate", 1) as ticker:
+        ticker.advance()
     bar.on_train_end(trainer, module)  # type: ignore[arg-type]
     captured = capsys.readouterr()
     assert captured.out == ""

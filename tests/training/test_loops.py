@@ -1,4 +1,4 @@
-from bevcask.training.loops import Pass, Steps
+from bevcask.training.loops import Steps
 
 
 def test_steps_go_on_where_a_checkpoint_was() -> None:
@@ -13,8 +13,3 @@ def test_steps_go_on_where_a_checkpoint_was() -> None:
     assert list(resumed) == [2, 3, 4]
     assert len(resumed) == 5
     assert resumed.state_dict() == {"done": 5}
-
-
-def test_a_pass_can_be_read_again() -> None:
-    whole = Pass([1, 2, 3], 3)
-    assert (list(whole), list(whole), len(whole)) == ([1, 2, 3], [1, 2, 3], 3)

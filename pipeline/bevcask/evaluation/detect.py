@@ -22,7 +22,7 @@ def detect(
     device: torch.device,
     bar: Ticker | None = None,
 ) -> dict[str, Detections]:
-    """Run a detector over clean batches in evaluation mode; its mode is restored.
+    """Run a detector over clean batches in evaluation mode; the mode of every part is restored.
 
     Args:
         detector: already on `device`.
@@ -33,7 +33,7 @@ def detect(
     Returns:
         Boxes on the host by token, canonical LIDAR_TOP frame.
     """
-    was_training = detector.training
+    modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     found: dict[str, Detections] = {}
     with torch.inference_mode():
@@ -43,7 +43,8 @@ def detect(
             found |= dict(zip(batch.tokens, (on_host(b) for b in boxes), strict=True))
             if bar is not None:
                 bar.advance(len(batch.tokens))
-    detector.train(was_training)
+    for module, training in modes:
+        module.training = training
     return found
 
 

@@ -1,4 +1,4 @@
-"""Loaders as the trainer sees them: one pass whose batches are counted from the run's first."""
+"""The training loader as the trainer sees it: one pass, counted from the run's first batch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -34,17 +34,3 @@ class Steps(Generic[BatchT]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches a checkpoint has seen."""
         self._done = int(state["done"])
-
-
-class Pass(Generic[BatchT]):
-    """A loader that is read from start to end each time; hides which loader it is."""
-
-    def __init__(self, loader: Iterable[BatchT], length: int) -> None:
-        self._loader = loader
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[BatchT]:
-        return iter(self._loader)

@@ -1,7 +1,7 @@
 """The training step: student, detection loss, distillation loss. Knows no files and no teacher."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
-from bevcask.detectors.base import Batch, Detections, Detector
+from bevcask.detectors.base import Detector
 from bevcask.errors import DivergedError
-from bevcask.evaluation.detect import on_host
 from bevcask.methods.base import Method
 from bevcask.targets.align import Align
 from bevcask.training.sources import TargetSource, align_of, meet
 
 Step = tuple[TrainBatch, Align]
+_SHOWN = 4
 
 
 class Distillation(LightningModule):
@@ -46,17 +46,14 @@ class Distillation(LightningModule):
         self._source = source
         self._config = config
         self._loss: Tensor | None = None
+        self._tokens: Sequence[str] = ()
         self._random: dict[str, Any] | None = None
-        self.detections: dict[str, Detections] = {}
 
     def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Step | Batch:
+        self, batch: TrainBatch, device: torch.device, dataloader_idx: int
+    ) -> Step:
         """Read the augmentation on the host, then move the batch."""
-        if isinstance(batch, TrainBatch):
-            return batch.to(device), align_of(batch.batch)
-        assert isinstance(batch, Batch)
-        return batch.to(device)
+        return batch.to(device), align_of(batch.batch)
 
     def training_step(self, step: Step, index: int) -> Tensor:
         """Return the sum of all losses and log every term."""
@@ -64,9 +61,10 @@ class Distillation(LightningModule):
         terms = self.losses(joined, align)
         loss = torch.stack(list(terms.values())).sum()
         self._loss = loss.detach()
+        self._tokens = joined.batch.tokens
         if index % self._config.log_every == 0:
             self._require_finite(terms)
-        size = len(joined.batch.tokens)
+        size = len(self._tokens)
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log_dict({**logged, "train/loss": self._loss, "train/lr": rate}, batch_size=size)
@@ -96,15 +94,11 @@ class Distillation(LightningModule):
         bad = [name for name, term in terms.items() if not bool(torch.isfinite(term))]
         if bad:
             raise DivergedError(
-                f"step {self.global_step}: {', '.join(bad)} not finite. The last checkpoint is "
-                "intact. Lower trainer.lr, lengthen trainer.warmup_steps, or use "
-                "trainer.precision=32 or bf16-mixed."
+                f"step {self.global_step}: {_few(bad)} not finite; the batch is of frames "
+                f"{_few(self._tokens)}. Where the first steps already fail, look at the boxes and "
+                "points of these frames. Else lower trainer.lr, lengthen trainer.warmup_steps, or "
+                "use trainer.precision=32 or bf16-mixed."
             )
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Collect boxes; a callback scores them."""
-        boxes = self.student.decode(self.student(batch))
-        self.detections |= dict(zip(batch.tokens, map(on_host, boxes), strict=True))
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule advanced every step."""
@@ -148,6 +142,10 @@ class Distillation(LightningModule):
         if torch.cuda.is_available() and len(self._random["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._random["cuda"]])
         self._random = None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def parameter_groups(module: nn.Module, config: TrainerConfig) -> list[dict[str, Any]]:

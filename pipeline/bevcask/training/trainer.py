@@ -1,51 +1,98 @@
-"""The Lightning trainer, set up for one run on one device."""
+"""The Lightning trainer, set up for one run of one process on one device."""
 
 import logging
-import signal
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
-from bevcask.detectors.base import Batch
-from bevcask.errors import ConfigError
-from bevcask.training.callbacks import Bar, LastCheckpoint, LastStep, MovingAverage
-from bevcask.training.loops import Pass, Steps
+from bevcask.errors import ConfigError, DivergedError
+from bevcask.training.callbacks import Bar, MovingAverage, StepClock
+from bevcask.training.keeper import Keeper, Validation
+from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
+from bevcask.training.saving import WholeFiles, resume_point
+from bevcask.training.signals import Stop
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "16-mixed": "16-mixed", "bf16-mixed": "bf16-mixed"}
+_log = logging.getLogger(__name__)
 
 
-def build_trainer(
+def require_one_process(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes that a launcher started.
+
+    A SLURM allocation of several tasks is no such thing: only its `srun` starts several.
+
+    Raises:
+        ConfigError: of torchrun or srun with more than one process.
+    """
+    several = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "SLURM_PROCID": 0}
+    for name, most in several.items():
+        if environment.get(name, "").isdigit() and int(environment[name]) > most:
+            raise ConfigError(
+                f"{name}={environment[name]}: this is one of several processes of a launcher, and "
+                "a training is one process on one device so far. Start `bevcask student-distill` "
+                "by itself, without torchrun or srun -n (or unset the variable)."
+            )
+
+
+def fit(
     config: TrainerConfig,
     device: torch.device,
     folder: RunFolder,
-    validate: bool,
-    callbacks: list[Callback],
-) -> Trainer:
-    """Return a trainer that logs, saves and validates as configured.
-
-    Args:
-        config: steps, precision and intervals.
-        device: one device.
-        folder: where logs and checkpoints go.
-        validate: whether there are validation frames.
-        callbacks: run before the checkpoints are written.
+    module: Distillation,
+    steps: Steps[TrainBatch],
+    validation: Validation | None,
+) -> StepClock:
+    """Train to the end, from the last checkpoint if there is one; return the times of the steps.
 
     Raises:
         ConfigError: float16 on a CPU.
+        CheckpointError: the last checkpoint is damaged, or one cannot be written.
+        DivergedError: a loss is not finite.
+        Stopped: a signal came; what it says about the same command is so.
     """
+    stop, bar, clock = Stop(), Bar(config.log_every), StepClock()
+    average = MovingAverage(config.ema, device) if config.ema else None
+    keeper = Keeper(folder, config, validation, stop, bar, average)
+    watching = [clock, *([average] if average else []), bar, keeper]
+    trainer = _trainer(config, device, folder, watching)
+    resumed = resume_point(folder.last)
+    with warnings.catch_warnings(), stop.listening():
+        # Lightning 2.6 asks torch 2.13 about its own pytrees in a way torch is giving up.
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
+        if resumed is not None:
+            _log.info("going on from step %d, %s", resumed[1]["global_step"], resumed[0])
+            keeper.catch_up(trainer, module, resumed[1])
+        try:
+            trainer.fit(
+                module,
+                train_dataloaders=steps,
+                ckpt_path=None if resumed is None else resumed[0],
+            )
+        except DivergedError as error:
+            kept = "The last checkpoint is intact." if folder.last.is_file() else "None is saved."
+            raise DivergedError(f"{error} {kept}") from error
+    return clock
+
+
+def _trainer(
+    config: TrainerConfig, device: torch.device, folder: RunFolder, callbacks: list[Callback]
+) -> Trainer:
+    """Return a trainer that is one process whatever the environment says, and saves as we do."""
     if config.precision == "16-mixed" and device.type == "cpu":
         raise ConfigError(
             "trainer.precision=16-mixed needs a CUDA device; on a CPU use 32 or bf16-mixed."
         )
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)  # RANK of somebody else's launcher would silence the loggers
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return Trainer(
@@ -55,22 +102,15 @@ def build_trainer(
         max_steps=config.max_steps,
         gradient_clip_val=config.clip,
         accumulate_grad_batches=config.accumulate,
-        val_check_interval=(config.validate_every or config.max_steps) * config.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if validate else 0,
+        limit_val_batches=0,
         num_sanity_val_steps=0,
         log_every_n_steps=min(config.log_every, config.max_steps),
         logger=_loggers(folder),
-        callbacks=[
-            *callbacks,
-            *([MovingAverage(config.ema, device)] if config.ema else []),
-            LastStep(),
-            Bar(config.log_every),
-            *_savers(config, folder, validate),
-        ],
+        callbacks=callbacks,
+        plugins=[environment, WholeFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder.path,
+        default_root_dir=folder.logs,
     )
 
 
@@ -81,49 +121,3 @@ def _loggers(folder: RunFolder) -> list[Any]:
         CSVLogger(folder.logs, name="csv", version=f"sitting_{sittings}"),
         TensorBoardLogger(folder.logs, name="tensorboard", version=""),
     ]
-
-
-def _savers(config: TrainerConfig, folder: RunFolder, validate: bool) -> list[Callback]:
-    """The best is noted before the last is written, which carries that note."""
-    every = config.validate_every if validate else 0
-    last = LastCheckpoint(folder.last, config.checkpoint_every, every)
-    best = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="best",
-        monitor="val/NDS",
-        mode="max",
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-    return [best, last] if validate else [last]
-
-
-def fit(
-    trainer: Trainer,
-    module: Distillation,
-    steps: Steps[TrainBatch],
-    validation: Pass[Batch] | None,
-    last: Path,
-) -> None:
-    """Train to the end, from the last checkpoint if there is one, and write the last again.
-
-    Raises:
-        KeyboardInterrupt: the user stopped it; the same command goes on from the last checkpoint.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    with warnings.catch_warnings():
-        # Lightning 2.6 asks torch 2.13 about its own pytrees in a way torch is giving up.
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
-        # A resumed run writes where the checkpoint it came from lies.
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        try:
-            trainer.fit(
-                module,
-                train_dataloaders=steps,
-                val_dataloaders=[] if validation is None else validation,
-                ckpt_path=last if last.is_file() else None,
-            )
-        except SystemExit as error:  # how Lightning ends on Ctrl-C
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from error
-    trainer.save_checkpoint(last)

@@ -1,0 +1,160 @@
+"""What a run leaves behind on its way: checkpoints, scores of them, and the best of them.
+
+A checkpoint is written first and validated then, so that nothing a validation meets costs a step.
+A validation depends on the checkpoint alone: one that was cut off is made up for before the next
+step. Which checkpoint is the best is read from the scores in the run folder, wherever it has moved.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from bevcask.config import TrainerConfig
+from bevcask.data.loader import Loader
+from bevcask.detectors.base import Batch, Detector
+from bevcask.evaluation.detect import detect
+from bevcask.evaluation.nuscenes import Evaluation
+from bevcask.paths import write_whole
+from bevcask.progress import Ticker
+from bevcask.training.callbacks import Bar, MovingAverage
+from bevcask.training.checkpoint import student_in
+from bevcask.training.module import Distillation
+from bevcask.training.record import RunFolder
+from bevcask.training.saving import keep
+from bevcask.training.signals import Stop
+
+
+class Validation:
+    """Scores a student with the nuScenes evaluation.
+
+    Args:
+        batches: the validation frames, clean.
+        evaluation: of these frames.
+        every: steps between validations; 0 for none but the last.
+        last: the last step.
+    """
+
+    def __init__(
+        self, batches: Loader[Batch], evaluation: Evaluation, every: int, last: int
+    ) -> None:
+        self._batches = batches
+        self._evaluation = evaluation
+        self._every = every
+        self._last = last
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def due(self, step: int) -> bool:
+        """Return whether the weights after a step are validated."""
+        return step == self._last or (self._every > 0 and step > 0 and step % self._every == 0)
+
+    def score(
+        self, detector: Detector, device: torch.device, folder: Path, ticker: Ticker, stop: Stop
+    ) -> dict[str, Any]:
+        """Return the scores; also written to `metrics.json` in `folder`, with the devkit's files.
+
+        Raises:
+            Stopped: a signal came.
+        """
+        batches = _watched(self._batches, ticker, stop)
+        result = self._evaluation.score(detect(detector, batches, device), folder)
+        write_whole(folder / "metrics.json", (json.dumps(result, indent=2) + "\n").encode())
+        return result
+
+
+def _watched(batches: Iterable[Batch], ticker: Ticker, stop: Stop) -> Iterator[Batch]:
+    for batch in batches:
+        stop.check("the same command goes on with this validation.")
+        yield batch
+        ticker.advance()
+
+
+class Keeper(Checkpoint):
+    """Writes the checkpoint a run goes on from, validates it, keeps the best, ends when asked to.
+
+    Args:
+        folder: of the run.
+        config: intervals.
+        validation: None without validation frames.
+        stop: whether to end.
+        bar: makes room for the validation's.
+        average: what is validated; None for the weights themselves.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: TrainerConfig,
+        validation: Validation | None,
+        stop: Stop,
+        bar: Bar,
+        average: MovingAverage | None,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._validation = validation
+        self._stop = stop
+        self._bar = bar
+        self._average = average
+        self._seen = 0
+
+    def catch_up(self, trainer: Trainer, module: Distillation, saved: Mapping[str, Any]) -> None:
+        """Make up for a validation that was cut off, or did not get to keep the best."""
+        step = int(saved["global_step"])
+        if self._validation is None or not self._validation.due(step):
+            return
+        if not self._folder.validation_result(step):
+            module.student.load_state_dict(student_in(saved))
+            device = trainer.strategy.root_device
+            self._validate(trainer, module.student.to(device), step)
+        self._keep_best(step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop.listen()  # Lightning has taken SIGTERM
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen:
+            return  # more batches make this step
+        self._seen = step
+        ends = step >= trainer.max_steps
+        validated = self._validation is not None and self._validation.due(step)
+        every = step % self._config.checkpoint_every == 0
+        if ends or validated or every or self._stop.asked is not None:
+            trainer.save_checkpoint(self._folder.last)
+        if not ends or validated:
+            self._stop.check(f"step {step} is saved; the same command goes on from there.")
+        if validated:
+            assert isinstance(pl_module, Distillation)
+            with self._average.applied(pl_module) if self._average else nullcontext():
+                self._validate(trainer, pl_module.student, step)
+            self._keep_best(step)
+
+    def _validate(self, trainer: Trainer, student: Detector, step: int) -> None:
+        """Score the weights after a step and log it."""
+        assert self._validation is not None
+        precision: AbstractContextManager[None] = trainer.precision_plugin.val_step_context()
+        with self._bar.aside("validate", len(self._validation)) as ticker, precision:
+            result = self._validation.score(
+                student,
+                trainer.strategy.root_device,
+                self._folder.validation_at(step),
+                ticker,
+                self._stop,
+            )
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/mAP": result["mAP"], "val/NDS": result["NDS"]}, step)
+
+    def _keep_best(self, step: int) -> None:
+        if self._folder.best_step(step) == step:
+            keep(self._folder.last, self._folder.best)
