@@ -13,6 +13,8 @@ PACKAGE = REPOSITORY / "pipeline" / "bevcask"
 RANKS = {
     "errors": 0,
     "paths": 0,
+    "processes": 0,
+    "fork_server": 0,
     "geometry": 0,
     "fingerprint": 0,
     "registry": 0,

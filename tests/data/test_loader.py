@@ -1,11 +1,16 @@
+import os
+import re
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from bevcask.config import AugmentConfig
+from bevcask.data import workers
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import (
     FrameSource,
@@ -15,8 +20,9 @@ from bevcask.data.loader import (
     in_order,
 )
 from bevcask.data.sampling import Epochs, StepSampler
+from bevcask.data.workers import Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.errors import DataError
+from bevcask.errors import DataError, LoaderError
 from bevcask.geometry import inside_footprints, transform_boxes, transform_points
 
 Select = Callable[..., Frames]
@@ -266,3 +272,83 @@ def test_a_file_that_vanished_is_one_clear_message(
         list(build_loader(source, in_order(len(frames), 2), num_workers))
     assert str(caught.value).startswith(f"{lost}: missing image")
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_killed_worker_is_one_message(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
+    loader = build_loader(source, in_order(len(source), 1) * 9, 1)
+    batches = iter(loader)
+    next(batches)
+    assert loader._iterator is not None
+    (worker,) = loader._iterator._workers
+    os.kill(worker.pid, signal.SIGINT)  # Ctrl-C reaches the whole group, and is not its business
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(LoaderError) as caught:
+        list(batches)
+    told = str(caught.value)
+    assert f"loader worker 0 of 1 (process {worker.pid}) was killed by SIGKILL" in told
+    assert re.search(r"memory runs out\. It had used up to [1-9]\d*\.\d MB", told)
+    assert "Lower loader.num_workers or loader.batch_size" in told
+    assert "the same command goes on" in told
+
+
+def test_too_small_a_shared_memory_is_found_at_the_first_batch(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has 64 MB unless asked for more; a full one makes workers die or hang."""
+    source = FrameSource(SampleReader(tiny_frames, INPUTS, None, 0))
+    size = sum(tensor.nbytes for tensor in tensors_of(source.collate([source[0, 0]])))
+    monkeypatch.setattr(workers, "free_shared", lambda: int(size * 3.5))
+    batches = in_order(len(source), 1)
+    with pytest.raises(LoaderError) as caught:
+        list(build_loader(source, batches, 2))
+    told = str(caught.value)
+    assert "4 of them are kept ready" in told
+    assert "docker run --shm-size=1g" in told
+    assert "loader.num_workers=0" in told
+    assert len(list(build_loader(source, batches, 1))) == len(batches)
+    assert len(list(build_loader(source, batches, 0))) == len(batches)
+
+
+def test_shared_memory_that_others_have_filled_is_told_and_never_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(workers, "get_worker_info", lambda: SimpleNamespace(id=1))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loaded = Room(10**9, 4).hand_over(collate_of_nothing())
+    assert isinstance(loaded.batch, LoaderError)
+    assert "No space left on device" in str(loaded.batch)
+    assert "--shm-size" in str(loaded.batch)
+
+
+def collate_of_nothing() -> Batch:
+    return Batch(tokens=["a"], bev_aug_B44=torch.eye(4)[None])
+
+
+def test_every_tensor_of_a_batch_is_found(tiny_frames: Frames) -> None:
+    """Those that are not counted would be handed over by the queue, which does not tell."""
+    batch = collate([SampleReader(tiny_frames, INPUTS, AUGMENT, 0).read(tiny_frames.tokens[0])])
+    known = {id(tensor) for tensor in tensors_of({"a": [batch]})}
+    assert {id(t) for t in _fields([batch])} <= known
+    assert batch.labels is not None
+    assert {id(t) for t in batch.labels.canonical_boxes + batch.labels.classes} <= known
+
+
+def test_workers_never_outlive_the_process_they_serve(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each calls `end_with_parent`; `tests/test_processes.py` shows what that is worth."""
+    called = []
+    monkeypatch.setattr(workers, "end_with_parent", lambda: called.append(1))
+    threads = torch.get_num_threads()
+    workers.begin(0)
+    torch.set_num_threads(threads)
+    assert called == [1]
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
+    assert build_loader(source, in_order(1, 1), 1).worker_init_fn is workers.begin

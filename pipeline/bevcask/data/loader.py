@@ -5,11 +5,10 @@ loads with another number of workers, sees the same bytes.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,9 +21,11 @@ from bevcask.data.images import load_image, normalise
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.pixels import depth_maps, read_pixels
+from bevcask.data.workers import PREFETCH, Loaded, Room, begin, lost
 from bevcask.detectors.base import Batch, Inputs, Labels
 from bevcask.errors import BevcaskError
 from bevcask.geometry import transform_boxes, transform_points
+from bevcask.processes import FORK_SERVER
 
 Key = tuple[int, int]
 """(index of a frame in the selection, view)."""
@@ -273,29 +274,44 @@ class ViewSource(FrameSource):
 class _Guard(Generic[SampleT, BatchT]):
     """Runs in the worker: a bevcask error becomes a value, so that its text stays one message."""
 
-    def __init__(self, source: Source[SampleT, BatchT]) -> None:
+    def __init__(self, source: Source[SampleT, BatchT], room: Room) -> None:
         self.source = source
+        self.room = room
 
-    def __getitems__(self, keys: list[Key]) -> BatchT | BevcaskError:
+    def __getitems__(self, keys: list[Key]) -> Loaded[BatchT]:
         try:
-            return self.source.collate([self.source[key] for key in keys])
+            batch = self.source.collate([self.source[key] for key in keys])
         except BevcaskError as error:
-            return error
+            return Loaded(error)
+        return self.room.hand_over(batch)
 
 
 class Loader(DataLoader[Any], Generic[BatchT]):
     """A DataLoader over listed batches that raises worker errors as they were raised."""
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, BevcaskError):
-                raise batch
-            yield batch
+        loaded: Iterator[Loaded[BatchT]] = super().__iter__()
+        peaks: dict[int, int] = {}
+        while True:
+            try:
+                found = next(loaded)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, OSError) as error:  # how torch meets a worker's end
+                told = lost(getattr(loaded, "_workers", ()), peaks)
+                if told is None:
+                    raise
+                raise told from error
+            if isinstance(found.batch, BevcaskError):
+                raise found.batch
+            if found.worker is not None:
+                peaks[found.worker] = found.peak
+            yield found.batch
 
 
 def build_loader(
     source: Source[SampleT, BatchT],
-    batches: Iterable[list[Key]],
+    batches: Collection[list[Key]],
     num_workers: int,
 ) -> Loader[BatchT]:
     """Return a loader that yields one stacked batch per list of keys, in order.
@@ -309,13 +325,14 @@ def build_loader(
     workers: dict[str, Any] = {}
     if num_workers:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["bevcask.data.join"])
+        context.set_forkserver_preload([FORK_SERVER, "bevcask.data.join"])
         workers = {
             "multiprocessing_context": context,
             "persistent_workers": True,
-            "worker_init_fn": _single_threaded,
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": begin,
         }
-    guard: Any = _Guard(source)
+    guard: Any = _Guard(source, Room.of(num_workers, len(batches)))
     unpacked: Callable[[Any], Any] = _as_is
     return Loader(
         guard, batch_sampler=batches, num_workers=num_workers, collate_fn=unpacked, **workers
@@ -330,11 +347,6 @@ def in_order(num_frames: int, batch_size: int) -> list[list[Key]]:
     """
     starts = range(0, num_frames, batch_size)
     return [[(i, 0) for i in range(s, min(s + batch_size, num_frames))] for s in starts]
-
-
-def _single_threaded(worker: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
 
 
 def _as_is(batch: BatchT) -> BatchT:

@@ -17,6 +17,7 @@ import numpy as np
 
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES
+from bevcask.processes import end_with_parent
 from bevcask.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.synthetic.tables import TableBuilder, map_file, splits
@@ -99,7 +100,7 @@ def _mapper(workers: int | None) -> Iterator[Callable[..., Any]]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         yield pool.map
 
 

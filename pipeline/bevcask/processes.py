@@ -1,0 +1,37 @@
+"""Helper processes have no life of their own.
+
+Signals that reach the whole group (Ctrl-C, a scheduler's SIGTERM) are for the process they serve:
+it decides when it needs them no more. They end when it ends, also when it is killed; the fork
+server they come from ends with the last of them.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+FORK_SERVER = "bevcask.fork_server"
+"""To be preloaded by a fork server: makes it ignore the signals of the group."""
+
+
+def end_with_parent() -> None:
+    """Make this process end when the one that started it does or says so, and on no other word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    def obey() -> None:
+        if sys.platform == "linux":
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+                pass
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nobody tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey, name="bevcask-obey", daemon=True).start()
+    threading.Thread(target=watch, name="bevcask-watch", daemon=True).start()
