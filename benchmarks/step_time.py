@@ -28,11 +28,11 @@ from measure import ground, interleave, make_world, now, ratio, report
 
 from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
-from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import Key, Sample, SampleReader, build_loader
 from bevcask.data.sampling import Epochs, StepSampler
+from bevcask.detectors import find_detector
 from bevcask.methods import build_method
 from bevcask.provenance import pick_device
 from bevcask.stages import teacher_extract
@@ -141,7 +141,7 @@ class Arm:
     def __init__(self, config: DistillConfig, frames: Frames, resident: bool = False) -> None:
         self._config = config
         self._device = pick_device(config.device)
-        plugin, own = build_config("detector", config.student.detector, "student.detector")
+        plugin, own = find_detector(config.student.detector, "student.detector")
         method = build_method(config.method)
         teaching = open_teaching(config, method, frames, self._device)
         torch.manual_seed(config.seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Group
@@ -10,11 +10,10 @@ from rich.table import Table
 
 from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
-from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.loader import SampleReader
-from bevcask.detectors.base import Detector
+from bevcask.detectors import find_detector
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
@@ -80,8 +79,7 @@ def probe_codecs(
     wanted = min(config.probe, len(frames))
     spread = [frames.tokens[i * len(frames) // wanted] for i in range(wanted)]
     torch.manual_seed(config.seed)
-    plugin, own = build_config("detector", config.student.detector, "student.detector")
-    detector = cast(type[Detector], plugin)
+    detector, own = find_detector(config.student.detector, "student.detector")
     teacher.load(device)
     specs = plan(method.needs(), teacher.offers(), num_frames, config.store, config.augment).specs
     method.build(detector.describe_taps(own), {spec.name: spec for spec in specs})

@@ -11,19 +11,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
 from bevcask.cache.union import split_urls
-from bevcask.config import DatasetConfig, build_config
+from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
 from bevcask.data.presence import require_files
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
+from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import frame_batches
@@ -68,13 +69,12 @@ def run(config: DistillConfig) -> dict[str, Any]:
     require_one_process(os.environ)
     device = pick_device(config.device)
     seed_everything(config.seed, verbose=False)
-    plugin, own = build_config("detector", config.student.detector, "student.detector")
-    detector = cast(type[Detector], plugin)
+    detector, own = find_detector(config.student.detector, "student.detector")
     method = build_method(config.method)
     teaching = open_teaching(config, method, labelled_frames(config.dataset), device)
     method.build(detector.describe_taps(own), teaching.specs)
     inputs = detector.inputs(own)
-    drawn = inputs.depth and PIXELS not in teaching.specs
+    drawn = inputs.depth and PIXELS.name not in teaching.specs
     require_files(teaching.frames, replace(inputs, depth=drawn), "dataset")
     validation = open_validation(config, inputs)
     student = detector(own)

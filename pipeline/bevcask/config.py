@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from bevcask.consent import OUTSIDE
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.groups import group_members
 from bevcask.registry import load_class, suggest
@@ -75,10 +76,9 @@ class DatasetConfig(Config):
         return value or None
 
 
-class TeacherConfig(Config):
-    """Who is imitated."""
+class NativeTeacherConfig(Config):
+    """A bevcask detector, ours or mmdet3d's, and its checkpoint."""
 
-    type: str = Field("native", description="native: a bevcask detector and its checkpoint")
     checkpoint: PathText = Field(
         "random", description="FILE | catalog:NAME | random (seeded, recorded)"
     )
@@ -88,6 +88,26 @@ class TeacherConfig(Config):
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"
     )
+
+
+class TeacherConfig(NativeTeacherConfig):
+    """Who is imitated. A teacher of another package (`type=module:Class`) has keys of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(
+        "native", description="native: a bevcask detector and its checkpoint | module:Class"
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_known(self) -> "TeacherConfig":
+        unknown = list(self.model_extra or {})
+        if unknown and OUTSIDE not in self.type:
+            known = list(type(self).model_fields)
+            raise ValueError(
+                f"{unknown[0]}: unknown key.{suggest(unknown[0], known)} Known: {', '.join(known)}"
+            )
+        return self
 
 
 class CheckpointConfig(Config):
@@ -326,7 +346,12 @@ def build_config(table: str, section: Mapping[str, Any], where: str) -> tuple[ty
         plugin = load_class(table, str(name))
     except UnknownNameError as error:
         raise ConfigError(f"{where}.type: {error}") from error
-    model: type[Config] = plugin.Config  # type: ignore[attr-defined]
+    model = getattr(plugin, "Config", None)
+    if not (isinstance(model, type) and issubclass(model, Config)):
+        raise ConfigError(
+            f"{where}.type={name}: no {table} of bevcask's. Expected a class with a nested "
+            "Config(bevcask.config.Config) that says its keys."
+        )
     return plugin, validate(model, values, where)
 
 

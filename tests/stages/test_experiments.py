@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevcask.compose import compose
-from bevcask.config import build_config
+from bevcask.detectors import find_detector
 from bevcask.detectors.base import Batch, Detector, Labels
 from bevcask.geometry import CAMERAS
 from bevcask.groups import group_members
@@ -69,7 +69,7 @@ RECIPES = {
 
 
 def student_of(config: DistillConfig) -> Detector:
-    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    plugin, own = find_detector(config.student.detector, "student.detector")
     return plugin(own)  # type: ignore[no-any-return]
 
 
@@ -80,7 +80,7 @@ def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
     taps = build_teacher(config.teacher, 0).offers()
     method = build_method(config.method)
     specs = plan_targets(method.needs(), taps, 1, config.store, config.augment).specs
-    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    plugin, own = find_detector(config.student.detector, "student.detector")
     with torch.device("meta"):
         plugin(own)
         method.build(plugin.describe_taps(own), {spec.name: spec for spec in specs})  # type: ignore[attr-defined]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bevcask.compose import compose, words_for
-from bevcask.config import build_config
 from bevcask.data.index.frames import Frames
+from bevcask.detectors import find_detector
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
@@ -72,7 +72,7 @@ def gradients(
     Gradients are those of every student parameter the terms reach, by name.
     """
     torch.manual_seed(11)
-    plugin, own = build_config("detector", config.student.detector, "student.detector")
+    plugin, own = find_detector(config.student.detector, "student.detector")
     method = build_method(config.method)
     teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
     torch.manual_seed(12)

@@ -5,7 +5,7 @@ would have had, and nothing about the order has to be saved.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +144,7 @@ class Epochs:
         return np.concatenate([[0], self._ends[lasts_S]])
 
 
-class StepSampler:
+class StepSampler(Collection[list[Key]]):
     """The keys of each training step: epochs laid end to end, cut into batches.
 
     Batch t covers draws t*B .. t*B+B-1, so no frame is dropped where an epoch ends inside a batch.
@@ -170,6 +170,9 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.start_step, self.max_steps):
             yield self.batch(step)
+
+    def __contains__(self, keys: object) -> bool:
+        return any(keys == own for own in self)
 
     def batch(self, step: int) -> list[Key]:
         """Return the keys of one step."""

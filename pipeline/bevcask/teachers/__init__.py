@@ -1,9 +1,9 @@
 """Teachers: where targets come from."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from bevcask.config import TeacherConfig
+    from bevcask.config import Config, TeacherConfig
     from bevcask.teachers.base import Teacher
 
 
@@ -15,14 +15,16 @@ def build_teacher(config: "TeacherConfig", seed: int) -> "Teacher":
         seed: seed of `checkpoint=random`.
 
     Raises:
-        ConfigError: unknown type or architecture.
+        ConfigError: unknown type or architecture, or a key that this teacher does not have.
     """
-    from bevcask.errors import ConfigError, UnknownNameError
-    from bevcask.registry import load_class
+    plugin, own = find_teacher(config)
+    return plugin(own, seed)
 
-    try:
-        plugin = load_class("teacher", config.type)
-    except UnknownNameError as error:
-        raise ConfigError(f"teacher.type: {error}") from error
-    teacher: Teacher = plugin(config, seed)
-    return teacher
+
+def find_teacher(config: "TeacherConfig") -> "tuple[type[Teacher], Config]":
+    """Return the class of a teacher, and its own validated configuration; see `build_teacher`."""
+    from bevcask.config import build_config
+
+    section: dict[str, Any] = config.model_dump(exclude_unset=True) | {"type": config.type}
+    plugin, own = build_config("teacher", section, "teacher")
+    return cast("type[Teacher]", plugin), own

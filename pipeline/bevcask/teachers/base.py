@@ -2,21 +2,53 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from bevcask.cache.identity import check_identity
+from bevcask.config import Config as AnyConfig
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.targets.pixels import PIXELS, pad
 from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import TapInfo
 
+if TYPE_CHECKING:
+    from bevcask.cache.reader import Cache
+
 
 class Teacher(ABC):
-    """A frozen source of targets."""
+    """A frozen source of targets.
 
+    Args:
+        config: its own keys of the `teacher` section, validated.
+        seed: of what is random in it.
+    """
+
+    Config: type[AnyConfig]
     temporal: Literal["none", "scene"] = "none"
+
+    def __init__(self, config: AnyConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    @classmethod
+    def claims(cls, config: AnyConfig) -> dict[str, Any]:
+        """Return as much of the fingerprint as a configuration says without running the teacher.
+
+        A file of weights that it names is hashed, not loaded. What is left out is not compared.
+        """
+        return {}
+
+    @classmethod
+    def matches(cls, config: AnyConfig, cache: "Cache") -> None:
+        """Compare what a configuration claims with the teacher that made a cache.
+
+        Raises:
+            CacheIdentityError: leaves below `teacher` differ.
+            CheckpointError: the file of weights cannot be read.
+        """
+        check_identity(cache, {"teacher": cls.claims(config)})
 
     @abstractmethod
     def taps(self) -> Mapping[str, TapInfo]:

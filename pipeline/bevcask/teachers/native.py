@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from bevcask.catalog import resolve
-from bevcask.config import TeacherConfig, build_config
+from bevcask.config import Config as AnyConfig
+from bevcask.config import NativeTeacherConfig
+from bevcask.detectors import find_detector
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
-from bevcask.detectors.weights import identify, load_weights
+from bevcask.detectors.weights import identify, load_weights, read_tensors
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
@@ -25,14 +27,28 @@ _log = logging.getLogger(__name__)
 class NativeTeacher(Teacher):
     """A detector, ours or mmdet3d's, frozen: evaluation mode, inference mode, no gradient."""
 
-    def __init__(self, config: TeacherConfig, seed: int) -> None:
-        plugin, self._config = build_config("detector", config.detector, "teacher.detector")
-        self._plugin = cast(type[Detector], plugin)
+    Config = NativeTeacherConfig
+
+    def __init__(self, config: NativeTeacherConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self._plugin, self._config = find_detector(config.detector, "teacher.detector")
         self._type = str(config.detector["type"])
         self._checkpoint = config.checkpoint
         self._trust = config.trust_checkpoint
-        self._seed = seed
         self._detector: Detector | None = None
+
+    @classmethod
+    def claims(cls, config: AnyConfig) -> dict[str, Any]:
+        own = cast(NativeTeacherConfig, config)
+        said: dict[str, Any] = {}
+        if own.detector:
+            plugin, architecture = find_detector(own.detector, "teacher.detector")
+            said["config"] = plugin.identity(architecture)
+            said["type"] = f"native/{own.detector['type']}"
+        if own.checkpoint != "random":
+            path = Path(resolve("checkpoint", own.checkpoint))
+            said["weights"] = identify(read_tensors(path, own.trust_checkpoint))
+        return said
 
     def taps(self) -> Mapping[str, TapInfo]:
         return self._plugin.describe_taps(self._config)
@@ -55,10 +71,10 @@ class NativeTeacher(Teacher):
         _log.warning(
             "teacher.checkpoint=random: weights drawn from seed %d. Good for trying things out, "
             "useless as a teacher.",
-            self._seed,
+            self.seed,
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+            torch.manual_seed(self.seed)
             return self._plugin(self._config)
 
     def load(self, device: torch.device | str) -> None:
@@ -70,7 +86,7 @@ class NativeTeacher(Teacher):
             "config": self._plugin.identity(self._config),
             "weights": identify(self.detector.state_dict()),
             "classes": list(CLASSES),
-            "checkpoint": f"random, seed {self._seed}" if self._checkpoint == "random" else "file",
+            "checkpoint": f"random, seed {self.seed}" if self._checkpoint == "random" else "file",
         }
 
     def weights(self) -> dict[str, Tensor]:

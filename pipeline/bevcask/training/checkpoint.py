@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bevcask.catalog import resolve
-from bevcask.config import DetectorConfig, StudentConfig, build_config
+from bevcask.config import DetectorConfig, StudentConfig
 from bevcask.consent import require_consent
+from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.backbone import load_imagenet
 from bevcask.detectors.blocks.levels import ImageBackbone
@@ -231,7 +232,7 @@ def open_detector(
     if not section:
         section = _noted_detector(path)
         require_consent({f"{path}: detector": section}, trust_code)
-    plugin, own = build_config("detector", section, "student.detector")
+    plugin, own = find_detector(section, "student.detector")
     detector: Detector = plugin(own)
     load_weights(detector, path)
     return plugin, own, detector
