@@ -75,20 +75,23 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     _mention_virtual_points(frames, teacher)
     mention_sweeps(frames, teacher.inputs().num_sweeps)
     method = build_method(config.method)
+    stored = stored_targets(url)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
+    what = what.with_stored(stored)
     whole_scenes = teacher.temporal == "scene"
     if config.store.views:
         _check_views(config, what.specs, whole_scenes)
     if config.dry_run:
         return {"cache": url, "dry_run": True, **what.to_dict()}
-    specs = [*what.specs, *stored_targets(url)]
+    specs = [*what.specs, *stored]
     writer = create(
         url,
         list(what.specs),
         frame_table(frames),
         shard_rows=config.store.shard_rows,
         fingerprint=fingerprint(config, teacher, frames, specs),
-        plan=what.to_dict() | {"dataset": config.dataset.model_dump(mode="json")},
+        plan=what.to_dict()
+        | {"dataset": config.dataset.model_dump(mode="json"), "offers": sorted(teacher.offers())},
         provenance=made_by(teacher, frames),
         part=part,
         whole_scenes=whole_scenes,

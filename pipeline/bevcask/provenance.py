@@ -33,8 +33,10 @@ def provenance() -> dict[str, Any]:
 
 
 def command() -> str:
-    """Return this process's command line, program folder left out."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return this process's command line, program folder left out; `-m bevcask` is `bevcask`."""
+    program = Path(sys.argv[0])
+    name = "bevcask" if program.parts[-2:] == ("bevcask", "__main__.py") else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def git_revision() -> str | None:

@@ -1,6 +1,7 @@
 """Several caches read as one."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,18 @@ def test_every_target_comes_from_its_cache(urls: tuple[str, str]) -> None:
     assert set(both.specs) == {spec.name for spec in SPECS[:5]}
 
 
-def test_a_target_in_two_caches_is_refused_only_when_read(urls: tuple[str, str]) -> None:
+def test_a_target_in_two_caches_of_one_teacher_is_read_from_the_first(
+    urls: tuple[str, str],
+) -> None:
+    assert open_caches(",".join(urls)).home("bev.silent").url == urls[0]
+    assert open_caches(",".join(urls[::-1])).home("bev.silent").url == urls[1]
+
+
+def test_a_target_of_two_teachers_is_refused_only_when_read(
+    urls: tuple[str, str], tmp_path: Path
+) -> None:
+    other = {"teacher": {"type": "native/other", "weights": "ab"}, "seed": 0}
+    urls = urls[0], build(tmp_path / "two", specs=SPECS[2:5], fingerprint=other)
     both = open_caches(",".join(urls))
     with pytest.raises(ConfigError) as caught:
         both.read_batch([next(iter(both)).frames.tokens[0]], ["bev.neck", "bev.silent"])

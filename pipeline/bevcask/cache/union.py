@@ -8,6 +8,7 @@ import numpy.typing as npt
 from bevcask.cache.layout import Encoded
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.errors import ConfigError, UnknownNameError
+from bevcask.paths import local_path
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
 
@@ -25,6 +26,9 @@ def split_urls(urls: str) -> list[str]:
     Raises:
         ConfigError: one of them is empty, or named twice.
     """
+    whole = local_path(urls)
+    if whole is not None and whole.exists():  # a comma in the name of one
+        return [urls]
     found = [url.strip() for url in urls.split(SEPARATOR)]
     if not all(found) or len(set(found)) < len(found):
         raise ConfigError(f"cache={urls}: expected different cache URLs, separated by commas.")
@@ -32,7 +36,10 @@ def split_urls(urls: str) -> list[str]:
 
 
 class Caches:
-    """Open caches and which of them holds what; a target that is read must be in exactly one."""
+    """Open caches and which of them holds what.
+
+    A target that several hold is read where it is stored on the most cells, if one teacher said it.
+    """
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self._caches = tuple(caches)
@@ -59,11 +66,11 @@ class Caches:
         return found
 
     def home(self, name: str) -> Cache:
-        """Return the one cache that holds a target.
+        """Return the cache that a target is read from.
 
         Raises:
-            UnknownNameError: none does.
-            ConfigError: several do.
+            UnknownNameError: none holds it.
+            ConfigError: several do, of different teachers or on cells that differ.
         """
         homes = [cache for cache in self if name in cache.specs]
         if not homes:
@@ -72,13 +79,21 @@ class Caches:
                 f"no cache of {self.urls} has a target {name!r}.{suggest(name, self.specs)} "
                 f"Known: {known}."
             )
-        if len(homes) > 1:
+        regions = [cache.specs[name].region for cache in homes]
+        widest = [
+            cache
+            for cache in homes
+            if all(cache.specs[name].region.covers(region) for region in regions)
+        ]
+        if not widest or any(
+            cache.fingerprint["teacher"] != homes[0].fingerprint["teacher"] for cache in homes
+        ):
             raise ConfigError(
                 f"target {name!r} is in {' and in '.join(cache.url for cache in homes)}: whose is "
                 "meant cannot be told. Leave one of these caches out of cache=, or let the method "
                 "read another target."
             )
-        return homes[0]
+        return widest[0]
 
     def read_batch(
         self, tokens: Sequence[str], names: Collection[str]

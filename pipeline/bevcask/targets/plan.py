@@ -33,6 +33,17 @@ class Plan:
     num_frames: int
     roles: Mapping[str, tuple[str, ...]]
 
+    def with_stored(self, stored: Iterable[TargetSpec]) -> "Plan":
+        """Return the plan with what is stored already where it holds all that was to be stored."""
+        there = {spec.name: spec for spec in stored}
+
+        def held(spec: TargetSpec) -> TargetSpec:
+            old = there.get(spec.name, spec)
+            same = (old.tap, old.codec, old.view) == (spec.tap, spec.codec, spec.view)
+            return old if same and old.covers(spec.region) else spec
+
+        return replace(self, specs=tuple(map(held, self.specs)))
+
     @property
     def bytes_per_frame(self) -> dict[str, int]:
         """Uncompressed bytes of one frame by target name."""

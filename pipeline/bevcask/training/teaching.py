@@ -1,6 +1,7 @@
 """Where the targets of a run come from, opened and checked: caches, or a teacher in the loop."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,8 +102,7 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         what = plan(method.needs(), taps, len(frames), store, config.augment, who="the cache")
     except PlanError as error:
         raise PlanError(
-            f"cache={config.cache}: {error}\nRun `bevcask teacher-extract` on it with this method: "
-            "a sealed cache is given the targets it lacks."
+            f"cache={config.cache}: {error}\n{_how_to_add(caches, method, config)}"
         ) from None
     meets = {spec.tap.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
@@ -127,6 +127,26 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         teacher=", ".join(dict.fromkeys(teachers)),
         viewed=viewed,
         replay=_replay(config, caches.home(view_name(viewed[0], 1)), views) if viewed else None,
+    )
+
+
+def _how_to_add(caches: Caches, method: Method, config: DistillConfig) -> str:
+    """Return the command that adds what a method lacks, or why no command does."""
+    lacking = sorted({need.tap for need in method.needs()} - caches.specs.keys())
+    for cache in caches:
+        offered = cache.plan.get("offers", lacking)
+        if set(lacking) <= set(offered):
+            said = [
+                word
+                for word in shlex.split(str(cache.provenance["command"]))
+                if word.partition("=")[0] not in ("method", "part", "repair", "--json")
+            ]
+            said.append(f"method={config.method['type']}")
+            return f"This adds what is missing, and changes nothing else:\n{shlex.join(said)}"
+    teachers = ", ".join(str(cache.fingerprint["teacher"]["type"]) for cache in caches)
+    return (
+        f"Its teacher ({teachers}) offers no {', '.join(lacking)}: extract a cache of a teacher "
+        "that does, and name both as cache=a,b or that one alone."
     )
 
 

@@ -1,0 +1,122 @@
+"""A cache made for one method is used by another, in either order, and advice is one that works."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bevcask.cache.reader import open_cache
+from bevcask.cache.union import open_caches
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def extract_words(tiny_world: Path, checkpoint: Path) -> list[str]:
+    return [
+        "teacher=centerpoint_tiny",
+        f"teacher.checkpoint={checkpoint}",
+        "dataset=synthetic",
+        f"dataset.root={tiny_world}",
+        "dataset.split=all",
+        "loader.num_workers=0",
+        "store.shard_rows=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def around_boxes(
+    extract_words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What TiGDistill reads: the cells around boxes, and the points."""
+    url = tmp_path_factory.mktemp("tig") / "tig.zarr"
+    code, _, err = call("teacher-extract", url, *extract_words, "method=tigdistill")
+    assert code == 0, err
+    return url
+
+
+def distil(call: Call, cache: str, world: Path, method: str) -> tuple[int, str, str]:
+    return call(
+        "student-distill",
+        f"cache={cache}",
+        "student=bevdepth_tiny",
+        f"method={method}",
+        "dataset=synthetic",
+        f"dataset.root={world}",
+        "dataset.split=synthetic_train",
+        "dry_run=true",
+    )
+
+
+def test_the_command_that_is_advised_adds_what_is_missing(
+    extract_words: list[str],
+    tiny_world: Path,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ["teacher-extract", str(tmp_path / "world.zarr"), *extract_words]
+    monkeypatch.setattr(sys, "argv", ["bin/bevcask", *given, "part=1/1", "method=distillbev"])
+    code, _, err = call(*given, "part=1/1", "method=distillbev")
+    assert code == 0, err
+    code, _, err = distil(call, given[1], tiny_world, "tigdistill")
+    assert code == 2
+    assert "bevcask" in err.splitlines()[-1], err
+    program, *advised = shlex.split(err.strip().splitlines()[-1])
+    assert program == "bevcask"
+    assert advised == [*given, "method=tigdistill"]
+    code, _, err = call(*advised)
+    assert code == 0, err
+    assert "lidar.pixels" in open_cache(given[1]).specs
+
+
+def test_a_whole_map_serves_a_method_that_reads_a_part_of_it(
+    cached_world: Path, extract_words: list[str], tiny_world: Path, call: Call, tmp_path: Path
+) -> None:
+    url = Path(shutil.copytree(cached_world, tmp_path / "world.zarr"))
+    before = {p: p.read_bytes() for p in url.glob("targets/*/*/c*")}
+    code, _, err = call("teacher-extract", url, *extract_words, "method=tigdistill")
+    assert code == 0, err
+    cache = open_cache(str(url))
+    assert cache.specs["bev.neck"].region.name == "all"
+    assert "lidar.pixels" in cache.specs
+    assert before == {p: p.read_bytes() for p in before}
+    code, _, err = distil(call, str(url), tiny_world, "tigdistill")
+    assert code == 0, err
+
+
+def test_a_part_of_a_map_does_not_serve_a_method_that_reads_all(
+    around_boxes: Path, extract_words: list[str], call: Call
+) -> None:
+    code, _, err = call("teacher-extract", around_boxes, *extract_words, "method=distillbev")
+    assert code == 2
+    assert "targets.bev.neck.region" in err
+    assert "another URL" in err
+
+
+def test_two_caches_of_one_teacher_are_read_where_they_hold_most(
+    around_boxes: Path, cached_world: Path, tiny_world: Path, call: Call
+) -> None:
+    both = f"{around_boxes},{cached_world}"
+    for method in ("distillbev", "tigdistill"):
+        code, _, err = distil(call, both, tiny_world, method)
+        assert code == 0, err
+    assert open_caches(both).home("bev.neck").url == str(cached_world)
+    assert open_caches(both).home("lidar.pixels").url == str(around_boxes)
+
+
+def test_no_command_is_advised_where_none_helps(
+    cached_world: Path, tiny_world: Path, call: Call
+) -> None:
+    code, _, err = distil(call, str(cached_world), tiny_world, "simdistill")
+    assert code == 2
+    assert "native/centerpoint) offers no bev.camera, bev.fused" in err
+    assert "teacher-extract" not in err
+
+
+def test_a_comma_in_the_name_of_a_cache_is_no_list(cached_world: Path, tmp_path: Path) -> None:
+    url = shutil.copytree(cached_world, tmp_path / "a,b.zarr")
+    assert [cache.url for cache in open_caches(str(url))] == [str(url)]
