@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
+from bevcask.cache.files import Files
 from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
@@ -32,6 +33,7 @@ from bevcask.evaluation.nuscenes import Evaluation, split_size
 from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
+from bevcask.paths import head_of, split_url
 from bevcask.provenance import pick_device
 from bevcask.targets.pixels import PIXELS
 from bevcask.training.callbacks import StepClock
@@ -201,8 +203,9 @@ def _mention_head(config: DistillConfig, teaching: Teaching) -> None:
     if teaching.cache is None or not scratch or not teaching.specs:
         return
     for url in split_urls(teaching.cache):
-        head = Path(url.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
-        if head.is_file():
+        head = head_of(url)
+        folder, name = split_url(head)
+        if Files(folder).size(name) is not None:
             _log.info("the student's head starts from scratch; student.head=%s inherits it.", head)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from bevcask.cache.begin import create, stored_targets
+from bevcask.cache.files import Files
 from bevcask.cache.identity import require_identity
 from bevcask.cache.layout import Layout
 from bevcask.cache.parts import Part
@@ -20,19 +21,20 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.repair import Repairer, read_list
 from bevcask.cache.reuse import reuse
 from bevcask.cache.writer import WriteQueue, Writer
-from bevcask.catalog import register_cache, resolve
+from bevcask.catalog import check_name, register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import mention_sweeps
 from bevcask.data.loader import SampleReader, ViewSource, build_loader
 from bevcask.detectors.base import Batch
-from bevcask.detectors.weights import save_weights
+from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError
 from bevcask.extraction.disk import check_first_shards, check_upper_bound
 from bevcask.extraction.identity import fingerprint, frame_table, made_by
 from bevcask.extraction.shards import encoded_shards
 from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
+from bevcask.paths import head_of, split_url
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device
 from bevcask.targets.kinds import changes_pixels
@@ -67,6 +69,8 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     if config.cache is None:
         raise ConfigError("teacher-extract needs a cache URL: bevcask teacher-extract URL ...")
     url = resolve("cache", config.cache)
+    if config.name is not None:
+        check_name(config.name, url)
     part = Part() if config.part is None else Part.parse(config.part)
     frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
@@ -103,7 +107,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     left = writer.unfinished()
     if not left:
         writer.seal()
-    return report(url, teacher, len(frames)) | {
+    return report(url, teacher, len(frames), config.name) | {
         "raw_gb": what.total_bytes / 1e9,
         "part": None if config.part is None else config.part,
         "shards_left": left,
@@ -137,12 +141,12 @@ def _mention_virtual_points(frames: Frames, teacher: Teacher) -> None:
         )
 
 
-def report(url: str, teacher: Teacher, num_frames: int) -> dict[str, Any]:
-    """Return what a cache holds now; of a sealed one write the head file and the catalog entry."""
+def report(url: str, teacher: Teacher, num_frames: int, name: str | None = None) -> dict[str, Any]:
+    """Return what a cache holds now; of a sealed one write the head file, and keep its name."""
     cache = open_cache(url, allow_unsealed=True)
     head = export_head(teacher, url) if cache.sealed else None
-    if cache.sealed:
-        register_cache(url, cache)
+    if cache.sealed and name is not None:
+        register_cache(url, cache, name)
     return {
         "cache": url,
         "id": cache.id,
@@ -223,10 +227,13 @@ def ticks(
 
 
 def export_head(teacher: Teacher, url: str) -> str | None:
-    """Write the teacher's head branches beside a local cache, for `student.head=`."""
+    """Write the teacher's head branches beside a cache, for `student.head=`; return where."""
     tensors: dict[str, Tensor] = teacher.head()
-    if not tensors or "://" in url:
+    if not tensors:
         return None
-    path = Path(url.rstrip("/").removesuffix(".zarr") + ".head.safetensors")
-    save_weights(tensors, path, {"made_by": command()})
-    return str(path)
+    place = head_of(url)
+    folder, name = split_url(place)
+    head = weights_file(tensors, {"made_by": command()})
+    if Files(folder).get(name) != head:
+        Files(folder).put(name, head)
+    return place

@@ -116,8 +116,8 @@ def test_a_broken_user_file_is_named(home: Path, text: str, expected: str) -> No
 
 
 def test_registered_cache_resolves(tmp_path: Path) -> None:
-    url = str(tmp_path / "night" / "cache.zarr")
-    assert catalog.register_cache(url, StubCache()) == "night"
+    url = str(tmp_path / "store.zarr")
+    catalog.register_cache(url, StubCache(), "night")
     assert catalog.resolve("cache", "catalog:night") == url
     entry = catalog.load_catalog().caches["night"]
     assert (entry.rows, entry.bytes, entry.fingerprint) == (3, 1024, "f00d")
@@ -125,48 +125,51 @@ def test_registered_cache_resolves(tmp_path: Path) -> None:
     assert entry.command == "bevcask teacher-extract c.zarr"
 
 
+@pytest.mark.parametrize("url", ["store.zarr", "file://store.zarr"])
 def test_a_relative_url_is_registered_as_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    name = catalog.register_cache("store.zarr", StubCache())
-    assert catalog.resolve("cache", f"catalog:{name}") == str(tmp_path / "store.zarr")
+    catalog.register_cache(url, StubCache(), "a")
+    assert catalog.resolve("cache", "catalog:a") == str(tmp_path / "store.zarr")
 
 
-def test_registering_the_same_url_again_replaces_the_entry(tmp_path: Path) -> None:
+def test_registering_the_same_name_again_replaces_the_entry(tmp_path: Path) -> None:
     url = str(tmp_path / "a.zarr")
-    assert catalog.register_cache(url, StubCache()) == "a"
-    assert catalog.register_cache(url, StubCache(id="beef")) == "a"
+    for identity in ("f00d", "beef"):
+        catalog.check_name("a", url)
+        catalog.register_cache(url, StubCache(id=identity), "a")
     assert [entry.fingerprint for entry in catalog.load_catalog().caches.values()] == ["beef"]
 
 
-def test_another_url_of_the_same_name_gets_a_number(tmp_path: Path) -> None:
-    names = [
-        catalog.register_cache(str(tmp_path / folder / "a.zarr"), StubCache()) for folder in "xyz"
-    ]
-    assert names == ["a", "a-2", "a-3"]
+def test_a_name_that_another_cache_has_is_refused_first(tmp_path: Path) -> None:
+    catalog.register_cache(str(tmp_path / "a.zarr"), StubCache(), "a")
+    with pytest.raises(ConfigError, match=r"has a cache of that name already, .*a\.zarr"):
+        catalog.check_name("a", str(tmp_path / "b.zarr"))
+    with pytest.raises(ConfigError, match="ends with this process"):
+        catalog.check_name("b", "memory://b.zarr")
 
 
 def test_registering_keeps_everything_else(home: Path) -> None:
     write_user_file(home, CHECKPOINT)
-    catalog.register_cache("s3://bucket/run/store.zarr", StubCache())
+    catalog.register_cache("s3://bucket/run/store.zarr", StubCache(), "store")
     assert set(catalog.load_catalog().checkpoints) >= {"mine"}
     assert catalog.resolve("cache", "catalog:store") == "s3://bucket/run/store.zarr"
-    assert sorted(path.name for path in home.iterdir()) == ["catalog.yaml", "catalog.yaml.lock"]
+    assert {path.name for path in home.iterdir()} <= {"catalog.yaml", "catalog.yaml.lock"}
 
 
 def test_runs_that_end_together_all_keep_their_entry(home: Path) -> None:
-    urls = [f"s3://bucket/run{number}.zarr" for number in range(12)]
+    names = [f"run{number}" for number in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda url: catalog.register_cache(url, StubCache()), urls))
+        list(pool.map(lambda n: catalog.register_cache(f"s3://b/{n}", StubCache(), n), names))
     data = yaml.safe_load((home / "catalog.yaml").read_text())
-    assert sorted(entry["url"] for entry in data["caches"].values()) == sorted(urls)
+    assert sorted(data["caches"]) == sorted(names)
 
 
 def test_an_unwritable_home_is_named_and_the_cache_called_complete(home: Path) -> None:
     home.write_text("a file, not a folder")
     with pytest.raises(ConfigError, match=r"night\.zarr is complete.*Set BEVCASK_HOME"):
-        catalog.register_cache("night.zarr", StubCache())
+        catalog.register_cache("night.zarr", StubCache(), "night")
 
 
 def test_a_dataset_is_opened_by_name(home: Path, tiny_world: Path) -> None:
@@ -184,7 +187,7 @@ def test_stage_lists_and_flags_what_is_missing(tmp_path: Path) -> None:
     there, gone = tmp_path / "there.zarr", tmp_path / "gone.zarr"
     there.mkdir()
     for url in (there, gone):
-        catalog.register_cache(str(url), StubCache())
+        catalog.register_cache(str(url), StubCache(), url.stem)
     result = stage.run(CatalogConfig())
     assert not result["caches"]["there"]["missing"]
     assert result["caches"]["gone"]["missing"]
@@ -192,7 +195,7 @@ def test_stage_lists_and_flags_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_stage_shows_one_entry_or_says_what_there_is(tmp_path: Path) -> None:
-    catalog.register_cache(str(tmp_path / "one.zarr"), StubCache())
+    catalog.register_cache(str(tmp_path / "one.zarr"), StubCache(), "one")
     result = stage.run(CatalogConfig(name="one"))
     assert set(result["caches"]) == {"one"}
     assert not result["datasets"]

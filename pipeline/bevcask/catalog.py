@@ -1,24 +1,23 @@
 """Names for datasets, checkpoints and caches: `catalog:NAME` works wherever a path does.
 
 Two layers: the files shipped in `data_catalog/`, and the user's own `$BEVCASK_HOME/catalog.yaml`
-(default `~/.bevcask/catalog.yaml`), to which extraction adds the caches it makes. A user entry
+(default `~/.bevcask/catalog.yaml`), to which `teacher-extract name=NAME` adds. A user entry
 hides a shipped one of the same name. Opens no weights and no caches.
 """
 
-import fcntl
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
+from filelock import FileLock
 from pydantic import Field
 
 from bevcask.config import Config, validate
 from bevcask.errors import ConfigError, UnknownNameError
+from bevcask.paths import local_path, write_whole
 from bevcask.registry import suggest
 
 PREFIX = "catalog:"
@@ -191,27 +190,25 @@ def resolve(kind: str, value: str) -> str:
 
 def is_missing(location: str) -> bool:
     """Tell whether a local path does not exist; remote URLs are not looked up."""
-    path = location.removeprefix("file://")
-    return "://" not in path and not Path(path).exists()
+    path = local_path(location)
+    return path is not None and not path.exists()
 
 
-def register_cache(url: str, cache: SealedCache) -> str:
-    """Write a sealed cache into the user's catalog, replacing an older entry of the same URL.
+def register_cache(url: str, cache: SealedCache, name: str) -> None:
+    """Write a sealed cache into the user's catalog, replacing an older entry of the same name.
 
     Args:
         url: where the cache is.
         cache: the opened cache.
-
-    Returns:
-        The name of the entry: the store's own name, or its folder's where that is just `cache`.
+        name: what `catalog:NAME` will mean.
 
     Raises:
         ConfigError: the file cannot be read or written; the cache itself is not touched.
     """
-    location = url if "://" in url else str(Path(url).resolve())
+    local = local_path(url)
     teacher = cache.fingerprint["teacher"]
     entry = CacheEntry(
-        url=location,
+        url=url if local is None else str(local.resolve()),
         teacher=f"{teacher['type']} {str(teacher['weights'])[:12]}",
         fingerprint=cache.id,
         rows=len(cache.frames.tokens),
@@ -221,51 +218,31 @@ def register_cache(url: str, cache: SealedCache) -> str:
     )
     file = user_file()
     try:
-        with _locked(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # runs that end together all keep their entry
             data = _mapping(file) if file.is_file() else {}
-            caches = data.setdefault("caches", {})
-            name = _name_for(location, caches)
-            caches[name] = entry.model_dump()
-            _write(file, data)
+            data.setdefault("caches", {})[name] = entry.model_dump()
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+            write_whole(file, text.encode())
     except OSError as error:
         raise ConfigError(
             f"{url} is complete, but cannot be added to {file}: {error.strerror}. Set BEVCASK_HOME "
             "to a folder with room and write permission; the same command then only adds it."
         ) from error
-    return name
 
 
-def _name_for(location: str, caches: Mapping[str, Mapping[str, Any]]) -> str:
-    for name, entry in caches.items():
-        if entry.get("url") == location:
-            return name
-    *folders, last = [part for part in location.split("/") if part]
-    stem = last.removesuffix(".zarr")
-    base = folders[-1] if stem == "cache" and folders else stem
-    taken = caches.keys() | load_catalog().caches.keys()
-    numbered = (base if number == 1 else f"{base}-{number}" for number in range(1, len(taken) + 2))
-    return next(name for name in numbered if name not in taken)
+def check_name(name: str, url: str) -> None:
+    """Make sure that a cache can be kept under a name, before anything is extracted.
 
-
-def _write(file: Path, data: Mapping[str, Any]) -> None:
-    """Replace a file in one step, so that a reader sees the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".partial")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w") as stream:
-            yaml.safe_dump(dict(data), stream, sort_keys=False, allow_unicode=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold the file's lock: runs that end together all keep their entry."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    Raises:
+        ConfigError: another cache has that name, or the store ends with this process.
+    """
+    if url.startswith("memory://"):
+        raise ConfigError(f"name={name}: {url} ends with this process, and cannot be kept.")
+    local = local_path(url)
+    entry = load_catalog().caches.get(name)
+    if entry is not None and entry.url != (url if local is None else str(local.resolve())):
+        raise ConfigError(
+            f"name={name}: the catalog has a cache of that name already, {entry.url}. Choose "
+            f"another, or remove it from {user_file()}."
+        )

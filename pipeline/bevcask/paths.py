@@ -24,6 +24,17 @@ def whereabouts(url: str) -> str:
     return url.rstrip("/") if path is None else str(path.resolve())
 
 
+def head_of(cache_url: str) -> str:
+    """Return where the teacher's head of a cache lies: beside it, in the same store."""
+    return cache_url.rstrip("/").removesuffix(".zarr") + ".head.safetensors"
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return the folder and the name of a file in any store."""
+    folder, slash, name = url.rpartition("/")
+    return (folder or slash or ".", name)
+
+
 def partial_name(path: Path) -> Path:
     """Return a name beside `path` that nobody else writes to."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")

@@ -70,6 +70,7 @@ class ExtractConfig(Config):
     loader: LoaderConfig = LoaderConfig()
     cache: CacheUrl = None
     part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
+    name: str | None = Field(None, description="keep the sealed cache as catalog:NAME")
     repair: PathText | None = Field(
         None, description="write again what this list of `verify repair=FILE` names"
     )

@@ -115,10 +115,32 @@ def test_head_branches_lie_beside_the_cache(extracted: Path) -> None:
     assert all(name.startswith("head.tasks.") for name in head)
 
 
-def test_catalog_knows_the_cache(extracted: Path, bevcask_home: Path) -> None:
-    from bevcask.catalog import resolve
+def test_the_catalog_keeps_a_cache_that_is_given_a_name(
+    extracted: Path, tiny_world: Path, bevcask_home: Path
+) -> None:
+    from bevcask.catalog import load_catalog, resolve
 
+    assert str(extracted) not in {entry.url for entry in load_catalog().caches.values()}
+    own = words(tiny_world, "store.codec=float32", "store.shard_rows=1", "name=tiny")
+    assert call("teacher-extract", str(extracted), *own)[0] == 0
     assert Path(resolve("cache", "catalog:tiny")) == extracted
+    code, _, err = call("teacher-extract", str(extracted.with_name("other.zarr")), *own)
+    assert code == 2
+    assert "has a cache of that name already" in err
+
+
+@pytest.mark.parametrize("store", ["file://{}", "memory://{}"])
+def test_a_cache_in_any_store_has_its_head(store: str, tiny_world: Path, tmp_path: Path) -> None:
+    from bevcask.cache.files import Files
+
+    url = store.format(tmp_path / "tiny.zarr")
+    code, out, err = call(
+        "teacher-extract", url, *words(tiny_world, "method=none", "dataset.limit=1", "--json")
+    )
+    assert code == 0, err
+    head = json.loads(out)["head"]
+    assert head == store.format(tmp_path / "tiny.head.safetensors")
+    assert Files(store.format(tmp_path)).size("tiny.head.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,21 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path, note: Mapping[str, s
     Raises:
         CheckpointError: no room, no permission; what was there before stays.
     """
-    from safetensors.torch import save
-
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        write_whole(path, save(contiguous, metadata=dict(note)))
+        write_whole(path, weights_file(tensors, note))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the weights ({error.strerror}). Make room, or make the folder "
             "writable, and repeat the command; or choose another place."
         ) from error
+
+
+def weights_file(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file with a note of strings in its header."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, metadata=dict(note))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,12 +1,15 @@
 """Student weights in and out: starts, inherited heads, and what a run leaves behind."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
+from bevcask.cache.files import Files
 from bevcask.catalog import resolve
 from bevcask.config import DetectorConfig, StudentConfig
 from bevcask.consent import require_consent
@@ -16,6 +19,7 @@ from bevcask.detectors.blocks.backbone import load_imagenet
 from bevcask.detectors.blocks.levels import ImageBackbone
 from bevcask.detectors.weights import halve, load_weights, read_note, read_weights, save_weights
 from bevcask.errors import CheckpointError, ConfigError
+from bevcask.paths import local_path, split_url
 from bevcask.provenance import command, git_revision
 from bevcask.training.saving import read_checkpoint
 
@@ -64,8 +68,26 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
         load_weights(student, Path(resolve("checkpoint", config.checkpoint)))
         loaded["checkpoint"] = config.checkpoint
     if config.head is not None:
-        loaded["head_tensors"] = inherit_head(student, Path(config.head))
+        with _near(config.head) as head:
+            loaded["head_tensors"] = inherit_head(student, head)
     return loaded
+
+
+@contextmanager
+def _near(url: str) -> Iterator[Path]:
+    """Give a local path of a file in any store, for as long as it is needed."""
+    local = local_path(url)
+    if local is not None:
+        yield local
+        return
+    folder, name = split_url(url)
+    data = Files(folder).get(name)
+    if data is None:
+        raise CheckpointError(f"{url}: no such checkpoint. Check the URL.")
+    with TemporaryDirectory() as place:
+        path = Path(place) / name
+        path.write_bytes(data)
+        yield path
 
 
 def _start_part(student: Detector, source: str) -> None:
