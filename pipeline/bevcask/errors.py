@@ -47,6 +47,10 @@ class CacheCorruptError(BevcaskError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 
 
+class StoreError(BevcaskError, OSError):
+    """A store cannot be reached, read or written; what is committed there is not in doubt."""
+
+
 class CacheBusyError(BevcaskError, RuntimeError):
     """Another process is at work on the same shards; host, pid and time are named."""
 

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -41,24 +42,51 @@ def partial_name(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, rename it: all of it is there, or none.
+    """Write a file: all of it is there, or none; see `write_all`."""
+    write_all({path: data})
 
-    Folders that are missing are made. What was there before stays where writing fails.
+
+def write_all(contents: Mapping[Path, bytes], durable: bool = True) -> None:
+    """Write files beside their places, flush them to the disk, rename them, flush their folders.
+
+    Each is there as a whole or not at all; several together may be half there. Folders that are
+    missing are made. What was there before stays where writing fails.
+
+    Args:
+        contents: path -> bytes.
+        durable: flush, so that a power cut takes nothing of it back.
 
     Raises:
-        OSError: no room, no permission; nothing of the new file is left.
+        OSError: no room, no permission; nothing of the new files is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
+    partial: dict[Path, Path] = {}
+    folders: set[Path] = set()
     try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync(path.parent)
+        for path, data in contents.items():
+            folders |= {path.parent, *make_folders(path.parent)}
+            partial[path] = partial_name(path)
+            with partial[path].open("xb") as file:
+                file.write(data)
+        if durable:
+            for temporary in partial.values():
+                sync(temporary)
+        for path, temporary in partial.items():
+            temporary.replace(path)
+        if durable:
+            for folder in folders:
+                sync(folder)
     finally:
-        partial.unlink(missing_ok=True)
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
+
+
+def make_folders(folder: Path) -> set[Path]:
+    """Make a folder and its parents; return the folders that got a new entry."""
+    if folder.is_dir():
+        return set()
+    changed = make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    return changed | {folder.parent}
 
 
 def sync(path: Path) -> None:

@@ -1,8 +1,10 @@
 """Double starts, dead holders, and two that claim at once."""
 
+import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -15,8 +17,9 @@ from bevcask.cache import lease, verify
 from bevcask.cache.files import Files
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.parts import Part
-from bevcask.errors import CacheBusyError
+from bevcask.errors import CacheBusyError, DiskFullError
 from cache.example import begin, build, encoded
+from cache.test_writer import fill_disk_after
 
 
 def lease_files(root: Path) -> list[Path]:
@@ -104,13 +107,174 @@ def test_silence_ends_a_lease(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_lease_cut_off_by_a_kill_names_its_file(tmp_path: Path) -> None:
+UNBELIEVABLE = {
+    "empty": "",
+    "garbage": "\0" * 100,
+    "deep": "[" * 5000,
+    "a list": "[1, 2]",
+    "one more key": {"colour": "red"},
+    "one key less": {"pid": ...},
+    "pid is text": {"pid": "1"},
+    "pid is a process group": {"pid": -1},
+    "pid is huge": {"pid": 10**30},
+    "first is null": {"first": None},
+    "renewed is not a number": {"renewed": "NaN"},
+    "renewed never": {"renewed": float("inf")},
+    "from the future": {"renewed": time.time() + 1e6},
+}
+
+
+def leave_unbelievable(root: Path, name: str, age: float) -> Path:
+    """Leave a lease nobody can believe, written so many seconds ago (in the future if negative)."""
+    content = UNBELIEVABLE[name]
+    path = leave_lease(root, space="another boot")
+    if isinstance(content, dict):
+        whole = {**json.loads(path.read_text()), **content}
+        content = json.dumps({key: value for key, value in whole.items() if value is not ...})
+    path.write_text(content)
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("name", UNBELIEVABLE)
+def test_an_old_lease_nobody_can_believe_holds_nobody_up(tmp_path: Path, name: str) -> None:
     begin(tmp_path)
-    (tmp_path / "leases").mkdir()
-    (tmp_path / "leases/abc.json").write_text("")
+    left = leave_unbelievable(tmp_path, name, age=lease.UNREADABLE_SECONDS + 1)
+    began = time.monotonic()
+    build(tmp_path)
+    assert time.monotonic() - began < lease.UNREADABLE_SECONDS / 2
+    assert not left.exists()
+    assert verify(str(tmp_path)).ok
+
+
+@pytest.mark.parametrize("age", [0.0, -1e6])
+@pytest.mark.parametrize("name", ["empty", "one more key", "from the future"])
+def test_a_young_one_is_waited_for_aloud_and_not_for_ever(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    age: float,
+) -> None:
+    begin(tmp_path)
+    left = leave_unbelievable(tmp_path, name, age)
+    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.1)
+    with caplog.at_level("INFO"):
+        build(tmp_path)
+    assert not left.exists()
+    said = [record.message for record in caplog.records if "waiting for" in record.message]
+    assert len(said) > 1
+    assert f"waiting for the lease leases/{left.name}, which cannot be read" in said[0]
+    assert re.search(r"\d+ s so far, \d+ s at most", said[0])
+
+
+def test_a_store_that_tells_no_times_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files("memory://lease/untimed")
+    files.put("leases/a.json", b"")
+    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.2)
+    monkeypatch.setattr(Files, "modified", lambda *_: None)
+    began = time.monotonic()
+    with Lease(files, range(2), "x"):
+        assert time.monotonic() - began > 0.2
+
+
+def test_what_is_no_lease_of_ours_is_never_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    foreign = {folder / name for name in ("contract.pdf", "a.json", "notes.json.partial")}
+    for path in foreign:
+        path.write_bytes(b"somebody's")
+        os.utime(path, (0, 0))
+    with Lease(Files(str(tmp_path)), range(2), "x"):
+        pass
+    assert set(folder.iterdir()) == foreign
+
+
+def test_whoever_waits_for_a_live_process_gives_up_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     files = Files(str(tmp_path))
-    with pytest.raises(CacheBusyError, match=r"leases/abc.json cannot be read.*delete"):
-        Lease(files, range(1), "x").claim()
+    monkeypatch.setattr(lease, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.1)
+    with (
+        holding_small_files(files, "sealing"),
+        caplog.at_level("INFO"),
+        pytest.raises(CacheBusyError, match=rf"process {os.getpid()} on host .*\(sealing\)"),
+        holding_small_files(files, "creating it"),
+    ):
+        pass
+    said = [record.message for record in caplog.records]
+    assert len(said) > 1
+    assert f"waiting for process {os.getpid()} on host {platform.node()}" in said[0]
+    assert lease_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("when", ["written", "renamed"])
+def test_a_full_disk_leaves_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    begin(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if when == "renamed":
+            patch.setattr(Path, "replace", full)
+        else:
+            fill_disk_after(patch, tmp_path, 10)
+        with pytest.raises(DiskFullError):
+            begin(tmp_path)
+        with pytest.raises(DiskFullError):
+            Lease(Files(str(tmp_path)), range(2), "x").claim()
+    assert not (tmp_path / "leases").exists()
+    build(tmp_path)
+
+
+def test_a_half_written_lease_holds_nobody_up_and_goes(tmp_path: Path) -> None:
+    begin(tmp_path)
+    whole = leave_lease(tmp_path, pid=dead_pid())
+    empty, written = (whole.with_name(f"{whole.name}.{digit * 32}.partial") for digit in "ab")
+    whole.rename(written)
+    empty.touch()
+    build(tmp_path)
+    assert lease_files(tmp_path) == [empty]  # of a process that may be alive
+    os.utime(empty, (0, 0))
+    with Lease(Files(str(tmp_path)), range(2), "x"):
+        pass
+    assert lease_files(tmp_path) == []
+
+
+def test_a_writer_that_cannot_renew_its_lease_stops_before_it_can_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndpointConnectionError(Exception):
+        """Drivers raise what they like: that of S3 derives from no OSError."""
+
+    failing = threading.Event()
+    real = Files.put_volatile
+
+    def put(files: Files, key: str, data: bytes) -> None:
+        if failing.is_set():
+            raise EndpointConnectionError
+        real(files, key, data)
+
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "GIVE_UP_SECONDS", 0.3)
+    monkeypatch.setattr(Files, "put_volatile", put)
+    with Lease(Files(str(tmp_path)), range(2), "x") as held:
+        failing.set()
+        time.sleep(0.4)
+        assert held._thread.is_alive()
+        with pytest.raises(CacheBusyError, match=r"could not be renewed for .* may take over"):
+            held.check()
+        failing.clear()
+        deadline = time.monotonic() + 10
+        while held._holder.silent_seconds > 0.2:
+            assert time.monotonic() < deadline
+        held.check()
+    assert lease.GIVE_UP_SECONDS < lease.STALE_SECONDS
 
 
 def test_a_lease_is_renewed_while_its_process_lives(
@@ -126,11 +290,7 @@ def test_a_lease_is_renewed_while_its_process_lives(
 
 
 def renewed(path: Path) -> float:
-    while True:
-        try:
-            return float(json.loads(path.read_text())["renewed"])
-        except ValueError:
-            continue  # being written
+    return float(json.loads(path.read_text())["renewed"])  # never half written
 
 
 def test_who_lost_its_lease_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def fill_disk_after(monkeypatch: pytest.MonkeyPatch, root: Path, num_bytes: int)
 
     def opened(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
         file = opening(path, mode, *rest, **more)
-        return Full(file) if mode == "wb" and root in path.parents else file
+        return Full(file) if mode == "xb" and root in path.parents else file
 
     monkeypatch.setattr(Path, "open", opened)
 

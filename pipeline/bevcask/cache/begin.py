@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bevcask.cache import metadata
-from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.files import Files
 from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity, require_shared_identity
 from bevcask.cache.layout import Layout, commit_array, open_array, packed_key
@@ -19,6 +19,7 @@ from bevcask.cache.reader import Cache
 from bevcask.cache.seal import end_addition, remove_own_commits
 from bevcask.cache.writer import Writer
 from bevcask.errors import CacheIdentityError
+from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
 
 

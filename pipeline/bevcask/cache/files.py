@@ -1,36 +1,57 @@
 """Bytes under keys, on a local path or any fsspec URL. Writes are atomic; local ones are durable.
 
-Local files are written to `NAME.<hex>.partial`, flushed to the disk, then renamed, so that a key
-holds either all of its bytes or nothing, also after a power cut. Remote puts are atomic by nature.
+A store is a border: its files may be anybody's. Keys stay below it, no symbolic link in it is
+followed, and whatever a file system or a driver raises becomes one error of ours.
 """
 
 import errno
 import hashlib
 import os
-import shutil
-import uuid
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from bevcask.errors import DiskFullError
+from bevcask.cache.room import free_bytes
+from bevcask.errors import (
+    BevcaskError,
+    CacheCorruptError,
+    DiskFullError,
+    MissingDependencyError,
+    StoreError,
+)
+from bevcask.paths import local_path, make_folders, sync, write_all
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_KEY = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _FETCHERS = 16
 _PIECE = 1 << 18  # stays in a processor's cache between reading and hashing
 _REMOTE_PIECE = 1 << 24
-PARTIAL = ".partial"
+_LARGEST = 1 << 30  # bytes of a file that is read whole
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link, no pipe's writer
+_ASIDE = frozenset(("", ".", ".."))
+_TRIES = 100
+_SHOWN = 3
+
+
+def is_key(text: str) -> bool:
+    """Tell whether a text names something below a store: no part is empty, `.` or `..`."""
+    return _ASIDE.isdisjoint(text.split("/")) and "\0" not in text
 
 
 class Files:
-    """A store of bytes addressed by keys such as `targets/bev.neck/values/c.0.0.0.0`."""
+    """A store of bytes addressed by keys such as `targets/bev.neck/values/c.0.0.0.0`.
+
+    Every method raises `StoreError` where the store cannot be reached, read or written,
+    `MissingDependencyError` where its driver is not installed, and `CacheCorruptError` at a
+    symbolic link or a key that leads out of the store.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        bare = url.removeprefix("file://")
-        self.root = None if "://" in bare or "::" in bare else Path(bare)
+        self.root = local_path(url)
         self._process = -1
         self._filesystem: Any = None
         self._prefix = ""
@@ -46,18 +67,70 @@ class Files:
         return self._filesystem
 
     def _path(self, key: str) -> str:
+        """Return the path of a key in a remote store."""
+        self._require_key(key)
         return f"{self._prefix.rstrip('/')}/{key}"
 
-    def get(self, key: str) -> bytes | None:
-        """Return all bytes of a key, None if there is no such key."""
+    def _open(self, key: str) -> int:
+        """Return a descriptor of a local file, to be read."""
+        self._require_key(key)
+        return os.open(f"{self.root}/{key}", _READ)
+
+    def _own(self, key: str) -> Path:
+        """Return the local path of a key that is written, deleted or listed.
+
+        Raises:
+            CacheCorruptError: a folder on the way is a symbolic link, to who knows where.
+        """
+        assert self.root is not None
+        self._require_key(key)
+        folder = self.root
+        for part in key.split("/")[:-1]:
+            folder = folder / part
+            if folder.is_symlink():
+                raise self._linked([folder.relative_to(self.root).as_posix()])
+        return self.root / key
+
+    def _require_key(self, key: str) -> None:
+        if not is_key(key):
+            raise CacheCorruptError(f"{self.url}: the key {key!r} leads out of the store.")
+
+    def _linked(self, links: list[str]) -> CacheCorruptError:
+        more = f" and {len(links) - _SHOWN} more" if len(links) > _SHOWN else ""
+        return CacheCorruptError(
+            f"{self.url} holds symbolic links: {', '.join(links[:_SHOWN])}{more}. What they point "
+            "at is not the cache's to read, replace or delete: put the files themselves in their "
+            "place (cp -rL copies them), or extract to another URL."
+        )
+
+    def get(self, key: str, largest: int = _LARGEST) -> bytes | None:
+        """Return all bytes of a key, None if there is no such key.
+
+        Raises:
+            CacheCorruptError: they are more than `largest`, or no file's.
+        """
         try:
             if self.root is not None:
-                with open(f"{self.root}/{key}", "rb", buffering=0) as file:
+                with open(self._open(key), "rb", buffering=0) as file:
+                    found = os.fstat(file.fileno())
+                    if not stat.S_ISREG(found.st_mode):
+                        raise CacheCorruptError(f"{self.url}/{key} is no file.")
+                    self._require_small(key, found.st_size, largest)
                     return file.read()
             filesystem = self._remote
-            return bytes(filesystem.cat_file(self._path(key)))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            data = bytes(filesystem.cat_file(self._path(key)))
+        except _NO_KEY:
             return None
+        except Exception as error:
+            self._raise(error, key)
+        self._require_small(key, len(data), largest)
+        return data
+
+    def _require_small(self, key: str, size: int, largest: int) -> None:
+        if size > largest:
+            raise CacheCorruptError(
+                f"{self.url}/{key}: more than {largest:,} bytes, which no cache has there."
+            )
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Return the bytes of several keys, fetched side by side where that helps."""
@@ -71,59 +144,110 @@ class Files:
         """Return bytes [start, stop) of a key, fewer if it is shorter, None if there is no key."""
         try:
             if self.root is not None:
-                descriptor = os.open(f"{self.root}/{key}", os.O_RDONLY)
+                descriptor = self._open(key)
                 try:
                     return os.pread(descriptor, stop - start, start)
                 finally:
                     os.close(descriptor)
             filesystem = self._remote
             return bytes(filesystem.cat_file(self._path(key), start=start, end=stop))
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_KEY:
             return None
+        except Exception as error:
+            self._raise(error, key)
 
     def digest(self, key: str) -> tuple[bytes, int] | None:
         """Return SHA-256 and length of a key, read in pieces; None if there is no such key."""
         total, length = hashlib.sha256(), 0
         try:
             if self.root is not None:
-                with open(f"{self.root}/{key}", "rb", buffering=0) as file:
+                with open(self._open(key), "rb", buffering=0) as file:
                     while piece := file.read(_PIECE):
                         total.update(piece)
                         length += len(piece)
                 return total.digest(), length
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            size = self.size(key)
+            while size is not None and length < size:
+                part = self.get_range(key, length, min(length + _REMOTE_PIECE, size))
+                if not part:
+                    return None
+                total.update(part)
+                length += len(part)
+        except _NO_KEY:
             return None
-        size = self.size(key)
-        while size is not None and length < size:
-            part = self.get_range(key, length, min(length + _REMOTE_PIECE, size))
-            if not part:
-                return None
-            total.update(part)
-            length += len(part)
+        except Exception as error:
+            self._raise(error, key)
         return None if size is None else (total.digest(), length)
 
     def size(self, key: str) -> int | None:
         """Return the length of a key, None if there is no such key."""
         try:
             if self.root is not None:
-                return (self.root / key).stat().st_size
+                self._require_key(key)
+                return (self.root / key).lstat().st_size
             filesystem = self._remote
             return int(filesystem.size(self._path(key)))
-        except (FileNotFoundError, NotADirectoryError):
+        except _NO_KEY:
             return None
+        except Exception as error:
+            self._raise(error, key)
+
+    def modified(self, key: str) -> float | None:
+        """Return when a key was written, seconds since the epoch; None if nobody knows."""
+        try:
+            if self.root is not None:
+                self._require_key(key)
+                return (self.root / key).lstat().st_mtime
+            filesystem = self._remote
+            return float(filesystem.modified(self._path(key)).timestamp())
+        except (*_NO_KEY, NotImplementedError):
+            return None
+        except Exception as error:
+            self._raise(error, key)
+
+    def links(self) -> list[str]:
+        """Return the keys of all symbolic links; a store that is written to may not have any."""
+        found: list[str] = []
+        if self.root is not None:
+            for _ in self._walk("", found):
+                pass
+        return sorted(found)
+
+    def _walk(self, below: str, links: list[str]) -> Iterator[str]:
+        """Yield the keys below a local folder; links are not followed but noted."""
+        folders = [f"{below}/" if below else ""]
+        while folders:
+            inner = folders.pop()
+            folder = self._own(f"{inner}x").parent
+            with self._border(inner), os.scandir(folder) as entries:
+                for entry in entries:
+                    key = inner + entry.name
+                    if entry.is_symlink():
+                        links.append(key)
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{key}/")
+                    else:
+                        yield key
 
     def list(self, below: str = "") -> Iterator[str]:
-        """Yield every key, or those of one folder and the folders in it, in no order."""
+        """Yield every key, or those of one folder and the folders in it, in no order.
+
+        Raises:
+            CacheCorruptError: there are symbolic links among them; said at the end.
+        """
         if self.root is not None:
-            for folder, _, names in os.walk(self.root / below):
-                inner = Path(folder).relative_to(self.root).as_posix()
-                yield from names if inner == "." else (f"{inner}/{name}" for name in names)
+            links: list[str] = []
+            yield from self._walk(below, links)
+            if links:
+                raise self._linked(sorted(links))
             return
-        filesystem = self._remote
-        prefix = self._prefix.strip("/") + "/"
-        filesystem.invalidate_cache(self._prefix)  # other processes write too
-        for path in filesystem.find(self._path(below).rstrip("/")):
-            yield path.lstrip("/").removeprefix(prefix)
+        with self._border(below):
+            filesystem = self._remote
+            prefix = self._prefix.strip("/") + "/"
+            filesystem.invalidate_cache(self._prefix)  # other processes write too
+            folder = self._path(below) if below else self._prefix
+            for path in filesystem.find(folder.rstrip("/")):
+                yield path.lstrip("/").removeprefix(prefix)
 
     def put(self, key: str, data: bytes) -> None:
         """Write all bytes of a key, replacing what was there; see `put_many`."""
@@ -137,26 +261,31 @@ class Files:
         Raises:
             DiskFullError: the disk or quota is full; no key lost what it had.
         """
-        with self._full_disk_is_an_error(contents):
+        with self._writing(contents):
             if self.root is not None:
-                _replace_all({self.root / key: data for key, data in contents.items()})
+                write_all({self._own(key): data for key, data in contents.items()})
                 return
             filesystem = self._remote
             for key, data in contents.items():
                 filesystem.pipe_file(self._path(key), data)
 
     def put_volatile(self, key: str, data: bytes) -> None:
-        """Write a small file that need not survive a power cut, in one go but not atomically."""
-        with self._full_disk_is_an_error({key: data}):
+        """Write a small file, whole or not at all, that need not survive a power cut.
+
+        Its folder may go at any moment, when another process finds it empty.
+
+        Raises:
+            DiskFullError: the disk or quota is full; the key keeps what it had.
+        """
+        with self._writing({key: data}):
             if self.root is None:
                 self._remote.pipe_file(self._path(key), data)
                 return
-            path = self.root / key
-            while True:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # another process removed the empty folder
-                    path.write_bytes(data)
+            for _ in range(_TRIES):
+                with suppress(FileNotFoundError):
+                    write_all({self._own(key): data}, durable=False)
                     return
+            write_all({self._own(key): data}, durable=False)
 
     def link_many(self, sources: Mapping[str, Path]) -> bool:
         """Make keys of local files that exist, by hard links; all or nothing.
@@ -168,27 +297,27 @@ class Files:
             return False
         folders: set[Path] = set()
         linked: list[Path] = []
+        places = {self._own(key): source for key, source in sources.items()}
         try:
-            for key, source in sources.items():
-                path = self.root / key
-                folders |= {path.parent, *_make_folders(path.parent)}
-                path.hardlink_to(source)
+            for path, source in places.items():
+                folders |= {path.parent, *make_folders(path.parent)}
+                os.link(source, path, follow_symlinks=False)
                 linked.append(path)
         except OSError:
             for path in linked:
                 path.unlink()
             return False
         for folder in folders:
-            _sync(folder)
+            sync(folder)
         return True
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
-        if self.root is not None:
-            (self.root / key).unlink(missing_ok=True)
-            return
-        filesystem = self._remote
-        with suppress(FileNotFoundError):
+        with self._border(key):
+            if self.root is not None:
+                self._own(key).unlink(missing_ok=True)
+                return
+            filesystem = self._remote
             filesystem.rm_file(self._path(key))
 
     def delete_below(self, folder: str) -> None:
@@ -201,58 +330,54 @@ class Files:
         """Remove a folder that holds nothing; another stays, as do stores without folders."""
         if self.root is not None:
             with suppress(OSError):
-                (self.root / folder).rmdir()
+                self._own(folder).rmdir()
 
     @contextmanager
-    def _full_disk_is_an_error(self, contents: Mapping[str, bytes]) -> Iterator[None]:
+    def _border(self, key: str) -> Iterator[None]:
+        """Let a missing key pass, and turn every other failure into an error of ours."""
+        with suppress(*_NO_KEY):
+            try:
+                yield
+            except _NO_KEY:
+                raise
+            except Exception as error:
+                self._raise(error, key)
+
+    @contextmanager
+    def _writing(self, contents: Mapping[str, bytes]) -> Iterator[None]:
+        first = next(iter(contents), "")
         try:
             yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
+        except Exception as error:
+            if not (isinstance(error, OSError) and error.errno in _FULL):
+                self._raise(error, first)
             size = sum(map(len, contents.values()))
-            free = f", {shutil.disk_usage(self.root).free:,} free" if self.root else ""
+            free = f", {free_bytes(self.url):,} free" if self.root else ""
             raise DiskFullError(
-                f"disk full: {self.url} has no room for {next(iter(contents))} and "
+                f"disk full: {self.url} has no room for {first} and "
                 f"{len(contents) - 1} more files ({size:,} bytes{free}). Every committed shard is "
                 "safe. Free some space and run the same command again, or compare other codecs "
                 "with `bevcask plan store.codec=...`."
             ) from error
 
-
-def _replace_all(contents: Mapping[Path, bytes]) -> None:
-    """Write files beside their places, flush them, rename them, flush their folders."""
-    partial: dict[Path, Path] = {}
-    new_folders: set[Path] = set()
-    try:
-        for path, data in contents.items():
-            new_folders |= _make_folders(path.parent)
-            partial[path] = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-            partial[path].write_bytes(data)
-        for temporary in partial.values():
-            _sync(temporary)
-        for path, temporary in partial.items():
-            temporary.replace(path)
-        for folder in {path.parent for path in contents} | new_folders:
-            _sync(folder)
-    finally:
-        for temporary in partial.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _make_folders(folder: Path) -> set[Path]:
-    """Make a folder and its parents; return the folders that got a new entry."""
-    if folder.is_dir():
-        return set()
-    changed = _make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    return changed | {folder.parent}
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _raise(self, error: Exception, key: str) -> NoReturn:
+        """Raise what a user can act on for what a file system or a driver said of a key."""
+        if isinstance(error, BevcaskError | MemoryError):
+            raise error
+        where = f"{self.url.rstrip('/')}/{key}"
+        if self.root is not None:
+            if not isinstance(error, OSError):
+                raise error
+            if error.errno == errno.ELOOP:
+                raise self._linked([key]) from error
+            raise StoreError(
+                f"{where}: {error.strerror or error}. Look at the disk and at who may read and "
+                "write there; what is committed is not in doubt."
+            ) from error
+        if isinstance(error, ImportError):
+            raise MissingDependencyError(f"{self.url}: its driver is missing: {error}") from error
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise StoreError(
+            f"{where}: the store says {said}. Check the URL, the network, the credentials and what "
+            "they allow; what is committed is not in doubt, and the same command goes on from here."
+        ) from error

@@ -9,13 +9,14 @@ from typing import Any
 
 from bevcask.cache.chunks import objects_of
 from bevcask.cache.commit import Committed, encode_row
-from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.files import Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, packed_key
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import seal, unseal
 from bevcask.errors import CacheCorruptError, CacheIncompleteError, ConfigError, UnknownNameError
+from bevcask.paths import PARTIAL
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
 

@@ -2,9 +2,9 @@
 
 import logging
 import shutil
-from pathlib import Path
 
 from bevcask.errors import DiskFullError
+from bevcask.paths import local_path
 
 SMALLEST_SHARE = 0.05
 """Of the uncompressed size. Sparse maps come close to a tenth; nothing seen so far goes below."""
@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 def free_bytes(url: str) -> int | None:
     """Return the free bytes of the disk a cache is, or will be, on; None for remote stores."""
-    bare = url.removeprefix("file://")
-    if "://" in bare or "::" in bare:
+    path = local_path(url)
+    if path is None:
         return None
-    path = Path(bare).absolute()
+    path = path.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bevcask.cache.commit import Commit, Committed
-from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.files import Files
 from bevcask.cache.layout import (
     arrays_in_order,
     arrays_of,
@@ -22,6 +22,7 @@ from bevcask.cache.layout import (
 from bevcask.cache.lease import FOLDER as LEASES
 from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, open_json, read_root
 from bevcask.errors import CacheCorruptError
+from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
 
 _PORTION = 1 << 23

@@ -15,7 +15,7 @@ import numpy as np
 
 from bevcask.cache.chunks import objects_of
 from bevcask.cache.commit import Committed, encode_row
-from bevcask.cache.files import PARTIAL, Files
+from bevcask.cache.files import Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.metadata import read_root
@@ -23,6 +23,7 @@ from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import end_addition, seal
 from bevcask.errors import CacheIncompleteError
+from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
 
 
