@@ -158,7 +158,7 @@ def test_a_young_one_is_waited_for_aloud_and_not_for_ever(
 ) -> None:
     begin(tmp_path)
     left = leave_unbelievable(tmp_path, name, age)
-    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.8)
     monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.1)
     with caplog.at_level("INFO"):
         build(tmp_path)
