@@ -105,7 +105,7 @@ class Extraction:
             list(self._plan.specs),
             FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global),
             shard_rows=self._config.store.shard_rows,
-            fingerprint={},
+            fingerprint={"teacher": {"weights": "none"}},
             plan={},
             provenance={},
         )

@@ -38,6 +38,7 @@ from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo, TargetSpec
 
 SEED = 0
+MADE_BY = {"teacher": {"weights": "none"}}
 SHARD_ROWS = 8
 SCENE_FRAMES = 40  # as in nuScenes
 BASE = 1000
@@ -65,7 +66,13 @@ def begin(url: Path, target: TargetSpec, num_rows: int) -> Writer:
         random.random((num_rows, 4, 4)),
     )
     return create(
-        str(url), [target], table, shard_rows=SHARD_ROWS, fingerprint={}, plan={}, provenance={}
+        str(url),
+        [target],
+        table,
+        shard_rows=SHARD_ROWS,
+        fingerprint={"teacher": {"weights": "none"}},
+        plan={},
+        provenance={},
     )
 
 

@@ -37,6 +37,7 @@ from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo, TargetSpec
 
 SEED = 0
+MADE_BY = {"teacher": {"weights": "none"}}
 SHARD_ROWS = 8
 SCENE_FRAMES = 40  # as in nuScenes
 NUSCENES_FRAMES = 34149
@@ -80,9 +81,17 @@ def make_cache(url: Path, num_frames: int) -> Path:
     scenes = [f"scene-{i // SCENE_FRAMES:05d}" for i in range(num_frames)]
     poses = random.random((num_frames, 4, 4))  # as hard to compress as real ones
     table = FrameTable(tokens, scenes, np.arange(num_frames) / 2.0, poses)
-    create(str(url), SPECS, table, shard_rows=SHARD_ROWS, fingerprint={}, plan={}, provenance={})
+    create(
+        str(url),
+        SPECS,
+        table,
+        shard_rows=SHARD_ROWS,
+        fingerprint={"teacher": {"weights": "none"}},
+        plan={},
+        provenance={},
+    )
     cache = open_cache(str(url), allow_unsealed=True)
-    row = [Committed.of(b"")] * len(cache.layout.arrays)
+    row = [Committed.of(b"", array, SHARD_ROWS) for array in cache.layout.arrays]
     seal(cache, [encode_row(row)] * cache.layout.num_shards)
     return url
 

@@ -23,9 +23,16 @@ from bevcask.catalog import resolve
 from bevcask.config import AugmentConfig, DatasetConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, ViewSource
-from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
+from bevcask.errors import (
+    BevcaskError,
+    CacheCorruptError,
+    CacheIdentityError,
+    ConfigError,
+    StoreError,
+)
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
+from bevcask.paths import write_whole
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.targets.pixels import needs_pixels
@@ -66,7 +73,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     if config.check == "meaning" or config.resample or config.equivariance:
         try:
             cache = open_cache(url, allow_unsealed=True)
-        except CacheCorruptError as error:
+        except (CacheCorruptError, CacheIdentityError, StoreError) as error:
             problems.append(
                 Problem("zarr.json", f"cannot be opened, so no more was checked: {error}")
             )
@@ -200,8 +207,7 @@ def write_repair_list(
         for problem in within
         for target in ([problem.target] if problem.target else targets)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     return {
         "file": str(path),
         "lines": len(lines),

@@ -35,8 +35,12 @@ def digest(tree: Any) -> str:
     >>> digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
     True
     """
-    text = json.dumps(canonical(tree), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_text(tree).encode()).hexdigest()
+
+
+def canonical_text(tree: Any) -> str:
+    """Return the JSON of a tree that all equal trees share: sorted keys, no spaces."""
+    return json.dumps(canonical(tree), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def weights_digest(state_dict: Mapping[str, "Tensor"]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from bevcask.cache import Encoded, FrameTable, Writer, create, encode
-from bevcask.cache.layout import arrays_of
+from bevcask.cache.layout import arrays_of, commit_bytes
 from bevcask.geometry import Grid
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
@@ -97,7 +97,7 @@ def damage_commit(url: str | Path, shard: int) -> Path:
     path = commit_folder(url) / "c.0.0.0"
     data = bytearray(path.read_bytes())
     num_arrays = sum(len(arrays_of(spec, 8)) for spec in SPECS)
-    data[shard * (40 * num_arrays + 4) + 5] ^= 1
+    data[shard * (commit_bytes(2) * num_arrays + 4) + 5] ^= 1
     path.write_bytes(data)
     return path
 

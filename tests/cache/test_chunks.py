@@ -21,7 +21,7 @@ def test_rows_of_a_shard_are_what_zarr_wrote(dtype: str) -> None:
     array[4:] = values
     data = content[spec.object_key(1)].to_bytes()
     assert chunks.encode_shard(values) == data
-    index = chunks.decode_index(data[-chunks.index_bytes(4) :], 4, "here")
+    index = chunks.decode_index(data[-chunks.index_bytes(4) :], 4, len(data), "here")
     assert index[2] is None
     for row in (0, 1, 3):
         start, stop = index[row]

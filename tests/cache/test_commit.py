@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bevcask.cache import open_cache
+from bevcask.cache.chunks import encode_chunk, encode_shard
 from bevcask.cache.commit import Committed
-from bevcask.cache.layout import commit_key
+from bevcask.cache.layout import ArraySpec, commit_key
 from bevcask.cache.reader import Cache
 from bevcask.errors import CacheCorruptError
 from cache.example import begin, build, commit_folder, damage_commit, encoded
@@ -94,8 +95,22 @@ def test_no_single_commit_is_left_in_a_sealed_cache(tmp_path: Path) -> None:
 
 
 def test_commit_entry_round_trips() -> None:
-    entry = Committed.of(b"abc")
+    array = ArraySpec("a/scale", (4, 3), "float32", ("row", "channel"))
+    entry = Committed.of(b"abc", array, 2)
     data = entry.to_bytes()
-    assert len(data) == 40
-    assert data[32:] == b"\x03" + b"\0" * 7
+    assert len(data) == 48
+    assert data[32:] == b"\x03" + b"\0" * 15
     assert Committed.from_bytes(data) == entry
+
+
+def test_an_entry_holds_what_ends_every_row() -> None:
+    values = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    values[2] = 0
+    data = encode_shard(values)
+    array = ArraySpec("a/values", (8, 2, 3), "uint8", ("row", "y", "x"), 1)
+    rows = [encode_chunk(row)[-4:] or bytes(4) for row in values]
+    assert Committed.of(data, array, 4).rows == b"".join(rows)
+    assert rows[2] == bytes(4)
+    assert Committed.of(b"", array, 4).rows == bytes(16)
+    with pytest.raises(CacheCorruptError, match="a/values"):
+        Committed.of(data[:-1], array, 4)

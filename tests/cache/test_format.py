@@ -110,7 +110,17 @@ def test_commit_is_what_the_readme_says(sealed: str) -> None:
             path = Path(sealed) / name / f"c.{shard}{''.join(zeros)}"
             data = path.read_bytes() if path.exists() else b""
             assert entry[:32] == hashlib.sha256(data).digest()
-            assert int.from_bytes(entry[32:], "little") == len(data)
+            assert int.from_bytes(entry[32:40], "little") == len(data)
+            rows = [entry[start : start + 4] for start in range(40, len(entry), 4)]
+            assert len(rows) == 2
+            if not name.endswith("/values") or not data:
+                assert rows == [bytes(4)] * 2
+                continue
+            index = np.frombuffer(data[-36:-4], "<u8").reshape(2, 2)
+            stops = [
+                start + length if length < 2**64 - 1 else None for start, length in index.tolist()
+            ]
+            assert rows == [bytes(4) if s is None else data[s - 4 : s] for s in stops]
 
 
 def test_self_digest_is_what_the_readme_says(sealed: str) -> None:
@@ -129,7 +139,7 @@ def test_id_is_what_the_readme_says(sealed: str) -> None:
 
     tree = {
         **attributes["fingerprint"],
-        "schema_version": 3,
+        "schema_version": 4,
         "shard_rows": 2,
         "selection": {
             "num_frames": 6,

@@ -175,7 +175,7 @@ def test_another_schema_version_is_refused(copied: Path) -> None:
     document = json.loads(root.read_bytes())
     document["attributes"]["schema_version"] = 99
     root.write_bytes(seal_json(document))
-    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 3, got"):
+    with pytest.raises(CacheIdentityError, match="expected format bevcask schema_version 4, got"):
         open_cache(str(copied))
 
 
@@ -211,9 +211,7 @@ def test_opening_touches_few_files_and_little_memory_however_many_rows(tmp_path:
         url = sealed_of_nothing(tmp_path / str(num), num)
         keys = opened.setdefault(num, [])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                Files, "get", lambda self, key, log=keys: log.append(key) or get(self, key)
-            )
+            patch.setattr(Files, "get", lambda *call, log=keys: log.append(call[1]) or get(*call))
             tracemalloc.start()
             cache = open_cache(url)
             row = cache.layout.row_of[f"{num - 1:032x}"]
@@ -234,7 +232,7 @@ def sealed_of_nothing(url: Path, num: int) -> str:
         np.zeros((num, 4, 4)),
     )
     cache = begin(url, specs=SPECS[:1], frames=frames, shard_rows=8).cache
-    row = encode_row([Committed.of(b"")] * len(cache.layout.arrays))
+    row = encode_row([Committed.of(b"", array, 8) for array in cache.layout.arrays])
     seal(cache, [row] * cache.layout.num_shards)
     return str(url)
 

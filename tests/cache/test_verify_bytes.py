@@ -1,13 +1,16 @@
 """No byte of a cache can change unseen: `verify` names it, and no read serves it."""
 
+import errno
+import os
 import zlib
 from pathlib import Path
 
 import pytest
 
 from bevcask.cache import files, open_cache, verify
+from bevcask.cache.files import Files
 from bevcask.cache.layout import packed_key
-from bevcask.errors import BevcaskError, CacheIncompleteError
+from bevcask.errors import BevcaskError, CacheCorruptError, CacheIncompleteError
 from cache.example import begin, build, commit_folder, damage_commit, encoded
 
 
@@ -168,3 +171,43 @@ def test_verify_over_fsspec() -> None:
     with fsspec.open(f"{url}/{commit}", "wb") as file:
         file.write(b"x")
     assert {problem.key for problem in verify(url).problems} == {commit}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_files_that_cannot_be_read_are_damaged_and_no_end(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = open_cache(str(copied))._files.list("provenance")
+    commit = packed_key(open_cache(str(copied)).id)
+    bad = {
+        "targets/bev.neck/values/c.0.0.0.0": (0, "bev.neck"),
+        "boxes/head.boxes/count/c.3": (3, "head.boxes"),
+        "frames/valid/c.0": (None, None),
+        next(key for key in run if key.count("/") == 2): (None, None),
+    }
+    opening = Files._open
+
+    def opened(store: Files, key: str) -> int:
+        if key in bad:
+            raise OSError(number, os.strerror(number))
+        return opening(store, key)
+
+    monkeypatch.setattr(Files, "_open", opened)
+    flip(copied / "targets/bev.signed/scale/c.2.0", 5)
+    report = verify(str(copied))
+    found = {p.key: (p.shard, p.target) for p in report.problems}
+    assert found == {**bad, "targets/bev.signed/scale/c.2.0": (2, "bev.signed")}
+    assert sum(os.strerror(number) in problem.what for problem in report.problems) == len(bad)
+    bad[commit] = (None, None)
+    shards = [p.shard for p in verify(str(copied)).problems if p.key == commit]
+    assert shards == [0, 1, 2, 3]
+
+
+def test_folders_in_the_place_of_files_are_damaged_and_no_end(copied: Path) -> None:
+    keys = ("targets/bev.neck/values/c.0.0.0.0", "frames/valid/c.0", "provenance/zarr.json")
+    for key in keys:
+        (copied / key).unlink()
+        (copied / key).mkdir()
+    assert {problem.key for problem in verify(str(copied)).problems} == set(keys)
+    with pytest.raises(CacheCorruptError, match="gone"):
+        open_cache(str(copied))

@@ -102,18 +102,18 @@ def test_unknown_key_and_misspelt_group(tiny_world: Path, tmp_path: Path, call: 
 def test_full_disk_keeps_what_is_committed(
     tiny_world: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_all = files._replace_all
+    write_all = files.write_all
     left = [4]
 
-    def fill_up(contents: dict[Path, bytes]) -> None:
+    def fill_up(contents: dict[Path, bytes], **more: bool) -> None:
         left[0] -= any("values" in str(path) for path in contents)
         if left[0] == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace_all(contents)
+        write_all(contents, **more)
 
     url = tmp_path / "c.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_replace_all", fill_up)
+        patch.setattr(files, "write_all", fill_up)
         answer = extract(call, url, tiny_world)
     refused(answer, "disk")
     assert open_cache(str(url), allow_unsealed=True).committed

@@ -12,6 +12,8 @@ from bevcask.targets.spec import TapInfo, TargetSpec
 from bevcask.viz.statistics import statistics
 from viz.cached import DEAD_CHANNEL, SPECS, build, frame_table, truth
 
+MADE_BY = {"teacher": {"weights": "none"}}
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
@@ -98,7 +100,13 @@ def test_image_features_are_summarised_per_channel(tmp_path: Path) -> None:
     values = torch.randn((2, 2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
     url = str(tmp_path / "image.zarr")
     writer = create(
-        url, [spec], frame_table((2,)), shard_rows=2, fingerprint={}, plan={}, provenance={}
+        url,
+        [spec],
+        frame_table((2,)),
+        shard_rows=2,
+        fingerprint={"teacher": {"weights": "none"}},
+        plan={},
+        provenance={},
     )
     writer.write(0, {spec.name: encode(values, spec)})
     writer.seal()

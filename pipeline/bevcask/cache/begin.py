@@ -11,14 +11,15 @@ from bevcask.cache import metadata
 from bevcask.cache.files import Files
 from bevcask.cache.frames import FrameTable
 from bevcask.cache.identity import require_identity, require_shared_identity
-from bevcask.cache.layout import Layout, commit_array, open_array, packed_key
+from bevcask.cache.layout import MAX_ROWS, Layout, commit_array, open_array
 from bevcask.cache.lease import FOLDER, holding_small_files
 from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, read_root
 from bevcask.cache.parts import Part
 from bevcask.cache.reader import Cache
-from bevcask.cache.seal import end_addition, remove_own_commits
+from bevcask.cache.schema import check_fingerprint
+from bevcask.cache.tidy import tidy, tidy_sealed
 from bevcask.cache.writer import Writer
-from bevcask.errors import CacheIdentityError
+from bevcask.errors import CacheIdentityError, ConfigError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
 
@@ -53,11 +54,19 @@ def create(
     Raises:
         CacheIdentityError: the URL holds something else; the leaves that differ are named. Or it
             holds the beginning of other additional targets.
-        CacheCorruptError: the metadata found there is damaged.
+        CacheCorruptError: the metadata found there is damaged, or there are symbolic links.
+        TargetMismatchError: a target cannot be stored, or the fingerprint names no weights.
         DiskFullError: no room for the metadata.
     """
     files = Files(url)
+    check_fingerprint(fingerprint)
     layout = Layout(frames, specs, shard_rows)
+    if layout.num_rows > MAX_ROWS:
+        raise ConfigError(
+            f"{len(frames)} frames in shards of {shard_rows} take {layout.num_rows} rows, a cache "
+            f"has at most {MAX_ROWS}. Lower store.shard_rows, or make several caches."
+        )
+    files.require_no_links()
     made = {"provenance": dict(provenance), "plan": dict(plan)}
     part = part or Part()
     shards = part.shards(layout, whole_scenes)
@@ -68,10 +77,12 @@ def create(
     with holding_small_files(files, "creating it"):
         if files.get(ROOT) is None:
             _found(files, layout, fingerprint, made)
-        tidy(files)
         cache = Cache(url, allow_unsealed=True)
         new = require_shared_identity(cache, layout, fingerprint)
+        tidy(files)
         if not new:
+            if cache.sealed:
+                tidy_sealed(files, layout.num_shards)
             return Writer(cache, shards, str(part), made)
         if not cache.sealed:
             require_identity(cache, layout.identity(fingerprint))  # names what is new
@@ -97,7 +108,8 @@ def _is_complete(files: Files, layout: Layout) -> bool:
     if files.get(ROOT) is None or files.get(ADDITION) is not None:
         return False
     attributes = read_root(files)
-    if any(True for _ in files.list(open_array(attributes["id"]))):
+    own_commits = f"{open_array(attributes['id'])}/"
+    if any(key.endswith(PARTIAL) or key.startswith(own_commits) for key in files.list()):
         return False
     held = {spec["tap"]["name"] for spec in attributes["specs"]}
     return attributes["state"] == "sealed" and set(layout.specs) <= held
@@ -157,25 +169,7 @@ def _extend(
         )
     there = {key: data for key, data in files.get_many(small).items() if data is not None}
     whole = metadata.digests_of(there)
-    files.put_many({k: data for k, data in small.items() if whole.get(k) != pending["files"][k]})
+    files.put_many(
+        {k: data for k, data in small.items() if whole.get(k) != pending["files"].get(k)}
+    )
     return Cache(files.url, allow_unsealed=True, root=ADDITION)
-
-
-def tidy(files: Files) -> None:
-    """Remove what a killed process left: half-written small files, and what was replaced.
-
-    To be called with the lease of the small files held.
-    """
-    root = read_root(files)
-    if root["state"] == "sealed":
-        remove_own_commits(files, root["id"])
-    small = {*root["files"], packed_key(root["id"])}
-    if files.get(ADDITION) is not None:
-        pending = read_root(files, ADDITION)
-        small |= {*pending["files"], packed_key(pending["id"])}
-        if pending["id"] == root["id"]:
-            end_addition(files, root["id"])
-    for key in list(files.list()):
-        whole = key.removesuffix(PARTIAL).rpartition(".")[0]
-        if key.endswith(PARTIAL) and (whole in small or whole.endswith("zarr.json")):
-            files.delete(key)

@@ -5,6 +5,7 @@ for a random read, milliseconds for a small chunk on a busy machine. The metadat
 and the tests compare every byte written here with what zarr writes.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -26,8 +27,10 @@ _ZSTD = Zstd(level=1)
 
 def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) -> npt.NDArray[Any]:
     """Undo crc32c, zstd and bytes of one chunk; see `decode_into`."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    frame = _frame(data, num_bytes, f"{dtype} chunk of {shape}", where)
     out = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
-    decode_into(out, data, where)
+    _decompress(out, frame, where)
     return out
 
 
@@ -37,13 +40,23 @@ def decode_into(out: npt.NDArray[Any], data: bytes, where: str) -> None:
     Raises:
         CacheCorruptError: checksum or length is wrong.
     """
-    body = memoryview(data)[:-_CRC_BYTES]
+    frame = _frame(data, out.nbytes, f"{out.dtype} chunk of {out.shape}", where)
+    _decompress(out, frame, where)
+
+
+def _frame(data: bytes, num_bytes: int, what: str, where: str) -> memoryview:
+    """Return the zstd frame of a chunk that holds so many bytes, and says so."""
+    frame = memoryview(data)[:-_CRC_BYTES]
     if len(data) <= _CRC_BYTES or not _checksum_holds(data):
         raise CacheCorruptError(f"{where}: checksum does not match. {REPAIR}")
-    if _content_size(body) != out.nbytes:  # zstd fills a larger `out` in part and says nothing
-        raise CacheCorruptError(f"{where}: not a {out.dtype} chunk of {out.shape}. {REPAIR}")
+    if _content_size(frame) != num_bytes:  # zstd fills a larger array in part and says nothing
+        raise CacheCorruptError(f"{where}: not a {what}. {REPAIR}")
+    return frame
+
+
+def _decompress(out: npt.NDArray[Any], frame: memoryview, where: str) -> None:
     try:
-        _ZSTD.decode(body, out=out)
+        _ZSTD.decode(frame, out=out)
     except (RuntimeError, ValueError) as error:
         raise CacheCorruptError(f"{where}: not a zstd frame. {REPAIR}") from error
 
@@ -93,21 +106,41 @@ def decode_plain(data: bytes, num_bytes: int, where: str) -> bytes:
     return data[:-_CRC_BYTES]
 
 
-def decode_index(data: bytes, num_rows: int, where: str) -> list[tuple[int, int] | None]:
+def decode_index(data: bytes, num_rows: int, end: int, where: str) -> list[tuple[int, int] | None]:
     """Return (start, stop) of every inner chunk of a shard, None where a row is all fill value.
 
     Args:
         data: the last `index_bytes(num_rows)` bytes of the shard.
         num_rows: rows (inner chunks) of a shard.
+        end: where the index begins: no inner chunk goes further.
         where: for messages.
 
     Raises:
-        CacheCorruptError: checksum or length is wrong.
+        CacheCorruptError: checksum or length is wrong, or a row lies elsewhere.
     """
-    pairs = np.frombuffer(decode_plain(data, 16 * num_rows, where), "<u8").reshape(-1, 2)
-    return [
-        None if start == _NOTHING else (int(start), int(start + length)) for start, length in pairs
-    ]
+    pairs = np.frombuffer(decode_plain(data, 16 * num_rows, where), "<u8").reshape(-1, 2).tolist()
+    rows = [None if start == _NOTHING else (start, start + length) for start, length in pairs]
+    if any(stop > end for _, stop in filter(None, rows)):
+        raise CacheCorruptError(f"{where}: a row ends behind the rows. {REPAIR}")
+    return rows
+
+
+def row_checksums(shard: bytes, num_rows: int, where: str) -> bytes:
+    """Return the CRC-32C that ends every row of a shard, 4 bytes each; zeros for a row without one.
+
+    Raises:
+        CacheCorruptError: it is no such shard.
+    """
+    if not shard:
+        return bytes(_CRC_BYTES * num_rows)
+    end = len(shard) - index_bytes(num_rows)
+    spans = decode_index(shard[max(0, end) :], num_rows, end, where)
+    return b"".join(shard[span[1] - _CRC_BYTES : span[1]] if span else bytes(4) for span in spans)
+
+
+def largest_chunk(num_bytes: int) -> int:
+    """Return how long a chunk of so many bytes can be: zstd adds a little to what is noise."""
+    return num_bytes + (num_bytes >> 7) + 1024
 
 
 def index_bytes(num_rows: int) -> int:

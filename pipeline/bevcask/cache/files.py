@@ -205,8 +205,17 @@ class Files:
         except Exception as error:
             self._raise(error, key)
 
+    def require_no_links(self) -> None:
+        """Refuse a store that holds symbolic links, before anything is written to it.
+
+        Raises:
+            CacheCorruptError: it does; some are named.
+        """
+        if links := self.links():
+            raise self._linked(links)
+
     def links(self) -> list[str]:
-        """Return the keys of all symbolic links; a store that is written to may not have any."""
+        """Return the keys of all symbolic links in the store."""
         found: list[str] = []
         if self.root is not None:
             for _ in self._walk("", found):

@@ -4,10 +4,14 @@
 here that changes a file on disk raises `SCHEMA_VERSION`.
 """
 
+import hashlib
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,12 +19,15 @@ import numpy.typing as npt
 
 from bevcask.cache.frames import FrameTable
 from bevcask.errors import TargetMismatchError
-from bevcask.fingerprint import canonical, digest
+from bevcask.fingerprint import canonical, canonical_text
 from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
 FORMAT = "bevcask"
-SCHEMA_VERSION = 3
-NUM_COMMIT_BYTES = 40  # sha256, then the length as little-endian uint64
+SCHEMA_VERSION = 4
+MAX_ROWS = 1 << 23
+"""Of a cache, pad rows included: tokens and poses of all of them are held in memory."""
+_PIECE = 1 << 9
+_MAX_BYTES = 1 << 30  # of a row, and of a shard's scales
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
@@ -145,8 +152,12 @@ def check_spec(spec: TargetSpec) -> None:
     problems = []
     if tap.kind not in _SETS and tap.kind not in _DENSE:
         problems.append(f"kind: expected one of {', '.join([*_DENSE, *_SETS])}, got {tap.kind!r}")
-    elif len(tap.shape) != len(dims_of(spec)) - 1:
+    elif len(tap.shape) != len(dims_of(spec)) - 1 or min(tap.shape) < 1:
         problems.append(f"shape: expected {dims_of(spec)[1:]}, got {tap.shape}")
+    elif math.prod(tap.shape) * np.dtype(stored_dtype(spec.codec)).itemsize > _MAX_BYTES:
+        problems.append(f"shape: {tap.shape} is more than {_MAX_BYTES:,} bytes a frame")
+    elif "y" in dims_of(spec) and tap.grid is not None and tap.grid.shape_YX != tap.shape[-2:]:
+        problems.append(f"grid: of {tap.grid.shape_YX} cells, for a shape of {tap.shape}")
     if not _TAP_NAME.fullmatch(tap.name):
         problems.append("name: expected letters, digits, `.`, `_`, `-`")
     if tap.kind == "box_set" and spec.codec != "float32":
@@ -180,6 +191,11 @@ def arrays_in_order(specs: Sequence[TargetSpec], num_rows: int) -> list[ArraySpe
     """Return the arrays of all targets in the order of the commit's `array` axis."""
     arrays = [array for spec in specs for array in arrays_of(spec, num_rows)]
     return sorted(arrays, key=lambda array: array.key)
+
+
+def commit_bytes(shard_rows: int) -> int:
+    """Return the bytes of a commit entry: SHA-256, length (uint64), a CRC-32C (uint32) a row."""
+    return 40 + 4 * shard_rows
 
 
 def commit_array(cache_id: str) -> str:
@@ -308,21 +324,43 @@ class Layout:
         Args:
             fingerprint: what the stage knows: teacher, dataset, preprocessing.
         """
+        return dict(canonical(self._tree(fingerprint, list(self.frames.tokens))))
+
+    def id(self, fingerprint: Mapping[str, Any]) -> str:
+        """Return the SHA-256 (hex) of the identity tree; its tokens are never all in memory."""
+        here = uuid.uuid4().hex
+        before, after = canonical_text(self._tree(fingerprint, here)).split(f'"{here}"')
+        pieces = (before.encode(), *_json_list(self.frames.tokens), after.encode())
+        return _digest_of(pieces)
+
+    def _tree(self, fingerprint: Mapping[str, Any], tokens: Any) -> dict[str, Any]:
         own = {
             "schema_version": SCHEMA_VERSION,
             "shard_rows": self.shard_rows,
             "selection": {
                 "num_frames": len(self.frames),
-                "tokens": list(self.frames.tokens),
-                "scenes": digest(list(self.frames.scenes)),
+                "tokens": tokens,
+                "scenes": _digest_of(_json_list(self.frames.scenes)),
             },
             "targets": {name: spec.to_dict() for name, spec in self.specs.items()},
         }
-        return dict(canonical({**fingerprint, **own}))
+        return {**fingerprint, **own}
 
-    def id(self, fingerprint: Mapping[str, Any]) -> str:
-        """Return the SHA-256 (hex) of the identity tree."""
-        return digest(self.identity(fingerprint))
+
+def _json_list(texts: Iterable[str]) -> Iterator[bytes]:
+    """Yield the canonical JSON of a list of texts in pieces."""
+    opening, rest = b"[", iter(texts)
+    while piece := list(islice(rest, _PIECE)):
+        yield opening + canonical_text(piece)[1:-1].encode()
+        opening = b","
+    yield b"[]" if opening == b"[" else b"]"
+
+
+def _digest_of(pieces: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
 
 
 class _RowOf(Mapping[str, int]):

@@ -17,15 +17,16 @@ from bevcask.cache.files import Files
 from bevcask.cache.frames import FrameTable
 from bevcask.cache.layout import (
     FORMAT,
-    NUM_COMMIT_BYTES,
     SCHEMA_VERSION,
     ArraySpec,
     Layout,
     chunk_name,
     commit_array,
+    commit_bytes,
     group_of,
     open_array,
 )
+from bevcask.cache.schema import check_root
 from bevcask.errors import CacheCorruptError, CacheIdentityError, CacheIncompleteError
 from bevcask.fingerprint import canonical
 from bevcask.tokens import Scenes, Tokens
@@ -42,6 +43,7 @@ _LATE = {"timestamp": (), "lidar_to_global": (4, 4)}
 """Columns of the frames that are read when they are asked for, float64; their shape in a row."""
 _NAMES: Any = {"name": "default", "separator": "."}  # one file a chunk, no folders of folders
 _BLANK = "0" * 64
+_LARGEST_ROOT = 1 << 26
 
 
 def read_root(files: Files, key: str = ROOT) -> dict[str, Any]:
@@ -54,9 +56,9 @@ def read_root(files: Files, key: str = ROOT) -> dict[str, Any]:
     Raises:
         CacheIncompleteError: there is no cache.
         CacheIdentityError: another format or schema version.
-        CacheCorruptError: the root's zarr.json is damaged.
+        CacheCorruptError: the root's zarr.json is damaged, or says what no cache says.
     """
-    data = files.get(key)
+    data = files.get(key, _LARGEST_ROOT)
     if data is None:
         raise CacheIncompleteError(
             f"no cache at {files.url}: expected zarr.json there. Check the URL, or make the cache "
@@ -67,8 +69,10 @@ def read_root(files: Files, key: str = ROOT) -> dict[str, Any]:
     if found != (FORMAT, SCHEMA_VERSION):
         raise CacheIdentityError(
             f"{files.url}: expected format {FORMAT} schema_version {SCHEMA_VERSION}, got "
-            f"{found[0]} {found[1]}. Read it with the bevcask that wrote it, or extract again."
+            f"{_short(found[0])} {_short(found[1])}. Read it with the bevcask that wrote it, or "
+            "extract again."
         )
+    check_root(attributes, f"{files.url}/{key}")
     return attributes
 
 
@@ -96,12 +100,23 @@ def read_frames(files: Files, attributes: Mapping[str, Any], small: dict[str, by
 
     def column(name: str, dtype: str, *shape: int) -> npt.NDArray[Any]:
         key = _key(name, shape)
-        return _decoded(files, attributes, key, small.pop(key), dtype, shape)
+        data = small.pop(key, None)
+        if data is None:
+            raise CacheCorruptError(f"{files.url}/{ROOT}: its `files` lacks {key}. {REPAIR}")
+        return _decoded(files, attributes, key, data, dtype, shape)
 
-    valid = column("valid", "bool")
+    valid = column("valid", "uint8").astype(bool)
     tokens, codes = column("sample_token", "uint8", 16), column("scene", "int32")
     if not valid.all():
         tokens, codes = tokens[valid], codes[valid]
+    expected = np.arange(len(attributes["scenes"]))
+    if len(codes) != attributes["num_frames"] or not (
+        np.array_equal(np.unique(codes), expected) and (np.diff(codes) >= 0).all()
+    ):
+        raise CacheCorruptError(
+            f"{files.url}/frames: {len(codes)} frames of {len(np.unique(codes))} scenes, the root "
+            f"says {attributes['num_frames']} of {len(expected)}, scene by scene. {REPAIR}"
+        )
     late = _Late(files, attributes, valid)
     return FrameTable.stored(Tokens(tokens), Scenes(codes, attributes["scenes"]), late)
 
@@ -121,6 +136,10 @@ class _Late(Mapping[str, npt.NDArray[Any]]):
         if name not in self._found:
             shape = _LATE[name]
             key = _key(name, shape)
+            if key not in self._attributes["files"]:
+                raise CacheCorruptError(
+                    f"{self._files.url}/{ROOT}: its `files` lacks {key}. {REPAIR}"
+                )
             data = _checked(self._files, self._attributes, [key])[key]
             rows = _decoded(self._files, self._attributes, key, data, "float64", shape)
             self._found[name] = rows[self._valid]
@@ -203,7 +222,7 @@ def commit_json(layout: Layout, cache_id: str, packed: bool) -> dict[str, bytes]
     from zarr.storage import MemoryStore
 
     content: dict[str, Buffer] = {}
-    row = (1, len(layout.arrays), NUM_COMMIT_BYTES)
+    row = (1, len(layout.arrays), commit_bytes(layout.shard_rows))
     plain: list[Any] = [BytesCodec(), Crc32cCodec()]
     zarr.create_group(MemoryStore(content)).create_array(
         commit_array(cache_id) if packed else open_array(cache_id),
@@ -316,6 +335,10 @@ def group_json(attributes: Mapping[str, Any]) -> bytes:
     return seal_json({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
 
 
+def _short(value: Any) -> str:
+    return str(value)[:20]
+
+
 def seal_json(document: dict[str, Any]) -> bytes:
     """Return a zarr.json whose `attributes.sha256` is the digest of its own bytes.
 
@@ -342,7 +365,7 @@ def open_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         attributes = json.loads(data)["attributes"]
         own = str(attributes["sha256"]).encode("ascii")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged from error
     blank = data.replace(b'"sha256": "' + own + b'"', b'"sha256": "' + _BLANK.encode() + b'"')
     if hashlib.sha256(blank).hexdigest().encode() != own:

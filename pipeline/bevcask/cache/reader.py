@@ -1,13 +1,15 @@
 """Reading a cache: by token, lazily by dask or xarray. Every byte that is served has been checked.
 
 Opening reads the small files once and checks them against the digests in the root's zarr.json,
-which carries its own; times and poses are read and checked when they are asked for. A row read
-checks the shard's index and the row's chunk by crc32c.
+which carries its own; times and poses are read and checked when they are asked for. A read checks
+the shard's index and the row's chunk by crc32c, and that this checksum was committed for this row;
+scales, regions and counts of a shard by their SHA-256.
 """
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,9 @@ from bevcask.cache.chunks import (
     decode_index,
     decode_into,
     index_bytes,
+    largest_chunk,
 )
-from bevcask.cache.commit import Commit
+from bevcask.cache.commit import Commit, Committed
 from bevcask.cache.files import Files
 from bevcask.cache.layout import (
     ArraySpec,
@@ -30,6 +33,7 @@ from bevcask.cache.layout import (
 from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
 from bevcask.errors import (
     CacheCorruptError,
+    CacheIdentityError,
     CacheIncompleteError,
     TokenNotCachedError,
     UnknownNameError,
@@ -96,11 +100,12 @@ class Cache:
         small = read_small(self._files, self.attributes)
         provenance = self._present(self._files.get(PROVENANCE), PROVENANCE)
         made = open_json(provenance, f"{url}/{PROVENANCE}")
-        self.provenance: dict[str, Any] = made["provenance"]
-        self.plan: dict[str, Any] = made["plan"]
+        self.provenance: dict[str, Any] = _tree(made, "provenance", url)
+        self.plan: dict[str, Any] = _tree(made, "plan", url)
         specs = [TargetSpec.from_dict(spec) for spec in self.attributes["specs"]]
         self.frames = read_frames(self._files, self.attributes, small)
         self.layout = Layout(self.frames, specs, self.attributes["shard_rows"])
+        self._require_own_identity(root)
         self.commit = self.read_commit()
         if not self.sealed and not allow_unsealed:
             raise CacheIncompleteError(
@@ -118,6 +123,19 @@ class Cache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache, (self.url, self._allow_unsealed)
+
+    def _require_own_identity(self, root: str) -> None:
+        """Check that rows and id follow from frames, targets and fingerprint."""
+        shards, said = self.layout.num_shards, self.attributes["num_shards"]
+        if shards != said:
+            raise CacheCorruptError(
+                f"{self.url}/{root}: its frames fill {shards} shards, it says {said}. {REPAIR}"
+            )
+        if self.layout.id(self.fingerprint) != self.id:
+            raise CacheIdentityError(
+                f"{self.url}/{root}: its id is not that of its fingerprint, frames and targets: "
+                f"somebody changed them. {REPAIR}"
+            )
 
     @property
     def _num_rows(self) -> int:
@@ -276,34 +294,53 @@ class Cache:
 
     def _read_row(self, array: ArraySpec, shard: int, place: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` with one row of `values`; reads its inner chunk and nothing else."""
-        span = self._index(array, shard)[place] if self._length(array, shard) else None
-        if span is None:
+        row = self._index(array, shard)[place]
+        if row is None:
             out[...] = 0
             return
         key = array.object_key(shard)
-        data = self._files.get_range(key, *span)
-        decode_into(out, self._present(data, key), f"{self.url}/{key}")
+        data = self._present(self._files.get_range(key, row.start, row.stop), key)
+        if data[-len(row.checksum) :] != row.checksum:
+            raise self._another(key)
+        decode_into(out, data, f"{self.url}/{key}")
 
-    def _read_index(self, array: ArraySpec, shard: int) -> list[tuple[int, int] | None]:
-        rows, length, key = (
-            self.layout.shard_rows,
-            self._length(array, shard),
-            array.object_key(shard),
-        )
-        data = self._files.get_range(key, max(0, length - index_bytes(rows)), length)
-        return decode_index(self._present(data, key), rows, f"{self.url}/{key}")
+    def _read_index(self, array: ArraySpec, shard: int) -> list["_Row | None"]:
+        """Return where the rows of a shard are, and how they end; None where one is all zero."""
+        num_rows, entry = self.layout.shard_rows, self._entry(array, shard)
+        if entry.length == 0:
+            return [None] * num_rows
+        key, end = array.object_key(shard), max(0, entry.length - index_bytes(num_rows))
+        data = self._present(self._files.get_range(key, end, entry.length), key)
+        spans = decode_index(data, num_rows, end, f"{self.url}/{key}")
+        checksums = [entry.rows[4 * place : 4 * place + 4] for place in range(num_rows)]
+        largest = largest_chunk(np.dtype(array.dtype).itemsize * prod(array.shape[1:]))
+        rows: list[_Row | None] = []
+        for span, checksum in zip(spans, checksums, strict=True):
+            if (span is None and any(checksum)) or (span and span[1] - span[0] > largest):
+                raise self._another(key)
+            rows.append(_Row(*span, checksum) if span else None)
+        return rows
 
     def _read_chunk(self, array: ArraySpec, shard: int) -> npt.NDArray[Any]:
         """Return a whole chunk of an array that is not sharded."""
-        shape = (self.layout.shard_rows, *array.shape[1:])
-        if self._length(array, shard) == 0:
+        shape, entry = (self.layout.shard_rows, *array.shape[1:]), self._entry(array, shard)
+        if entry.length == 0:
             return np.zeros(shape, array.dtype)
         key = array.object_key(shard)
-        data = self._present(self._files.get(key), key)
+        largest = largest_chunk(np.dtype(array.dtype).itemsize * prod(shape))
+        data = self._present(self._files.get_range(key, 0, min(entry.length, largest) + 1), key)
+        if not entry.holds(data):
+            raise self._another(key)
         return decode_chunk(data, shape, array.dtype, f"{self.url}/{key}")
 
-    def _length(self, array: ArraySpec, shard: int) -> int:
-        return int(self.commit.lengths_SA[shard, self._order[array.key]])
+    def _entry(self, array: ArraySpec, shard: int) -> Committed:
+        return self.commit.entry(shard, self._order[array.key])
+
+    def _another(self, key: str) -> CacheCorruptError:
+        return CacheCorruptError(
+            f"{self.url}/{key}: not the bytes that were committed: damaged, or those of another "
+            f"shard or of an older version. `bevcask verify {self.url}` lists what is. {REPAIR}"
+        )
 
     def _present(self, data: bytes | None, key: str) -> bytes:
         if data is None:
@@ -323,3 +360,18 @@ class Cache:
             if (root["id"], root["state"]) == (self.id, "sealed"):  # meanwhile, by another process
                 return Commit(self._files, root, num_arrays, self._lenient)
         return commit
+
+
+class _Row(NamedTuple):
+    """Where the chunk of a row is in its shard's object, and the checksum that ends it."""
+
+    start: int
+    stop: int
+    checksum: bytes
+
+
+def _tree(made: dict[str, Any], name: str, url: str) -> dict[str, Any]:
+    found = made.get(name)
+    if not isinstance(found, dict):
+        raise CacheCorruptError(f"{url}/{PROVENANCE}: expected `{name}`, a mapping. {REPAIR}")
+    return found

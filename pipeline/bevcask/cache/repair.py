@@ -8,15 +8,15 @@ from types import TracebackType
 from typing import Any
 
 from bevcask.cache.chunks import objects_of
-from bevcask.cache.commit import Committed, encode_row
+from bevcask.cache.commit import committed, encode_row
 from bevcask.cache.files import Files
-from bevcask.cache.layout import Encoded, arrays_of, commit_key, packed_key
+from bevcask.cache.layout import Encoded, commit_key
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import seal, unseal
-from bevcask.errors import CacheCorruptError, CacheIncompleteError, ConfigError, UnknownNameError
-from bevcask.paths import PARTIAL
+from bevcask.cache.tidy import remove_partials, tidy
+from bevcask.errors import CacheIncompleteError, ConfigError, UnknownNameError
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
 
@@ -61,18 +61,18 @@ class Repairer:
     Where the teacher says what was committed, the objects are put back and that is all. Where it
     says something else (what had been committed was wrong), the shard's commit and the seal change
     too; in between the cache is unsealed, so that nobody reads half of it. A commit that is damaged
-    is put back at the end.
+    is put back at the end; all targets of its shard are written then, listed or not.
 
     Args:
-        cache: a sealed cache, opened leniently.
+        cache: opened leniently: a sealed cache, or one that lacks nothing but listed shards.
         wanted: shard -> target names, see `read_list`.
         made: what is recorded of this run (`provenance`, `plan`).
 
     Raises:
         ConfigError: a shard the cache does not have.
         UnknownNameError: a target the cache does not have.
-        CacheIncompleteError: it is not sealed.
-        CacheCorruptError: a shard's commit is damaged, and not all of its targets are listed.
+        CacheIncompleteError: other shards than those listed are missing.
+        CacheCorruptError: there are symbolic links.
     """
 
     def __init__(
@@ -86,12 +86,14 @@ class Repairer:
         self._lease = Lease(self._files, range(self._layout.num_shards), "repair")
         self._run = Run(self._files, made)
         self._mended: dict[int, bytes] = {}  # commits that were damaged
+        self._open = not cache.sealed  # by a repair that was killed, or by this one
         self.changed: list[int] = []
         """Shards whose bytes are not those that had been committed."""
 
     def _check(self) -> None:
         url, num = self._cache.url, self._layout.num_shards
-        if not self._cache.sealed:
+        self._files.require_no_links()
+        if set(self._cache.commit.missing) - self._wanted.keys() and not self._cache.sealed:
             raise CacheIncompleteError(
                 f"cache {url} is not sealed. Run teacher-extract without repair= to complete it."
             )
@@ -104,11 +106,8 @@ class Repairer:
                         f"cache {url} has no target {name!r}.{suggest(name, self._cache.specs)} "
                         f"Known: {', '.join(self._cache.specs)}."
                     )
-            if shard not in self._cache.commit and set(names) != set(self._cache.specs):
-                raise CacheCorruptError(
-                    f"{url}/{packed_key(self._cache.id)} is damaged: list every target of "
-                    f"shard {shard} ({', '.join(self._cache.specs)}), as `bevcask verify` does."
-                )
+            if shard not in self._cache.commit:
+                self._wanted[shard] = sorted(self._cache.specs)
 
     @property
     def specs(self) -> list[TargetSpec]:
@@ -132,7 +131,9 @@ class Repairer:
     def __enter__(self) -> "Repairer":
         self._lease.claim()
         try:
-            self._remove_leftovers()
+            with holding_small_files(self._files, "tidying"):
+                tidy(self._files)
+                remove_partials(self._files)
             shards = self.missing()
             targets = [spec.name for spec in self.specs]
             self._run.begin(range(min(shards), max(shards) + 1), targets)
@@ -168,13 +169,14 @@ class Repairer:
         said = {name: arrays[name] for name in names if name in arrays}
         objects = objects_of(self._layout, names, shard, said)
         self._lease.check()
-        new = {key: Committed.of(data) for key, data in objects.items()}
+        new = committed(self._layout, objects)
         keys = [array.key for array in self._layout.arrays]
         known = shard in self._cache.commit
         old = dict(zip(keys, self._cache.commit[shard], strict=True)) if known else {}
         chunk = encode_row([{**old, **new}[key] for key in keys])
         key = commit_key(self._cache.id, shard)
-        if any(old[name] != row for name, row in new.items() if known):
+        changed = any(old[name] != row for name, row in new.items() if known)
+        if changed:
             _log.warning("shard %d: the teacher says other bytes than were committed", shard)
             self._unseal()
             self.changed.append(shard)
@@ -182,7 +184,7 @@ class Repairer:
         elif not known:
             self._mended[shard] = chunk
         self._put(shard, objects)
-        if self.changed and (shard in self._mended or shard in self.changed):
+        if self._open and (changed or not known):
             self._files.put(key, chunk)
         return sum(map(len, objects.values()))
 
@@ -194,32 +196,20 @@ class Repairer:
                 self._files.delete(places[key])
 
     def _unseal(self) -> None:
-        if not self.changed:
+        if not self._open:
             with holding_small_files(self._files, "unsealing"):
                 unseal(self._cache, self._chunks())
+            self._open = True
 
     def _chunks(self) -> dict[int, bytes]:
         return {**self._cache.commit.chunks(), **self._mended}
 
     def _seal_again(self) -> None:
         """Seal what was unsealed, or put a damaged commit back, if no shard is without one."""
-        if self._cache.commit.intact and not self.changed:
+        if self._cache.commit.intact and not self._open:
             return
         now = Cache(self._cache.url, allow_unsealed=True, lenient=True)
         chunks = {**now.commit.chunks(), **self._mended}
         if len(chunks) == self._layout.num_shards:
             with holding_small_files(self._files, "sealing"):
                 seal(now, [chunks[shard] for shard in sorted(chunks)])
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed repair of the same shards left half written."""
-        specs = self._cache.specs
-        own = {
-            array.object_key(shard)
-            for shard, names in self._wanted.items()
-            for name in names
-            for array in arrays_of(specs[name], self._layout.num_rows)
-        }
-        for key in list(self._files.list()):
-            if key.endswith(PARTIAL) and key.removesuffix(PARTIAL).rpartition(".")[0] in own:
-                self._files.delete(key)

@@ -2,12 +2,12 @@
 
 import logging
 
-from bevcask.cache.commit import Committed
 from bevcask.cache.files import Files
 from bevcask.cache.identity import require_same_source
 from bevcask.cache.layout import arrays_of
 from bevcask.cache.reader import Cache
 from bevcask.cache.writer import Writer
+from bevcask.paths import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def reuse(writer: Writer, old: Cache, whole_scenes: bool = False) -> int:
         CacheIdentityError: it is of another teacher, lacks targets, or lays them out otherwise.
     """
     require_same_source(old, writer.cache.identity, [spec.name for spec in writer.specs])
-    root = Files(old.url).root
+    root = local_path(old.url)
     found = {
         _frames(old, shard, whole_scenes): shard for shard in sorted(old.committed, reverse=True)
     }
@@ -55,8 +55,8 @@ def _read(writer: Writer, old: Cache, number: int) -> dict[str, tuple[str, bytes
         if array.key not in wanted:
             continue
         key = array.object_key(number)
-        data = (files.get(key) or b"") if row.length else b""
-        if Committed.of(data) != row:
+        data = files.get_range(key, 0, row.length + 1) or b"" if row.length else b""
+        if not row.holds(data):
             _log.warning(
                 "%s/%s: its bytes do not match their digest; this shard is computed. `bevcask "
                 "verify` tells what else is damaged there.",

@@ -21,7 +21,8 @@ from bevcask.cache.layout import (
 )
 from bevcask.cache.lease import FOLDER as LEASES
 from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, open_json, read_root
-from bevcask.errors import CacheCorruptError
+from bevcask.cache.reader import Cache
+from bevcask.errors import CacheCorruptError, CacheIdentityError, StoreError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
 
@@ -89,12 +90,17 @@ def verify(url: str, workers: int | None = None, progress: Progress | None = Non
     Raises:
         CacheIncompleteError: there is no cache.
         CacheIdentityError: another format or schema version.
+        StoreError: the root cannot be read.
     """
     files = Files(url)
+    if links := files.links():
+        return Report(
+            url, [Problem(key, "a symbolic link: nothing is checked") for key in links], 0, 0
+        )
     try:
         attributes = read_root(files)
-    except CacheCorruptError:
-        return Report(url, [Problem(ROOT, "does not match its own digest")], 1, 0)
+    except CacheCorruptError as error:
+        return Report(url, [Problem(ROOT, str(error))], 1, 0)
     return _Check(files, attributes).run(workers, progress)
 
 
@@ -134,6 +140,7 @@ class _Check:
                         progress(hashed, max(hashed, total))
         if progress is not None:
             progress(hashed, hashed)
+        self._judge_root()
         commits = 1 if self._sealed else len(self._commit)
         return Report(
             self._files.url,
@@ -145,12 +152,19 @@ class _Check:
 
     def _check_small(self, key: str) -> tuple[list[Problem], int]:
         """Return what is wrong with a file that the root vouches for, and its bytes."""
-        found = self._files.digest(key)
+        found, what = self._digest(key)
         if found is None:
-            return [Problem(key, "missing")], 0
+            return [Problem(key, what)], 0
         sha256, length = found
         same = sha256.hex() == self._digests[key]
         return [] if same else [Problem(key, _CHANGED)], length
+
+    def _digest(self, key: str) -> tuple[tuple[bytes, int] | None, str]:
+        """Return SHA-256 and length of a file; or None, and what came in the way."""
+        try:
+            return self._files.digest(key), "missing"
+        except (StoreError, CacheCorruptError) as error:
+            return None, f"cannot be read: {error}"
 
     def _check_shards(self, shards: range) -> tuple[list[Problem], int]:
         """Return what is wrong with the objects of some shards, and their bytes."""
@@ -162,13 +176,11 @@ class _Check:
                 if known.length == 0:
                     continue
                 key = array.object_key(shard)
-                found = self._files.digest(key)
-                got = Committed(*found) if found else None
-                num_bytes += got.length if got else 0
-                if got != known:
-                    problems.append(
-                        Problem(key, _difference(known, got), shard, self._target[array.key])
-                    )
+                found, what = self._digest(key)
+                num_bytes += found[1] if found else 0
+                if found != (known.sha256, known.length):
+                    what = _difference(known, found[1]) if found else what
+                    problems.append(Problem(key, what, shard, self._target[array.key]))
         return problems, num_bytes
 
     def _judge_commit(self) -> None:
@@ -178,25 +190,47 @@ class _Check:
             self._add(ROOT, f"not sealed: {done} shards are committed")
         key = packed_key(self._id)
         what = "checksum or length does not match; its shard cannot be checked"
-        if self._sealed and self._files.size(key) is None:
-            what = "missing"
+        if self._sealed and self._digest(key)[0] is None:
+            what = self._digest(key)[1]
         for shard in self._commit.damaged:
             self._add(key if self._sealed else commit_key(self._id, shard), what, shard)
         if not (self._commit.intact or self._commit.damaged):
             self._add(key, "its index does not match", self._num_shards - 1)
 
+    def _judge_root(self) -> None:
+        """Report a root whose parts do not follow from each other, where all of them are whole."""
+        if any(problem.key != ROOT for problem in self._problems):
+            return
+        try:
+            Cache(self._files.url, allow_unsealed=True)
+        except (CacheCorruptError, CacheIdentityError) as error:
+            self._add(ROOT, str(error))
+
     def _provenance(self) -> set[str]:
         """Check what every run said of itself; return the keys."""
-        runs = {key for key in self._files.list("provenance") if key.endswith("/zarr.json")}
-        for key, data in self._files.get_many({PROVENANCE, *runs}).items():
-            if data is None:
-                self._add(key, "missing")
-                continue
+        runs = {key for key in self._list("provenance") if key.endswith("/zarr.json")}
+        for key in {PROVENANCE, *runs}:
             try:
-                open_json(data, key)
+                data = self._files.get(key)
+                if data is None:
+                    self._add(key, "missing")
+                else:
+                    open_json(data, key)
             except CacheCorruptError:
                 self._add(key, "does not match its own digest")
+            except StoreError as error:
+                self._add(key, f"cannot be read: {error}")
         return {PROVENANCE, *runs}
+
+    def _list(self, below: str) -> list[str]:
+        """Return the keys of the cache or of one folder; a folder that cannot be read is said."""
+        found: list[str] = []
+        try:
+            for key in self._files.list(below):
+                found.append(key)
+        except StoreError as error:
+            self._add(below or ROOT, f"cannot be listed: {error}")
+        return found
 
     def _extra(self, runs: set[str]) -> None:
         """Report files nobody committed; a shard without a readable commit is no matter of this."""
@@ -204,7 +238,7 @@ class _Check:
         expected = {*own, *runs, *self._digests}
         added = (f"{LEASES}/", f"{open_array(self._id)}/", *self._being_added())
         unfinished = not self._sealed or ADDITION.partition("/")[0] + "/" in added
-        for key in self._files.list():
+        for key in self._list(""):
             leftover = key.endswith(PARTIAL) and unfinished
             if not (key in expected or leftover or key.startswith(added) or self._lawful(key)):
                 self._add(key, "extra: nobody committed it")
@@ -225,8 +259,8 @@ class _Check:
             return []
         try:
             pending = read_root(self._files, ADDITION)
-        except CacheCorruptError:
-            self._add(ADDITION, "does not match its own digest")
+        except (CacheCorruptError, CacheIdentityError) as error:
+            self._add(ADDITION, str(error))
             return ["addition/"]
         specs = [TargetSpec.from_dict(spec) for spec in pending["specs"]]
         groups = [group_of(spec) for spec in specs if spec.name not in self._targets]
@@ -245,9 +279,5 @@ def _portions(num_shards: int, num_bytes: int) -> list[range]:
     return [range(first, min(first + step, num_shards)) for first in range(0, num_shards, step)]
 
 
-def _difference(known: Committed, got: Committed | None) -> str:
-    if got is None:
-        return "missing"
-    if got.length != known.length:
-        return f"expected {known.length} bytes, got {got.length}"
-    return _CHANGED
+def _difference(known: Committed, length: int) -> str:
+    return _CHANGED if length == known.length else f"expected {known.length} bytes, got {length}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bevcask.cache.chunks import objects_of
-from bevcask.cache.commit import Committed, encode_row
+from bevcask.cache.commit import committed, encode_row
 from bevcask.cache.files import Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
@@ -144,9 +144,8 @@ class Writer:
         self._lease.check()
         keys = {array.key: array.object_key(shard) for array in self._layout.arrays}
         self._files.put_many({keys[key]: data for key, data in objects.items() if data})
-        rows = {key: Committed.of(data) for key, data in objects.items()}
-        self._put_commit(shard, rows)
-        return sum(row.length for row in rows.values())
+        self._put_commit(shard, objects)
+        return sum(map(len, objects.values()))
 
     def adopt(self, shard: int, objects: Mapping[str, bytes], links: Mapping[str, Path]) -> None:
         """Commit one shard with objects that exist already, somewhere else.
@@ -160,11 +159,11 @@ class Writer:
         keys = {a.key: a.object_key(shard) for a in self._layout.arrays if objects.get(a.key)}
         if not self._files.link_many({keys[k]: path for k, path in links.items() if k in keys}):
             self._files.put_many({key: objects[name] for name, key in keys.items()})
-        self._put_commit(shard, {key: Committed.of(data) for key, data in objects.items()})
+        self._put_commit(shard, objects)
 
-    def _put_commit(self, shard: int, rows: Mapping[str, Committed]) -> None:
-        """Commit a shard: the rows of what was written, between those of targets it already had."""
-        known = dict(rows)
+    def _put_commit(self, shard: int, objects: Mapping[str, bytes]) -> None:
+        """Commit a shard: what was written, between what is committed of targets it already had."""
+        known = committed(self._layout, objects)
         if self._base is not None:
             theirs = zip(self._base.layout.arrays, self._base.commit[shard], strict=True)
             known |= {array.key: row for array, row in theirs}
