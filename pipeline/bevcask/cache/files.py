@@ -380,8 +380,8 @@ class Files:
             if error.errno == errno.ELOOP:
                 raise self._linked([key]) from error
             raise StoreError(
-                f"{where}: {error.strerror or error}. Look at the disk and at who may read and "
-                "write there; what is committed is not in doubt."
+                f"{where}: {error.strerror or error}. Choose another place, or make this one "
+                "readable and writable; what is committed is not in doubt."
             ) from error
         if isinstance(error, ImportError):
             raise MissingDependencyError(f"{self.url}: its driver is missing: {error}") from error
