@@ -7,7 +7,7 @@ from typing import Any
 
 from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
-from bevcask.config import DatasetConfig, validate
+from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
@@ -91,13 +91,10 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     """Read the teacher's boxes; dataset keys not given are those of the extraction."""
     url = resolve("cache", name)
     cache = open_cache(url)
-    dataset = config.dataset
-    if "dataset" in cache.plan:
-        named = dataset.model_dump(exclude_unset=True)
-        dataset = validate(DatasetConfig, {**cache.plan["dataset"], **named}, "dataset")
+    dataset = config.dataset.over(cache.plan.get("dataset", {}))
     require_tables(dataset.infos)
     check_classes(cache)
-    check_dataset(cache, dataset)
+    check_dataset(cache, dataset, annotations=False)
     frames = frames_of(dataset, cache)
     with progress_bar("read boxes", len(frames)) as bar:
         found = cached_boxes(cache, frames.tokens, bar)

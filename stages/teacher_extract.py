@@ -162,7 +162,7 @@ def _reuse(config: ExtractConfig, writer: Writer, whole_scenes: bool) -> int:
     if config.store.reuse is None or not writer.missing():
         return 0
     old = open_cache(resolve("cache", config.store.reuse), allow_unsealed=True)
-    check_dataset(old, config.dataset)
+    check_dataset(old, config.dataset, exact=True)
     taken = reuse(writer, old, whole_scenes)
     _log.info("%d of %d shards taken over from %s", taken, len(writer.shards), old.url)
     return taken

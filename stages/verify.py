@@ -20,7 +20,7 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.verify_bytes import Problem, verify
 from bevcask.cache.verify_values import check_values
 from bevcask.catalog import resolve
-from bevcask.config import AugmentConfig, DatasetConfig, validate
+from bevcask.config import AugmentConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, ViewSource
 from bevcask.errors import (
@@ -109,8 +109,8 @@ def _meaning(
     problems += values.problems
     result["statistics"] = values.statistics
     if "dataset" in config.model_fields_set:
-        dataset = dataset_of(config, cache)
-        problems += frame_problems(cache, _all_frames(dataset))
+        dataset = config.dataset.over(cache.plan.get("dataset", {}))
+        problems += frame_problems(cache, Frames.select(dataset.whole()))
         try:
             check_dataset(cache, dataset)
         except CacheIdentityError as error:
@@ -165,24 +165,13 @@ def open_teacher(config: VerifyConfig, cache: Cache) -> tuple[Teacher, ViewSourc
         )
     device = pick_device(config.device)
     teacher.load(device)
-    frames = _all_frames(dataset_of(config, cache))
+    frames = Frames.select(config.dataset.over(cache.plan.get("dataset", {})).whole())
     wanted = needs_pixels(cache.specs.values())
     clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
     shown = cache.fingerprint.get("views", {"augment": {}, "seed": config.seed})
     augment = validate(AugmentConfig, shown["augment"], "views.augment")
     views = SampleReader(frames, teacher.inputs(), augment, int(shown["seed"]))
     return teacher, ViewSource(clean, views), device
-
-
-def dataset_of(config: VerifyConfig, cache: Cache) -> DatasetConfig:
-    """Return the dataset named; keys not given are those of the extraction."""
-    given = config.dataset.model_dump(exclude_unset=True)
-    return validate(DatasetConfig, {**cache.plan.get("dataset", {}), **given}, "dataset")
-
-
-def _all_frames(dataset: DatasetConfig) -> Frames:
-    whole = {"split": "all", "scenes": None, "limit": None}
-    return Frames.select(dataset.model_copy(update=whole))
 
 
 def write_repair_list(

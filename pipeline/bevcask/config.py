@@ -75,6 +75,15 @@ class DatasetConfig(Config):
     def _empty_is_none(cls, value: object) -> object:
         return value or None
 
+    def over(self, recorded: Mapping[str, Any]) -> "DatasetConfig":
+        """Return this dataset; keys nobody gave here are those of a record, consent never is."""
+        given = {key: getattr(self, key) for key in self.model_fields_set}
+        return validate(DatasetConfig, {**recorded, **given}, "dataset")
+
+    def whole(self) -> "DatasetConfig":
+        """Return the dataset without any selection of its frames."""
+        return self.model_copy(update={"split": "all", "scenes": None, "limit": None})
+
 
 class NativeTeacherConfig(Config):
     """A bevcask detector, ours or mmdet3d's, and its checkpoint."""

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,7 @@ def test_poses_and_times_are_compared(url: str) -> None:
         tokens = list(cache.frames.tokens)[::-1]
         timestamps = cache.frames.timestamps[::-1].copy()
         lidar_to_global = cache.frames.lidar_to_global[::-1].copy()
+        index = SimpleNamespace(precision="float64")
 
     dataset = Dataset()
     find = agreement.frame_problems
@@ -144,4 +146,9 @@ def test_poses_and_times_are_compared(url: str) -> None:
         ("frames/lidar_to_global", dataset.tokens[1]),
         ("frames/timestamp", dataset.tokens[0]),
     ]
+    dataset.timestamps[0] -= 0.01
+    dataset.lidar_to_global[1] = cache.frames.lidar_to_global[::-1][1] + 1e-4
+    assert [p.key for p in find(cache, dataset)] == ["frames/lidar_to_global"]  # type: ignore[arg-type]
+    dataset.index.precision = "float32"  # of an info file that rounds
+    assert find(cache, dataset) == []  # type: ignore[arg-type]
     assert Path(url).is_dir()

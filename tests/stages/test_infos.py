@@ -66,11 +66,26 @@ def test_every_verb_but_evaluate_runs_without_tables(
         assert "dataset.root" in refused[2]
 
 
+def _move_lidar(root: Path) -> None:
+    path = root / "v1.0-synthetic" / "calibrated_sensor.json"
+    records = json.loads(path.read_text())
+    for record in records:
+        record["translation"][2] += 0.05
+    path.write_text(json.dumps(records))
+
+
+@pytest.mark.parametrize("form", ["0.17", "1.1"])
 def test_a_cache_of_infos_is_scored_against_the_tables(
-    tiny_world: Path, tmp_path: Path, call: Call
+    form: str,
+    tiny_world: Path,
+    own_world: Path,
+    tmp_path: Path,
+    call: Call,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     devkit = NuScenes("v1.0-synthetic", str(tiny_world), verbose=False)
-    path = write(tmp_path / "infos.pkl", listed(devkit, old=True))
+    content = stamped(devkit) if form == "1.1" else listed(devkit, old=True)
+    path = write(tmp_path / "infos.pkl", content)
     words = [f"dataset.root={tiny_world}", "dataset.version=v1.0-synthetic", "dataset.split=all"]
     url = tmp_path / "c.zarr"
     infos = [f"dataset.infos={path}", "dataset.trust_pickle=true"]
@@ -81,6 +96,27 @@ def test_a_cache_of_infos_is_scored_against_the_tables(
     )
     assert code == 0, err
     assert json.loads(out)["coverage"] == "6 of 6 frames"
+    assert ("agree within what the info file rounds" in caplog.text) == (form == "1.1")
+    _move_lidar(own_world)
+    words[0] = f"dataset.root={own_world}"
+    code, _, err = call("evaluate", str(url), f"run={tmp_path / 'f'}", *words, "dataset.infos=")
+    assert code == 2
+    assert "calibration.LIDAR_TOP" in err
+
+
+def test_consent_reaches_every_depth_of_verify(
+    bare_world: tuple[Path, list[str]], tmp_path: Path, call: Call
+) -> None:
+    _, words = bare_world
+    url = tmp_path / "c.zarr"
+    assert extract(call, url, *words)[0] == 0
+    for deeper in (["check=meaning"], ["resample=1", "teacher=centerpoint_tiny"]):
+        code, out, err = call("verify", str(url), *deeper, *words[1:], "--json")
+        assert code == 0, err
+        assert json.loads(out)["problems"] == []
+        code, _, err = call("verify", str(url), *deeper, *words[1:-1])
+        assert code == 2
+        assert "say dataset.trust_pickle=true" in err
 
 
 def test_a_cache_without_consent_is_not_extracted(

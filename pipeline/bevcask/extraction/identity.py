@@ -22,7 +22,10 @@ def frame_table(frames: Frames) -> FrameTable:
 
 def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
     """Return what is recorded of this run."""
-    return provenance() | {"missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps)}
+    return provenance() | {
+        "missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps),
+        "pose_precision": frames.index.precision,
+    }
 
 
 def fingerprint(

@@ -1,6 +1,10 @@
 """Is this the cache of that teacher and of this dataset? Refuses by leaf; loads no model."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
@@ -8,7 +12,10 @@ from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.augment import frame_gap
 from bevcask.data.index.frames import Frames
 from bevcask.errors import CacheIdentityError, DataError
+from bevcask.evaluation.agreement import pose_tolerance
 from bevcask.geometry import CLASSES
+
+_log = logging.getLogger(__name__)
 
 
 def check_classes(cache: Cache) -> None:
@@ -20,20 +27,30 @@ def check_classes(cache: Cache) -> None:
     check_identity(cache, {"classes": list(CLASSES)})
 
 
-def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
+def check_dataset(
+    cache: Cache, dataset: DatasetConfig, annotations: bool = True, exact: bool = False
+) -> None:
     """Refuse a cache whose frames have other calibration, poses or annotations in this dataset.
 
     All cached frames are compared, also those outside the split that is trained on, in the order
     of the cache: tables and info files name, hence sort, scenes differently. Virtual points, which
     no student reads, are compared where the dataset names them.
 
+    Info files of mmdet3d 1.x are rounded to float32: against anything else, the poses of LIDAR_TOP
+    are compared within that, and calibration, of which a cache keeps a digest alone, is not.
+
+    Args:
+        cache: an open cache.
+        dataset: where its frames are looked for.
+        annotations: compare them, where they decided what was stored.
+        exact: compare rounded poses bit for bit too.
+
     Raises:
         CacheIdentityError: frames are gone, or leaves below `dataset` differ.
     """
     stored: dict[str, Any] = cache.fingerprint["dataset"]
     read: dict[str, Any] = cache.fingerprint["preprocessing"]
-    everything = dataset.model_copy(update={"split": "all", "scenes": None, "limit": None})
-    frames = Frames.select(everything)
+    frames = Frames.select(dataset.whole())
     gone = [token for token in cache.frames.tokens if token not in frames]
     if gone:
         raise CacheIdentityError(
@@ -41,14 +58,37 @@ def check_dataset(cache: Cache, dataset: DatasetConfig) -> None:
             f"{dataset.root} {dataset.version} (leaf dataset.tokens), first {gone[0]}. Point "
             "dataset.root and dataset.version at the dataset it was extracted from."
         )
-    found = frames.in_order(cache.frames.tokens).identity(
+    frames = frames.in_order(cache.frames.tokens)
+    found = frames.identity(
         sensors=tuple(stored["calibration"]),
         num_sweeps=max(1, int(read["num_sweeps"])),
-        annotations="annotations" in stored,
+        annotations=annotations and "annotations" in stored,
         frame_gap=frame_gap(int(read["num_frames"])),
         virtual_points="virtual_points" in stored and dataset.virtual_points is not None,
     )
+    if not exact and _same_within_rounding(cache, frames, found):
+        found |= {name: stored[name] for name in ("calibration", "poses")}
     check_identity(cache, {"dataset": found})
+
+
+def _same_within_rounding(cache: Cache, frames: Frames, found: Mapping[str, Any]) -> bool:
+    """Tell whether poses that a 1.x info file rounded, here or there, are the cache's; say so."""
+    stored = cache.fingerprint["dataset"]
+    precisions = {cache.provenance.get("pose_precision"), frames.index.precision}
+    one_kind = len(precisions) == 1 or "float32" not in precisions
+    if one_kind or found["poses"] == stored["poses"]:
+        return False
+    off = np.abs(frames.lidar_to_global - cache.frames.lidar_to_global).max()
+    if off > pose_tolerance(cache, frames):
+        return False
+    _log.warning(
+        "cache %s: its poses and those of %s agree within what the info file rounds (%.1g m). "
+        "Calibration cannot be compared across this rounding.",
+        cache.url,
+        frames.index.source,
+        off,
+    )
+    return True
 
 
 def check_teacher(cache: Cache, teacher: TeacherConfig) -> str:

@@ -93,22 +93,17 @@ def open_frames(cache: Cache, dataset: DatasetConfig) -> Frames:
         ConfigError: the dataset is not there.
         DataError: it is there, and damaged.
     """
-    given = {key: getattr(dataset, key) for key in dataset.model_fields_set}
-    recorded = cache.plan["dataset"]
-    chosen = {key: given.get(key, recorded.get(key)) for key in ("root", "version", "infos")}
-    folder = Path(resolve("dataset", chosen["root"])) / chosen["version"]
-    if chosen["infos"] is None and not folder.is_dir():
-        origin = "given" if given.keys() & {"root", "version"} else "recorded in the cache"
+    chosen = dataset.over(cache.plan["dataset"])
+    folder = Path(resolve("dataset", chosen.root)) / chosen.version
+    if chosen.infos is None and not folder.is_dir():
+        named = dataset.model_fields_set & {"root", "version"}
+        origin = "given" if named else "recorded in the cache"
         raise ConfigError(
             f"a picture shows camera images and ground truth, and {folder} ({origin}) is not "
             "there. Pass dataset.root=FOLDER and, if it differs, dataset.version=NAME; or leave "
             "picture= out."
         )
-    return Frames.select(
-        DatasetConfig.model_validate(
-            chosen | {"split": "all", "trust_pickle": dataset.trust_pickle}
-        )
-    )
+    return Frames.select(chosen.whole())
 
 
 def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:

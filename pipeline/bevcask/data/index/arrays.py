@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 SCHEMA = 2
 SENSORS = ("LIDAR_TOP", *CAMERAS)
 Arrays = dict[str, npt.NDArray[Any]]
+Precision = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Content:
         titles: what the tables call each of them; several may share a title.
         splits: split -> titles.
         notes: what a user should know of the data, a sentence each.
+        precision: of poses and calibration, as their source has them.
     """
 
     arrays: Arrays
@@ -45,6 +47,7 @@ class Content:
     titles: list[str]
     splits: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    precision: Precision = "float64"
 
 
 class FrameIndex:
@@ -88,6 +91,7 @@ class FrameIndex:
         self.scenes: list[str] = meta["scenes"]
         self.titles: list[str] = meta["titles"]
         self.notes: list[str] = meta["notes"]
+        self.precision: Precision = meta["precision"]
         self.splits: dict[str, list[str]] = meta["splits"]
         try:
             self._arrays: Arrays = {
@@ -180,6 +184,7 @@ def write_index(folder: Path, digest: str, content: Content) -> None:
         "titles": content.titles,
         "splits": content.splits,
         "notes": content.notes,
+        "precision": content.precision,
         "arrays": sorted(content.arrays),
     }
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -22,6 +22,7 @@ from bevcask.data.index.arrays import (
     Arrays,
     Content,
     FrameIndex,
+    Precision,
     tokens_to_bytes,
     transforms,
     write_index,
@@ -96,7 +97,8 @@ def _read(path: Path, root: Path, version: str) -> Content:
     check_sensors(arrays, path)
     arrays |= transforms(arrays)
     boxes, notes = _boxes(records, path, stamped)
-    return Content(arrays | boxes, scenes, scenes, notes=notes)
+    precision: Precision = "float32" if stamped else "float64"
+    return Content(arrays | boxes, scenes, scenes, notes=notes, precision=precision)
 
 
 def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]:
