@@ -31,7 +31,7 @@ from bevcask.errors import (
     StoreError,
 )
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
-from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
+from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
 from bevcask.paths import write_whole
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
@@ -126,6 +126,8 @@ def _ask_teacher(
     result: dict[str, Any],
 ) -> None:
     """Run the teacher again: on suspicious shards first, then on others."""
+    if config.equivariance:
+        clean_maps(cache)  # said before the teacher is loaded
     teacher, source, device = open_teacher(config, cache)
     if config.resample:
         first = list(_suspects(cache, suspicions))

@@ -1,6 +1,7 @@
 """The gap of teachers whose gap is known: it must be zero, or what was put in."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.evaluation.equivariance import AUGMENTATIONS, equivariance_gap
+from bevcask.errors import ConfigError
+from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
 from bevcask.geometry import Grid
 from bevcask.progress import progress_bar
-from bevcask.targets.spec import TapInfo, TargetSpec
+from bevcask.targets.spec import Codec, TapInfo, TargetSpec
 from cache.example import begin
 
 GRID = Grid.square(48.0, 1.5)
@@ -27,6 +29,7 @@ PEAK = TargetSpec(
 )
 FLIPS = ("flip x", "flip y", "flip x and y")
 Gap = dict[str, dict[str, dict[str, float | None]]]
+Measure = Callable[..., Gap]
 Says = Callable[[Tensor], Tensor]
 
 
@@ -57,20 +60,21 @@ class Teacher:
 
 
 @pytest.fixture
-def gap_of(tiny_world: Path, tmp_path: Path) -> Callable[[Says], Gap]:
+def gap_of(tiny_world: Path, tmp_path: Path) -> Measure:
     frames = Frames.select(
         DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all")
     )
     reader = SampleReader(frames, Inputs(num_sweeps=1), None, 0)
 
-    def measure(says: Says) -> Gap:
+    def measure(says: Says, codec: Codec = "float32") -> Gap:
+        dense = replace(DENSE, codec=codec)
         teacher: Any = Teacher(says)
         table = FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global)
-        writer = begin(tmp_path / says.__name__, specs=(DENSE, PEAK), frames=table)
+        writer = begin(tmp_path / says.__name__, specs=(dense, PEAK), frames=table)
         for shard in writer.missing():
             said = teacher(collate([reader.read(token) for token in writer.tokens(shard)]), ())
             writer.write(
-                shard, {spec.name: encode(said[spec.name], spec) for spec in (DENSE, PEAK)}
+                shard, {spec.name: encode(said[spec.name], spec) for spec in (dense, PEAK)}
             )
         writer.seal()
         cache = open_cache(str(tmp_path / says.__name__))
@@ -82,7 +86,7 @@ def gap_of(tiny_world: Path, tmp_path: Path) -> Callable[[Says], Gap]:
     return measure
 
 
-def test_a_teacher_that_turns_with_the_world_has_no_gap(gap_of: Callable[[Says], Gap]) -> None:
+def test_a_teacher_that_turns_with_the_world_has_no_gap(gap_of: Measure) -> None:
     gap = gap_of(blob)
     assert set(gap) == set(AUGMENTATIONS)
     for name in ("none", *FLIPS):
@@ -93,7 +97,7 @@ def test_a_teacher_that_turns_with_the_world_has_no_gap(gap_of: Callable[[Says],
         assert 0 < gap[name]["map"]["l2"] < 0.01, name  # type: ignore[operator]
 
 
-def test_a_teacher_that_leans_has_the_gap_that_was_put_in(gap_of: Callable[[Says], Gap]) -> None:
+def test_a_teacher_that_leans_has_the_gap_that_was_put_in(gap_of: Measure) -> None:
     gap = gap_of(leaning)
     assert gap["none"]["map"]["l2"] == pytest.approx(0, abs=1e-6)
     assert gap["flip y"]["map"]["l2"] == pytest.approx(0, abs=1e-3)
@@ -102,3 +106,17 @@ def test_a_teacher_that_leans_has_the_gap_that_was_put_in(gap_of: Callable[[Says
     turned = [gap[f"rotate {angle}"]["map"]["l2"] for angle in ("5", "10", "22.5")]
     assert turned == sorted(turned)
     assert gap["flip x"]["map"]["l2_objects"] is not None
+
+
+def test_faint_cells_that_a_codec_makes_zero_do_not_count_as_disagreement(gap_of: Measure) -> None:
+    """Most of a hill's flank is below half a step of 7 bits."""
+    clean = gap_of(blob, "int8")["none"]["map"]
+    assert 0 < clean["l2"] < 0.01  # type: ignore[operator]
+    assert clean["cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_cache_without_clean_maps_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    views = [replace(DENSE, alignment="replay", view=view) for view in (1, 2)]
+    cache = begin(tmp_path / "c", specs=views).cache
+    with pytest.raises(ConfigError, match=r"has none: map\.view1, map\.view2"):
+        clean_maps(cache)

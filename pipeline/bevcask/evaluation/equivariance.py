@@ -15,6 +15,7 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch
+from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix, transform_points
 from bevcask.progress import Ticker
 from bevcask.targets.align import Align
@@ -44,8 +45,8 @@ class _Gap:
     said: float = 0.0
     off_objects: float = 0.0
     said_objects: float = 0.0
-    cosine: float = 0.0
-    cells: int = 0
+    aligned: float = 0.0
+    product: float = 0.0
 
     def to_dict(self) -> dict[str, float | None]:
         return {
@@ -53,7 +54,9 @@ class _Gap:
             "l2_objects": math.sqrt(self.off_objects / self.said_objects)
             if self.said_objects
             else None,
-            "cosine": self.cosine / self.cells if self.cells else None,
+            "cosine": self.product / math.sqrt(self.said * self.aligned)
+            if self.said and self.aligned
+            else None,
         }
 
 
@@ -78,14 +81,14 @@ def equivariance_gap(
 
     Returns:
         Augmentation -> tap -> `l2`: |aligned - said| / |said| over valid stored cells of all
-        frames; `l2_objects`: the same on cells of ground-truth boxes; `cosine`: mean over valid
-        cells where either side is not zero. None where there was nothing to compare.
+        frames; `l2_objects`: the same on cells of ground-truth boxes; `cosine`: between both sides
+        as one vector each, so that a cell counts as much as it says. None where there was nothing
+        to compare.
+
+    Raises:
+        ConfigError: the cache holds no clean BEV map.
     """
-    maps = {
-        name: spec
-        for name, spec in cache.specs.items()
-        if spec.tap.kind in _MAPS and spec.view == 0
-    }
+    maps = clean_maps(cache)
     gaps = {augmentation: {name: _Gap() for name in maps} for augmentation in AUGMENTATIONS}
     for token in tokens:
         clean = collate([reader.read(token)])
@@ -99,6 +102,26 @@ def equivariance_gap(
         augmentation: {name: gap.to_dict() for name, gap in by_tap.items()}
         for augmentation, by_tap in gaps.items()
     }
+
+
+def clean_maps(cache: Cache) -> dict[str, TargetSpec]:
+    """Return what can be compared: BEV maps that the teacher says of clean frames.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    maps = {
+        name: spec
+        for name, spec in cache.specs.items()
+        if spec.tap.kind in _MAPS and spec.view == 0
+    }
+    if not maps:
+        raise ConfigError(
+            f"equivariance= compares BEV maps of clean frames, and cache {cache.url} has none: "
+            f"{', '.join(cache.specs)}. Targets of replayed views and of images have no BEV gap; "
+            "leave equivariance out."
+        )
+    return maps
 
 
 def augmented(batch: Batch, matrix: Matrix) -> Batch:
@@ -140,8 +163,5 @@ def _add(gap: _Gap, cache: Cache, spec: TargetSpec, batch: Batch, said_1CYX: Ten
     gap.said += float(said_1YX[valid_1YX].sum())
     gap.off_objects += float(off_1YX[valid_1YX & objects_1YX].sum())
     gap.said_objects += float(said_1YX[valid_1YX & objects_1YX].sum())
-    length_1YX = (said_1YX * aligned_1CYX.square().sum(1)).sqrt()
-    spoken_1YX = valid_1YX & ((said_1YX > 0) | aligned_1CYX.any(1))
-    product_1YX = (aligned_1CYX * said_1CYX).sum(1) / length_1YX.clamp(min=1e-30)
-    gap.cosine += float(product_1YX[spoken_1YX].sum())
-    gap.cells += int(spoken_1YX.sum())
+    gap.aligned += float(aligned_1CYX.square().sum(1)[valid_1YX].sum())
+    gap.product += float((aligned_1CYX * said_1CYX).sum(1)[valid_1YX].sum())
