@@ -172,6 +172,17 @@ def test_an_unwritable_home_is_named_and_the_cache_called_complete(home: Path) -
         catalog.register_cache("night.zarr", StubCache(), "night")
 
 
+def test_a_user_without_a_home_is_told_which_variable_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What `docker run --user 12345` gives: no HOME, and a user id that nobody knows."""
+    monkeypatch.delenv("BEVCASK_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(ConfigError, match=r"user 54321.*Set BEVCASK_HOME"):
+        catalog.home()
+
+
 def test_a_dataset_is_opened_by_name(home: Path, tiny_world: Path) -> None:
     write_user_file(
         home,

@@ -97,8 +97,18 @@ class SealedCache(Protocol):
 
 
 def home() -> Path:
-    """Return the folder of everything bevcask keeps for a user: `$BEVCASK_HOME` or `~/.bevcask`."""
-    return Path(os.environ.get("BEVCASK_HOME") or Path.home() / ".bevcask")
+    """Return the folder of everything bevcask keeps for a user: `$BEVCASK_HOME` or `~/.bevcask`.
+
+    Raises:
+        ConfigError: neither is known (an arbitrary user id in a container).
+    """
+    try:
+        return Path(os.environ.get("BEVCASK_HOME") or Path.home() / ".bevcask")
+    except RuntimeError:
+        raise ConfigError(
+            f"no home folder is known for user {os.getuid()}, and bevcask keeps frame indexes and "
+            "its catalog in one. Set BEVCASK_HOME to a folder with room and write permission."
+        ) from None
 
 
 def user_file() -> Path:

@@ -226,6 +226,15 @@ def test_a_jpeg_without_its_last_two_bytes_is_an_error(real_jpeg: Path, tmp_path
         read_image(path, (900, 1600))
 
 
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP"])
+def test_an_image_of_another_format_is_called_by_its_name(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (64, 48)).save(path, form)
+    with pytest.raises(DataError, match=f"x.jpg: a {form} image, expected a JPEG") as caught:
+        read_image(path, (48, 64))
+    assert "truncated" not in str(caught.value)
+
+
 def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jpg: missing image, named by sample_data.json"):
         read_image(tmp_path / "gone.jpg", (900, 1600))

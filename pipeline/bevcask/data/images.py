@@ -4,6 +4,7 @@
 image; the centre of the first pixel is (0, 0) in both.
 """
 
+import io
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from PIL import Image
 
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix
@@ -172,6 +174,12 @@ def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixe
             data, min_height=reduced_HW[0], min_width=reduced_HW[1], strict=True
         )
     except ValueError as error:
+        if other := _other_format(data):
+            raise DataError(
+                f"{path}: a {other} image, expected a JPEG, which is decoded smaller and faster. "
+                "Convert the images to JPEG once (quality 95 keeps them), and name the new files "
+                "in sample_data.json or the info file."
+            ) from error
         raise DataError(
             f"{path}: truncated or damaged image ({error}); {len(data)} bytes. Expected a complete "
             f"{size_HW[1]}x{size_HW[0]} JPEG. Copy or download the file again."
@@ -185,6 +193,15 @@ def read_image(path: Path, size_HW: tuple[int, int], reduction: int = 1) -> Pixe
         )
     assert list(image.shape[:2]) == reduced_HW
     return image
+
+
+def _other_format(data: bytes) -> str | None:
+    """Return the format of an image that is no JPEG; None if nothing knows it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return None if image.format == "JPEG" else image.format
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def normalise(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
