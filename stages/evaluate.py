@@ -1,7 +1,7 @@
 """evaluate: official nuScenes mAP and NDS of a detector, or of the boxes in a cache."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
+from bevcask.data.presence import readable_frames
 from bevcask.detectors.base import Detections
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import cached_boxes, detect, frame_batches
@@ -80,7 +81,8 @@ def detector_boxes(config: EvaluateConfig) -> Boxes:
     require_tables(config.dataset.infos)
     device = pick_device(config.device)
     plugin, own, detector = open_detector(config.student, config.trust_code)
-    frames = Frames.select(config.dataset)
+    inputs = replace(plugin.inputs(own), depth=False)
+    frames = readable_frames(Frames.select(config.dataset), inputs, "dataset")
     loader = frame_batches(frames, plugin.inputs(own), config.loader)
     with progress_bar("evaluate", len(frames)) as bar:
         found = detect(detector.to(device), loader, device, bar)

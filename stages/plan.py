@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from bevcask.cache.room import check_bound
@@ -13,6 +14,7 @@ from bevcask.catalog import resolve
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.loader import SampleReader
+from bevcask.data.presence import look, readable_frames
 from bevcask.detectors import find_detector
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method
@@ -43,19 +45,32 @@ def run(config: PlanConfig) -> dict[str, Any]:
     root = resolve("dataset", config.dataset.root)
     dataset = config.dataset.model_copy(update={"root": root})
     nominal = nominal_frames(dataset) if dataset.infos is None else None
-    frames = len(Frames.select(dataset).tokens) if nominal is None else nominal
+    selected = Frames.select(dataset) if nominal is None else None
+    frames = nominal if selected is None else len(selected)
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
     result = plan(method.needs(), teacher.offers(), frames, config.store, config.augment)
     if config.cache is not None:
         check_bound(resolve("cache", config.cache), result.total_bytes)
     probed = probe_codecs(config.model_copy(update={"dataset": dataset}), teacher, method, frames)
+    here = {} if selected is None else files_here(selected, teacher)
     return {
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
         "teacher_passes": frames,
+        **here,
         **result.to_dict(),
         **probed,
+    }
+
+
+def files_here(frames: Frames, teacher: Teacher) -> dict[str, Any]:
+    """Return how many scenes of a selection can be read here, and what to say where not all can."""
+    found = look(frames, teacher.inputs())
+    return {
+        "scenes": len(set(frames.scenes)),
+        "scenes_here": len(found.whole_scenes),
+        "missing": found.words() if found.missing else None,
     }
 
 
@@ -75,7 +90,7 @@ def probe_codecs(
             "student it will teach: method=distillbev student=bevdepth_r50."
         )
     device = pick_device(config.device)
-    frames = Frames.select(config.dataset)
+    frames = readable_frames(Frames.select(config.dataset), teacher.inputs(), "dataset", "skip")
     wanted = min(config.probe, len(frames))
     spread = [frames.tokens[i * len(frames) // wanted] for i in range(wanted)]
     torch.manual_seed(config.seed)
@@ -140,6 +155,7 @@ def render(result: dict[str, Any]) -> Group:
         *(render_probe(result) if "probe" in result else ()),
         f"{result['frames']:,} frames ({result['frames_from']}), as many teacher passes, "
         f"at most {result['total_bytes'] / 1e9:.2f} GB",
+        *([escape(result["missing"])] if result.get("missing") else []),
     )
 
 

@@ -23,7 +23,7 @@ from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
-from bevcask.data.presence import require_files
+from bevcask.data.presence import readable_frames
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector, Inputs
@@ -73,11 +73,16 @@ def run(config: DistillConfig) -> dict[str, Any]:
     seed_everything(config.seed, verbose=False)
     detector, own = find_detector(config.student.detector, "student.detector")
     method = build_method(config.method)
-    teaching = open_teaching(config, method, labelled_frames(config.dataset), device)
-    method.build(detector.describe_taps(own), teaching.specs)
     inputs = detector.inputs(own)
-    drawn = inputs.depth and PIXELS.name not in teaching.specs
-    require_files(teaching.frames, replace(inputs, depth=drawn), "dataset")
+    frames = readable_frames(
+        labelled_frames(config.dataset), replace(inputs, depth=False), "dataset", config.on_missing
+    )
+    teaching = open_teaching(config, method, frames, device)
+    method.build(detector.describe_taps(own), teaching.specs)
+    if PIXELS.name not in teaching.specs:
+        readable_frames(teaching.frames, inputs, "dataset")
+    if teaching.reader is not None:
+        readable_frames(teaching.frames, teaching.reader.inputs, "dataset")
     validation = open_validation(config, inputs)
     student = detector(own)
     loaded = start(student, config.student)
@@ -184,7 +189,7 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     if config.val is None:
         return None
     frames = Frames.select(config.val)
-    require_files(frames, replace(inputs, depth=False), "val")
+    frames = readable_frames(frames, replace(inputs, depth=False), "val")
     loader = _own_generator(frame_batches(frames, inputs, config.loader))
     evaluation = Evaluation(frames, split_size(config.val))
     trainer = config.trainer

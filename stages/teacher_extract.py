@@ -7,6 +7,7 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.repair import Repairer, read_list
 from bevcask.cache.reuse import reuse
 from bevcask.cache.writer import WriteQueue, Writer
-from bevcask.catalog import check_name, register_cache, resolve
+from bevcask.catalog import check_name, is_missing, register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import mention_sweeps
 from bevcask.data.loader import SampleReader, ViewSource, build_loader
+from bevcask.data.presence import readable_frames
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError
@@ -65,6 +67,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         CacheIdentityError: the URL holds a cache of another teacher, dataset or selection.
         CacheBusyError: another process fills the same shards.
         DiskFullError: the projected size does not fit.
+        DataError: files of selected frames are not there, unless `on_missing=skip`.
     """
     if config.cache is None:
         raise ConfigError("teacher-extract needs a cache URL: bevcask teacher-extract URL ...")
@@ -74,6 +77,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     part = Part() if config.part is None else Part.parse(config.part)
     frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
+    frames = _present_frames(config, url, frames, teacher)
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
     _mention_virtual_points(frames, teacher)
@@ -113,6 +117,18 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         "shards_left": left,
         "reused": reused,
     }
+
+
+def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -> Frames:
+    """Return the frames to cache: all where their files are there, or those whose are.
+
+    Parts, repairs, reused shards and a cache that was begun need the files of what is left to write
+    alone; `_fill` looks for those.
+    """
+    partial = config.part or config.repair or config.store.reuse or not is_missing(url)
+    if config.on_missing == "raise" and partial:
+        return frames
+    return readable_frames(frames, teacher.inputs(), "dataset", config.on_missing)
 
 
 def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
@@ -195,9 +211,12 @@ def _fill(
     steps = steps_of(writer, frames, config.loader.batch_size, teacher.temporal == "scene")
     if not steps:
         return
+    wanted = needs_pixels(writer.specs)
+    read = replace(teacher.inputs(), depth=True) if wanted else teacher.inputs()
+    tokens = dict.fromkeys(frames.tokens[index] for step in steps for index, _ in step.keys)
+    readable_frames(frames.keep(tokens), read, "dataset")
     device = pick_device(config.device)
     teacher.load(device)
-    wanted = needs_pixels(writer.specs)
     clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
     views = SampleReader(frames, teacher.inputs(), images_only(config.augment), config.seed)
     loader = build_loader(

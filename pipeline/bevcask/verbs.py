@@ -69,6 +69,11 @@ class ExtractConfig(Config):
     augment: ImageAugmentConfig = ImageAugmentConfig()
     loader: LoaderConfig = LoaderConfig()
     cache: CacheUrl = None
+    on_missing: Literal["raise", "skip"] = Field(
+        "raise",
+        description="selected frames whose files are not there: raise says which scenes are, skip "
+        "leaves them out of the cache",
+    )
     part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
     name: str | None = Field(None, description="keep the sealed cache as catalog:NAME")
     repair: PathText | None = Field(
@@ -100,8 +105,8 @@ class DistillConfig(Config):
     targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
     on_missing: Literal["raise", "skip"] = Field(
         "raise",
-        description="selected frames without a cached row: raise names how many, skip trains on "
-        "the others and records how many were left out",
+        description="selected frames without files or without a cached row: raise names how many, "
+        "skip trains on the others and records how many have no row",
     )
     device: Device = "auto"
     seed: Seed = 0

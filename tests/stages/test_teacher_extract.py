@@ -1,6 +1,7 @@
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,3 +174,29 @@ def test_killed_run_resumes_to_the_same_bytes(
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert same_but_provenance(extracted, url) == []
     assert open_cache(str(url)).id == open_cache(str(extracted)).id
+
+
+def test_scenes_that_were_never_downloaded_are_said_before_anything_is_made(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    world = Path(shutil.copytree(tiny_world, tmp_path / "world"))
+    frames = Frames.select(DatasetConfig(root=str(world), version="v1.0-synthetic", split="all"))
+    for token in frames.tokens[3:]:
+        scan = frames.index["scan_path"][frames.scans(token, 1)[0]].decode()
+        (world / scan).unlink()
+    url = tmp_path / "c.zarr"
+    for more in ([], ["dry_run=true"]):
+        code, _, err = call("teacher-extract", str(url), *words(world, *more))
+        assert code == 2
+        assert f"1 of 2 scenes are whole: {frames.scenes[0]}." in err
+        assert "on_missing=skip" in err
+        assert not url.exists()
+    code, out, err = call("plan", *words(world)[:1], *words(world)[4:], "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert (plan["scenes"], plan["scenes_here"]) == (2, 1)
+    assert "1 of 2 scenes are whole" in plan["missing"]
+    code, out, err = call("teacher-extract", str(url), *words(world, "on_missing=skip", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["frames"] == 3
+    assert open_cache(str(url)).frames.tokens == frames.tokens[:3]

@@ -1,26 +1,61 @@
 """Are the files there? Asked before hours of work, with one listing a folder."""
 
+import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from bevcask.data.augment import frame_gap
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 
+_SHOWN = 3
+_log = logging.getLogger(__name__)
 
-def require_files(frames: Frames, inputs: Inputs, section: str) -> None:
-    """Refuse frames whose images or keyframe scans are missing.
 
-    Args:
+@dataclass(frozen=True)
+class Presence:
+    """What of a selection is on this disk.
+
+    Attributes:
         frames: the selection.
-        inputs: what is read of it.
-        section: of the configuration that selects it, e.g. `val`.
-
-    Raises:
-        DataError: files are missing; counted, the first one and its frame are named.
+        missing: (token, path) of every file that is not there.
     """
+
+    frames: Frames
+    missing: list[tuple[str, Path]]
+
+    @property
+    def lacking(self) -> set[str]:
+        """Tokens of the frames that cannot be read."""
+        return {token for token, _ in self.missing}
+
+    @property
+    def whole_scenes(self) -> list[str]:
+        """Scenes all of whose selected frames can be read, in order."""
+        lacking, scenes = self.lacking, dict.fromkeys(self.frames.scenes, True)
+        for token, scene in zip(self.frames.tokens, self.frames.scenes, strict=True):
+            scenes[scene] &= token not in lacking
+        return [scene for scene, whole in scenes.items() if whole]
+
+    def words(self) -> str:
+        """Say how many files are missing and which scenes are there."""
+        token, path = self.missing[0]
+        whole, number = self.whole_scenes, len(set(self.frames.scenes))
+        some = f": {', '.join(whole[:_SHOWN])}{', ...' if len(whole) > _SHOWN else ''}"
+        return (
+            f"{path}: missing, of frame {token}; {len(self.missing)} files of "
+            f"{len(self.lacking)} of {len(self.frames)} frames are. "
+            f"{len(whole)} of {number} scenes are whole{some if whole else ''}"
+        )
+
+
+def look(frames: Frames, inputs: Inputs) -> Presence:
+    """Look for every file that a detector reads of a selection."""
     present = cache(_names)
     missing = [
         (token, path)
@@ -28,14 +63,38 @@ def require_files(frames: Frames, inputs: Inputs, section: str) -> None:
         for path in _files(frames, inputs, token)
         if path.name not in present(path.parent)
     ]
-    if missing:
-        token, path = missing[0]
-        lacking = len({token for token, _ in missing})
-        raise DataError(
-            f"{path}: missing, of frame {token}; {len(missing)} files of {lacking} of "
-            f"{len(frames)} frames are. Unpack the samples archives into {section}.root, or choose "
-            f"frames that are there with {section}.scenes or {section}.limit."
-        )
+    return Presence(frames, missing)
+
+
+def readable_frames(
+    frames: Frames,
+    inputs: Inputs,
+    section: str,
+    on_missing: Literal["raise", "skip"] | None = None,
+) -> Frames:
+    """Return the frames whose images and scans are all there.
+
+    Args:
+        frames: the selection.
+        inputs: what is read of it.
+        section: of the configuration that selects it, e.g. `val`.
+        on_missing: `raise`, or `skip` with the count logged; None where there is no choice.
+
+    Raises:
+        DataError: files are missing and not to be skipped, or no frame has all of its own.
+    """
+    found = look(frames, inputs)
+    if not found.missing:
+        return frames
+    left = frames.keep(set(frames.tokens) - found.lacking)
+    if on_missing == "skip" and len(left):
+        _log.warning("%s. Frames without a file are skipped.", found.words())
+        return left
+    others = ", or leave the others out: on_missing=skip" if on_missing and len(left) else ""
+    raise DataError(
+        f"{found.words()}. Unpack the archives of samples and sweeps into {section}.root, or "
+        f"choose frames that are there with {section}.scenes or {section}.limit{others}."
+    )
 
 
 def _names(folder: Path) -> frozenset[str]:
@@ -45,7 +104,9 @@ def _names(folder: Path) -> frozenset[str]:
 def _files(frames: Frames, inputs: Inputs, token: str) -> Iterator[Path]:
     index, row = frames.index, frames.row(token)
     if inputs.image_size_HW is not None:
-        yield from (frames.root / name.decode() for name in index["frame_image"][row])
+        rows = {row, frames.previous_row(row, frame_gap(inputs.num_frames))}
+        for name in index["frame_image"][sorted(rows)].flat:
+            yield frames.root / name.decode()
     if inputs.num_sweeps or inputs.depth:
-        scan = frames.scans(token, 1)[0]
-        yield frames.root / index["scan_path"][scan].decode()
+        for scan in frames.scans(token, max(1, inputs.num_sweeps)):
+            yield frames.root / index["scan_path"][scan].decode()
