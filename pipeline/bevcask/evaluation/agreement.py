@@ -15,6 +15,7 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.data.augment import stream
+from bevcask.data.index.arrays import pose_tolerance
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
 from bevcask.detectors.base import Batch
@@ -46,7 +47,7 @@ def frame_problems(cache: Cache, frames: Frames) -> list[Problem]:
     table, problems = cache.frames, []
     position = {token: number for number, token in enumerate(frames.tokens)}
     times, poses = frames.timestamps, frames.lidar_to_global
-    allowed = pose_tolerance(cache, frames)
+    allowed = pose_tolerance(frames.index.precision, cache.provenance.get("pose_precision"))
     for number, token in enumerate(table.tokens):
         shard = cache.layout.row_of[token] // cache.layout.shard_rows
         if token not in position:
@@ -63,15 +64,6 @@ def frame_problems(cache: Cache, frames: Frames) -> list[Problem]:
             what = f"up to {off:.3g} off the dataset's"
             problems.append(Problem("frames/lidar_to_global", what, shard, None, token))
     return problems
-
-
-def pose_tolerance(cache: Cache, frames: Frames) -> float:
-    """Return how far a pose may be from the cache's: metres, and entries of the rotation.
-
-    Info files of mmdet3d 1.x round poses to float32, which is a tenth of a millimetre of a map.
-    """
-    rounded = "float32" in (cache.provenance.get("pose_precision"), frames.index.precision)
-    return 1e-3 if rounded else 1e-6
 
 
 def spread_tokens(cache: Cache, number: int, seed: int, first: Collection[str] = ()) -> list[str]:

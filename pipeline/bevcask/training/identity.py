@@ -10,9 +10,9 @@ from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
 from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.augment import frame_gap
+from bevcask.data.index.arrays import pose_tolerance
 from bevcask.data.index.frames import Frames
 from bevcask.errors import CacheIdentityError, DataError
-from bevcask.evaluation.agreement import pose_tolerance
 from bevcask.geometry import CLASSES
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _same_within_rounding(cache: Cache, frames: Frames, found: Mapping[str, Any]
     if one_kind or found["poses"] == stored["poses"]:
         return False
     off = np.abs(frames.lidar_to_global - cache.frames.lidar_to_global).max()
-    if off > pose_tolerance(cache, frames):
+    if off > pose_tolerance(*precisions):
         return False
     _log.warning(
         "cache %s: its poses and those of %s agree within what the info file rounds (%.1g m). "

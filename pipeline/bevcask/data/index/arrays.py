@@ -225,3 +225,11 @@ def transforms(arrays: Arrays) -> Arrays:
         "frame_lidar_to_global": lidar_to_global,
         "frame_camera_to_lidar": np.linalg.inv(lidar_to_global)[:, None] @ to_global[:, 1:],
     }
+
+
+def pose_tolerance(*precisions: Precision | None) -> float:
+    """Return how far two poses of these precisions may be apart: metres, entries of the rotation.
+
+    Info files of mmdet3d 1.x round poses to float32, which is a tenth of a millimetre of a map.
+    """
+    return 1e-3 if "float32" in precisions else 1e-6
