@@ -261,15 +261,6 @@ def test_empty_heatmap_stays_empty() -> None:
     assert torch.equal(batch(FREE[0]).heatmap(empty, GRID, GRID), empty)
 
 
-def test_image_features_are_not_aligned() -> None:
-    values = torch.zeros(1, 6, 2, 3, 4)
-    align = batch(np.eye(4))
-    for alignment in ("exact", "replay", "approximate"):
-        assert align.image_features(values, alignment) is values  # type: ignore[arg-type]
-    with pytest.raises(TargetMismatchError, match="pixels"):
-        align.image_features(values, "aligned")
-
-
 def test_wrong_sizes_are_refused() -> None:
     align = Align.identity(2)
     with pytest.raises(TargetMismatchError, match="1 samples meet 2"):

@@ -24,22 +24,18 @@ from bevcask.detectors.blocks.depthnet import (
 )
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
-from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
 from bevcask.detectors.blocks.resnet import BasicBlock
-from bevcask.geometry import CAMERAS, Grid
+from bevcask.detectors.camera import CameraConfig
+from bevcask.geometry import CAMERAS
 from bevcask.targets.spec import TapInfo
 
-_IMAGE_DIVISOR = 32
-_BEV_DIVISOR = 8
 
-
-class BEVDepthConfig(BaseConfig):
+class BEVDepthConfig(CameraConfig):
     """Architecture; defaults: BEVDepth-R50 as DistillBEV and TiG-BEV train it (BEVDet port)."""
 
-    image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
+    bev_divisor = 8
     backbone: Variant = "resnet50"
-    finest_level: Literal["c2", "c3", "c4"] = Field("c4", description="level the pyramid ends on")
     image_channels: int = Field(512, ge=1, description="channels of image.fpn0")
     num_frames: Literal[1, 2] = Field(
         1, description="2: an earlier keyframe's BEV joins (BEVDet4D)"
@@ -57,8 +53,6 @@ class BEVDepthConfig(BaseConfig):
     depth_weight: float = Field(3.0, ge=0, description="BEVDepth release")
     context_channels: int = Field(64, ge=1, description="channels of bev.lift")
     frame_blocks: int = Field(2, ge=1, description="basic blocks on each of two frames")
-    half_extent: float = Field(51.2, gt=0, description="metres")
-    cell: float = Field(0.8, gt=0, description="metres")
     z_range: tuple[float, float] = Field((-10.0, 10.0), description="metres; one bin")
     bev_channels: tuple[int, int, int] = (128, 256, 512)
     bev_blocks: int = Field(2, ge=1, description="basic blocks a stage")
@@ -67,32 +61,10 @@ class BEVDepthConfig(BaseConfig):
     head: CenterHeadConfig = CenterHeadConfig()
 
     @model_validator(mode="after")
-    def _sizes_divide(self) -> "BEVDepthConfig":
-        if any(side % _IMAGE_DIVISOR for side in self.image_size_HW):
-            raise ValueError(
-                f"image_size_HW {self.image_size_HW} must divide by {_IMAGE_DIVISOR}, the stride "
-                "of the coarsest image level"
-            )
-        if self.grid.num_x % _BEV_DIVISOR:
-            raise ValueError(
-                f"half_extent {self.half_extent} and cell {self.cell} give {self.grid.num_x} "
-                f"cells, which must divide by {_BEV_DIVISOR}, the stride of the coarsest BEV stage"
-            )
+    def _depth_rises(self) -> "BEVDepthConfig":
         if not 0 < self.depth_range[0] < self.depth_range[1]:
             raise ValueError(f"depth_range {self.depth_range} must rise and start above 0")
         return self
-
-    @property
-    def grid(self) -> Grid:
-        return Grid.square(self.half_extent, self.cell)
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return LEVELS[LEVELS.index(self.finest_level) :]
-
-    @property
-    def stride(self) -> int:
-        return STRIDES[self.finest_level]
 
     @property
     def bin_size(self) -> float:

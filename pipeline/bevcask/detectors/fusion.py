@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from bevcask.config import Config as BaseConfig
@@ -16,20 +16,18 @@ from bevcask.detectors.blocks.bev_lift import LiftConfig
 from bevcask.detectors.blocks.depthnet import depth_loss, nearest_depth
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
-from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.second import conv_norm_relu
+from bevcask.detectors.camera import CameraConfig
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
 
-_IMAGE_DIVISOR = 32
 _DECODER_STRIDES = (2, 2, 1)
-_DECODER_DIVISOR = 4
 
 
-class FusionConfig(BaseConfig):
+class FusionConfig(CameraConfig):
     """Architecture; defaults: BEVFusion's sizes as SimDistill uses them."""
 
-    image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
+    bev_divisor = 4
     backbone: Variant = "swin_t"
     finest_level: Literal["c2", "c3", "c4"] = Field("c3", description="level the pyramid ends on")
     image_channels: int = Field(256, ge=1, description="channels of image.fpn0")
@@ -48,32 +46,6 @@ class FusionConfig(BaseConfig):
     neck_channels: int = Field(256, ge=1, description="channels of bev.neck")
     norm_momentum: float = Field(0.1, gt=0, le=1, description="of every batch norm")
     head: CenterHeadConfig = CenterHeadConfig()
-
-    @model_validator(mode="after")
-    def _sizes_divide(self) -> Self:
-        if any(side % _IMAGE_DIVISOR for side in self.image_size_HW):
-            raise ValueError(
-                f"image_size_HW {self.image_size_HW} must divide by {_IMAGE_DIVISOR}, the stride "
-                "of the coarsest image level"
-            )
-        if self.grid.num_x % _DECODER_DIVISOR:
-            raise ValueError(
-                f"half_extent {self.half_extent} and cell {self.cell} give {self.grid.num_x} "
-                f"cells, which must divide by {_DECODER_DIVISOR}, the stride of the decoder"
-            )
-        return self
-
-    @property
-    def grid(self) -> Grid:
-        return Grid.square(self.half_extent, self.cell)
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return LEVELS[LEVELS.index(self.finest_level) :]
-
-    @property
-    def stride(self) -> int:
-        return STRIDES[self.finest_level]
 
     @property
     def image_size_of_cells(self) -> tuple[int, int]:

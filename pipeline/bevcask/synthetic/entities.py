@@ -12,7 +12,7 @@ from bevcask.synthetic.road import Road
 
 Array = npt.NDArray[Any]
 
-EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT = 4.08, 1.73, 1.56
+EGO_LENGTH, EGO_WIDTH = 4.08, 1.73
 EGO_CENTRE_AHEAD = 1.4  # the ego frame sits on the rear axle
 
 # Mean width, length, height in metres of the nuScenes annotations.

@@ -19,7 +19,6 @@ from bevcask.geometry import Grid, transform_boxes, transform_points
 from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.pixels import draw
-from bevcask.targets.spec import Alignment
 from bevcask.targets.target import Target
 
 _TOLERANCE = 1e-6  # how near to 0, 1 or -1 the entries of a lattice move must be
@@ -239,20 +238,6 @@ class Align:
             )
         matrices_BV33 = self.images.matrices_BV33.to(points.values.device, non_blocking=True)
         return draw(points.values, points.count_B, matrices_BV33, stride, size_HW, depth_range)
-
-    def image_features(self, values_BVCHW: Tensor, alignment: Alignment) -> Tensor:
-        """Return image features unchanged if they may be compared at all.
-
-        Raises:
-            TargetMismatchError: the class is `aligned`, which no BEV geometry can bring about.
-        """
-        self._check_length(len(values_BVCHW))
-        if alignment == "aligned":
-            raise TargetMismatchError(
-                "image features change with the pixels; BEV geometry cannot align them. Train "
-                "without image augmentation (exact), on replayed views (replay), or say approximate"
-            )
-        return values_BVCHW
 
     def _check_length(self, num_samples: int) -> None:
         if num_samples != len(self):
