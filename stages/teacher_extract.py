@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
 from torch import Tensor
 
 from bevcask.cache.begin import create, stored_targets
@@ -225,15 +226,14 @@ def _fill(
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
     projected = False
-    with (
-        WriteQueue(writer, config.store.queue) as queue,
-        progress_bar("extract", total) as bar,
-    ):
-        ticking = ticks(zip(steps, loader, strict=True), bar, queue)
-        for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
-            queue.put(shard, arrays)
-            if not projected and isinstance(writer, Writer):
-                projected = check_first_shards(writer, queue, writing)
+    with progress_bar("extract", total) as bar:
+        with WriteQueue(writer, config.store.queue) as queue:
+            ticking = ticks(zip(steps, loader, strict=True), bar, queue)
+            for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
+                queue.put(shard, arrays)
+                if not projected and isinstance(writer, Writer):
+                    projected = check_first_shards(writer, queue, writing)
+        bar.advance(0, _written(queue))
 
 
 def ticks(
@@ -242,7 +242,11 @@ def ticks(
     """Pass batches on and move the bar once each has been used."""
     for step, batch in batches:
         yield step, batch
-        bar.advance(len(step.keys), f"{queue.num_bytes / 1e9:.3f} GB written")
+        bar.advance(len(step.keys), _written(queue))
+
+
+def _written(queue: WriteQueue) -> str:
+    return f"{decimal(queue.num_bytes)} written"
 
 
 def export_head(teacher: Teacher, url: str) -> str | None:

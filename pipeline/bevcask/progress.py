@@ -1,10 +1,14 @@
-"""One progress bar for every stage: on stderr, with rate and remaining time."""
+"""Progress of every stage, on stderr: a bar on a terminal, a line a minute in a log file."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
 from typing import Literal
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -12,7 +16,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -20,7 +23,64 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_NON_TERMINAL_REFRESH = 0.2
+_SECONDS_BETWEEN_LINES = 60.0
+Unit = Literal["steps", "bytes"]
+
+
+class Ticker:
+    """How far one piece of work is.
+
+    Args:
+        total: number of steps.
+        done: steps already done by an earlier run.
+        show: called after every change.
+
+    Attributes:
+        note: what else is known, e.g. `3.1 GB`.
+    """
+
+    def __init__(self, total: int, done: int, show: Callable[["Ticker"], None]) -> None:
+        self.total = total
+        self.done = done
+        self.note = ""
+        self._show = show
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Count steps; `note` (e.g. `3.1 GB`) is shown behind them."""
+        self.done += steps
+        self.note = self.note if note is None else note
+        self._show(self)
+
+    def move_to(self, done: int, total: int) -> None:
+        """Set the count to `done` of `total` steps."""
+        self.done, self.total = done, total
+        self._show(self)
+
+
+@contextmanager
+def progress_bar(
+    title: str, total: int, done: int = 0, unit: Unit = "steps", silent_for: float = 0.0
+) -> Iterator[Ticker]:
+    """Show progress on stderr while the block runs.
+
+    Args:
+        title: what is being done, e.g. `extract`.
+        total: number of steps.
+        done: steps already done by an earlier run.
+        unit: of a step; bytes are shown as MB or GB and MB/s.
+        silent_for: seconds; work that ends within them leaves no trace.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        with _bar(console, title, total, done, unit, silent_for > 0) as ticker:
+            yield ticker
+        return
+    lines = _Lines(title, done, unit, silent_for)
+    ticker = Ticker(total, done, lines.now_and_then)
+    try:
+        yield ticker
+    finally:
+        lines.last(ticker)
 
 
 class _Rate(ProgressColumn):
@@ -29,37 +89,10 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s")
 
 
-class Ticker:
-    """Handle of one running bar."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Move the bar; `note` (e.g. `3.1 GB`) is shown behind it."""
-        self._progress.advance(self._task, steps)
-        if note is not None:
-            self._progress.update(self._task, note=note)
-
-    def move_to(self, done: int, total: int) -> None:
-        """Set the bar to `done` of `total` steps."""
-        self._progress.update(self._task, completed=done, total=total)
-
-
 @contextmanager
-def progress_bar(
-    title: str, total: int, done: int = 0, unit: Literal["steps", "bytes"] = "steps"
+def _bar(
+    console: Console, title: str, total: int, done: int, unit: Unit, transient: bool
 ) -> Iterator[Ticker]:
-    """Show a bar on stderr while the block runs.
-
-    Args:
-        title: what is being done, e.g. `extract`.
-        total: number of steps.
-        done: steps already done by an earlier run.
-        unit: of a step; bytes are shown as MB or GB and MB/s.
-    """
-    console = Console(stderr=True)
     counts: tuple[ProgressColumn, ProgressColumn] = (
         (DownloadColumn(), TransferSpeedColumn())
         if unit == "bytes"
@@ -71,8 +104,54 @@ def progress_bar(
         *counts,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
-        refresh_per_second=10 if console.is_terminal else _NON_TERMINAL_REFRESH,
+        transient=transient,
     ) as progress:
-        yield Ticker(progress, progress.add_task(title, total=total, completed=done, note=""))
+        task = progress.add_task(title, total=total, completed=done, note="")
+
+        def show(ticker: Ticker) -> None:
+            progress.update(task, completed=ticker.done, total=ticker.total, note=ticker.note)
+
+        yield Ticker(total, done, show)
+
+
+class _Lines:
+    """Writes lines: one a minute while there is progress, and one at the end."""
+
+    def __init__(self, title: str, done: int, unit: Unit, silent_for: float) -> None:
+        self._title = title
+        self._from = done
+        self._unit = unit
+        self._silent_for = silent_for
+        self._began = self._said = monotonic()
+
+    def now_and_then(self, ticker: Ticker) -> None:
+        if monotonic() - self._said >= _SECONDS_BETWEEN_LINES and ticker.done < ticker.total:
+            self._say(ticker)
+
+    def last(self, ticker: Ticker) -> None:
+        if monotonic() - self._began >= self._silent_for:
+            self._say(ticker)
+
+    def _say(self, ticker: Ticker) -> None:
+        self._said = monotonic()
+        seconds = self._said - self._began
+        rate = (ticker.done - self._from) / seconds if seconds > 0 else 0.0
+        left = max(0, ticker.total - ticker.done)
+        parts = [f"{self._count(ticker.done)} of {self._count(ticker.total)}", _time(seconds)]
+        if rate > 0:
+            parts.append(f"{decimal(int(rate))}/s" if self._unit == "bytes" else f"{rate:.2f}/s")
+            if left:
+                parts.append(f"{_time(left / rate)} left")
+        if ticker.note:
+            parts.append(ticker.note)
+        sys.stderr.write(f"{self._title} {', '.join(parts)}\n")
+        sys.stderr.flush()
+
+    def _count(self, number: int) -> str:
+        return decimal(number) if self._unit == "bytes" else str(number)
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

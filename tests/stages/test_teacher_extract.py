@@ -62,6 +62,9 @@ def extracted(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     assert code == 0, err
     assert json.loads(out)["frames"] == 6
+    bar = next(line for line in err.splitlines() if line.startswith("extract 6 of 6"))
+    size = sum(path.stat().st_size for path in url.rglob("*") if path.is_file())
+    assert float(bar.split()[-3]) == pytest.approx(size / 1e6, rel=0.02), "not what was written"
     return url
 
 

@@ -1,5 +1,6 @@
 """Statistics equal what numpy says about the same values, however they are split into shards."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,13 @@ def test_image_features_are_summarised_per_channel(tmp_path: Path) -> None:
     columns = expected(values.numpy().transpose(2, 0, 1, 3, 4).reshape(3, -1))
     assert found["per_channel"]["mean"] == pytest.approx(columns["mean"], rel=1e-6)
     assert found["per_channel"]["std"] == pytest.approx(columns["std"], rel=1e-6)
+
+
+def test_progress_is_not_redrawn_into_a_log_file(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bevcask.viz.statistics._SILENT_SECONDS", 0.0)
+    statistics(cache)
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    assert re.fullmatch(r"statistics (\d+) of \1, .*\n", told)

@@ -5,20 +5,20 @@ outside a stored region count as the zeros they are read as. A channel is dead i
 same value everywhere.
 """
 
-import sys
 from typing import Any
 
 import dask.array
 import dask.base
 import numpy as np
 import numpy.typing as npt
-from dask.diagnostics.progress import ProgressBar
+from dask.callbacks import Callback
 
 from bevcask.cache import Cache
 from bevcask.cache.layout import dims_of
+from bevcask.progress import Ticker, progress_bar
 
 # dask ships type information without types; these three are called as if it shipped none.
-_progress: Any = ProgressBar
+_Callback: Any = Callback
 _compute: Any = dask.base.compute
 _map_blocks: Any = dask.array.map_blocks
 
@@ -45,7 +45,7 @@ def statistics(cache: Cache) -> dict[str, dict[str, Any]]:
         for name, spec in cache.specs.items()
         if spec.tap.kind == "box_set" or "channel" in dims_of(spec)
     }
-    with _progress(minimum=_SILENT_SECONDS, out=sys.stderr):
+    with progress_bar("statistics", 0, silent_for=_SILENT_SECONDS) as ticker, _Tasks(ticker):
         (computed,) = _compute(partial)
     found = {
         name: _boxes(table, cache.specs[name].tap.classes)
@@ -54,6 +54,19 @@ def statistics(cache: Cache) -> dict[str, dict[str, Any]]:
         for name, table in computed.items()
     }
     return {name: found.get(name, {}) for name in cache.specs}
+
+
+class _Tasks(_Callback):  # type: ignore[misc]
+    """Shows the tasks of a dask graph."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        super().__init__()
+        self._ticker = ticker
+
+    def _posttask(self, key: Any, value: Any, graph: Any, state: Any, worker: Any) -> None:
+        done = len(state["finished"])
+        parts = ("ready", "waiting", "running")
+        self._ticker.move_to(done, done + sum(len(state[part]) for part in parts))
 
 
 def _partial(cache: Cache, name: str, shards: list[int]) -> Any:
