@@ -40,6 +40,7 @@ RANKS = {
     "training": 6,
     "stages": 7,
     "cli": 8,
+    "__main__": 9,
 }
 SAME_RANK = {
     ("registry", "errors"),

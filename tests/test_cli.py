@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from bevcask import __version__
 from bevcask.cli import app
 from bevcask.evaluation.report import score_report
 
@@ -42,6 +44,16 @@ def test_help_is_fast_and_lists_every_verb() -> None:
         seconds.append(sum(after[2:4]) - sum(before[2:4]))
     assert min(seconds) < 0.5
     assert all(verb in answer.stdout for verb in VERBS)
+
+
+def test_the_package_can_be_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bevcask", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bevcask", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"bevcask {__version__}\n"
 
 
 @pytest.mark.parametrize("verb", ["plan", "student-distill", "teacher-extract"])

@@ -1,0 +1,5 @@
+"""`python -m bevcask`: the command line."""
+
+from bevcask.cli import main
+
+main()
