@@ -1,6 +1,8 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +102,55 @@ def test_half_precision_files_are_the_network_they_load_into(tmp_path: Path) -> 
     assert identify(stored) == identify(loaded.state_dict()) != identify(source.state_dict())
     with pytest.raises(CheckpointError, match="cannot hold running_var"):
         halve({"running_var": torch.tensor([1e5])})
+
+
+NESTS: list[tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, Any]]]] = [
+    ("plain.pth", lambda state: state),
+    ("parallel.pth.tar", lambda state: {"epoch": 3, "state_dict": prefixed("module.", state)}),
+    ("lightning.ckpt", lambda state: {"state_dict": prefixed("model.", state), "loops": {}}),
+    ("both.pt", lambda state: {"model": prefixed("module.model.", state)}),
+    ("timm.pth", lambda state: {"state_dict_ema": state, "arch": "x"}),
+    ("average.pth", lambda state: {"ema": counted("module.", state)}),
+    ("deep.bin", lambda state: {"model_ema": {"module": state, "decay": 0.9}}),
+    ("mmengine.pth", lambda state: {"state_dict": state, "ema_state_dict": counted("module.", {})}),
+    ("ours.ckpt", lambda state: {"bevcask": {}, "state_dict": {"method.w": torch.ones(1)}
+                                 | prefixed("student.", state)}),
+]  # fmt: skip
+
+
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def counted(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what torch's AveragedModel and mmengine's keep: a counter beside the weights."""
+    return {**prefixed(prefix, state), "n_averaged": torch.tensor(5)}
+
+
+@pytest.mark.parametrize(("name", "wrap"), NESTS, ids=[name for name, _ in NESTS])
+def test_weights_are_found_however_they_are_wrapped(
+    name: str, wrap: Callable[[dict[str, torch.Tensor]], dict[str, Any]], tmp_path: Path
+) -> None:
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    torch.save(wrap(dict(source.state_dict())), tmp_path / name)
+    load_weights(target, tmp_path / name, plain=True)
+    assert torch.equal(source.weight, target.weight)
+    trusted = read_tensors(tmp_path / name, trust=True)
+    assert identify(trusted) == identify(source.state_dict())
+
+
+def test_a_layer_called_model_keeps_its_name(tmp_path: Path) -> None:
+    state = {"model.weight": torch.ones(1), "head.weight": torch.ones(1)}
+    torch.save(state, tmp_path / "a.pth")
+    assert read_tensors(tmp_path / "a.pth", plain=True).keys() == state.keys()
+
+
+def test_what_would_run_code_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}, "path": tmp_path}, tmp_path / "code.pth")
+    with pytest.raises(CheckpointError, match="not a torch file of tensors alone") as caught:
+        read_tensors(tmp_path / "code.pth", plain=True)
+    told = str(caught.value)
+    assert "teacher." not in told
+    advised = told.partition('python -c "')[2].partition('"')[0]
+    exec(advised.replace("OUT.pth", str(tmp_path / "out.pth")))
+    assert read_tensors(tmp_path / "out.pth", plain=True)["w"].item() == 1

@@ -3,18 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.base import Detector
+from bevcask.detectors.wrappings import OURS, bare, tensors_in
 from bevcask.errors import CheckpointError
 from bevcask.fingerprint import weights_digest
 from bevcask.paths import write_whole
 
 NETWORK = "network."
 """Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
-_PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin"})
+_PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar"})
 _HALVES = (torch.float16, torch.bfloat16)
 _SHOWN = 3
 
@@ -63,41 +65,63 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_note(path: Path) -> dict[str, str]:
-    """Return the note written beside the tensors."""
+    """Return the note written beside the tensors; empty for files that others wrote."""
     from safetensors import safe_open
 
+    if path.suffix in _PICKLES:
+        saved = read_plain(path)
+        return dict(saved.get(OURS, {})) if isinstance(saved, Mapping) else {}
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 
 
-def read_tensors(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, or of a pickle that the user trusts.
+def read_tensors(path: Path, trust: bool = False, plain: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file or of a pickle, under the names of the bare network.
+
+    Args:
+        path: `.safetensors`, or what torch writes.
+        trust: the user trusts whoever made it; a pickle may run code.
+        plain: read a pickle that nobody vouches for, if it holds tensors and plain values alone.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, holds no tensors, or is a pickle and
-            `trust` is false.
+        CheckpointError: the file is missing, unreadable, holds no tensors, or is a pickle that may
+            not be read.
     """
     if path.suffix not in _PICKLES or not path.is_file():
-        return read_weights(path)
-    if not trust:
-        raise CheckpointError(
-            f"{path} is a pickle, and reading a pickle can run any code that is in it. If you "
-            "trust whoever made it, say teacher.trust_checkpoint=true; or convert it once: "
-            "bevcask export OUT.safetensors teacher=... teacher.checkpoint=... "
-            "teacher.trust_checkpoint=true."
-        )
+        return bare(read_weights(path))
+    if trust:
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as error:  # a pickle may raise anything
+            said = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path}: cannot read ({said}).") from error
+        return tensors_in(saved, path)
+    if plain:
+        return tensors_in(read_plain(path), path)
+    raise CheckpointError(
+        f"{path} is a pickle, and reading a pickle can run any code that is in it. If you "
+        "trust whoever made it, say teacher.trust_checkpoint=true; or convert it once: "
+        "bevcask export OUT.safetensors teacher=... teacher.checkpoint=... "
+        "teacher.trust_checkpoint=true."
+    )
+
+
+def read_plain(path: Path) -> object:
+    """Read what torch wrote, if it is made of tensors and plain values.
+
+    Raises:
+        CheckpointError: damaged, or it asks for more.
+    """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # a pickle may raise anything
-        raise CheckpointError(f"{path}: cannot read ({type(error).__name__}: {error}).") from error
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise CheckpointError(
-            f"{path}: holds no tensors, neither at the top nor under `state_dict`. Give a "
-            "checkpoint of mmdet3d, or a state dict."
-        )
-    return tensors
+            f"{path}: not a torch file of tensors alone ({type(error).__name__}; "
+            f"{path.stat().st_size:,} bytes), and nothing else is unpickled. If you trust whoever "
+            'made it, keep its tensors alone, once: python -c "import torch; '
+            f"torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], "
+            "'OUT.pth')\", and give OUT.pth."
+        ) from error
 
 
 def identify(tensors: Mapping[str, Tensor]) -> str:
@@ -128,13 +152,13 @@ def halve(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return halves
 
 
-def load_weights(module: nn.Module, path: Path, trust: bool = False) -> None:
-    """Load a file into a module whose names and shapes must agree exactly.
+def load_weights(module: nn.Module, path: Path, trust: bool = False, plain: bool = False) -> None:
+    """Load a file, see `read_tensors`, into a module whose names and shapes must agree exactly.
 
     Raises:
         CheckpointError: keys missing, unexpected or of another shape; counted, first few named.
     """
-    tensors = read_tensors(path, trust)
+    tensors = read_tensors(path, trust, plain)
     if isinstance(module, Detector):
         tensors = dict(module.adopt(tensors))
     own = module.state_dict()

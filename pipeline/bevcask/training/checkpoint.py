@@ -17,14 +17,14 @@ from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector
 from bevcask.detectors.blocks.backbone import load_imagenet
 from bevcask.detectors.blocks.levels import ImageBackbone
-from bevcask.detectors.weights import halve, load_weights, read_note, read_weights, save_weights
+from bevcask.detectors.weights import halve, load_weights, read_note, read_tensors, save_weights
+from bevcask.detectors.wrappings import STUDENT
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.paths import local_path, split_url
 from bevcask.provenance import command, git_revision
 from bevcask.training.saving import read_checkpoint
 
 HEAD = "head.tasks"
-_STUDENT = "student."
 _SHOWN = 3
 
 
@@ -65,7 +65,7 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
             _start_part(student, source)
         loaded["init"] = config.init
     if config.checkpoint is not None:
-        load_weights(student, Path(resolve("checkpoint", config.checkpoint)))
+        load_weights(student, Path(resolve("checkpoint", config.checkpoint)), plain=True)
         loaded["checkpoint"] = config.checkpoint
     if config.head is not None:
         with _near(config.head) as head:
@@ -115,7 +115,7 @@ def _start_part(student: Detector, source: str) -> None:
 
 def _detector_of(path: Path) -> str | None:
     """Return the type of detector whose weights a file holds; None for other weights."""
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not path.is_file():
         return None
     name: str | None = _noted_detector(path).get("type")
     return name
@@ -127,7 +127,7 @@ def _noted_detector(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged, or the note is not a section.
     """
-    read_weights(path)
+    read_tensors(path, plain=True)
     note = read_note(path).get("detector", "{}")
     try:
         section = json.loads(note)
@@ -162,7 +162,7 @@ def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key
         CheckpointError: tensors missing, unexpected or of another shape; counted, the first few
             named.
     """
-    given, own = read_weights(path), student.state_dict()
+    given, own = read_tensors(path, plain=True), student.state_dict()
     source = {
         name: theirs + name.removeprefix(ours)
         for ours, theirs in modules.items()
@@ -225,9 +225,9 @@ def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
 def student_in(saved: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the student's weights in a training checkpoint; their average where there is one."""
     return {
-        name.removeprefix(_STUDENT): tensor
+        name.removeprefix(STUDENT): tensor
         for name, tensor in saved["state_dict"].items()
-        if name.startswith(_STUDENT)
+        if name.startswith(STUDENT)
     }
 
 
@@ -256,5 +256,5 @@ def open_detector(
         require_consent({f"{path}: detector": section}, trust_code)
     plugin, own = find_detector(section, "student.detector")
     detector: Detector = plugin(own)
-    load_weights(detector, path)
+    load_weights(detector, path, plain=True)
     return plugin, own, detector

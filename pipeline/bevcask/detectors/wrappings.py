@@ -1,0 +1,66 @@
+"""Weights in a torch file, however the training that wrote it wrapped them."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from bevcask.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+_NESTS = ("state_dict", "model", "ema_state_dict", "state_dict_ema", "model_ema", "ema", "module")
+"""Where checkpoints keep weights, the first that is there is taken: mmengine and Lightning average
+in `state_dict` already, and what stands beside it is the other of the two."""
+_PREFIXES = ("module.", "model.")  # added by data parallelism, averages and Lightning modules
+_COUNTERS = frozenset({"steps", "n_averaged", "num_updates", "updates", "decay"})
+OURS = "bevcask"
+"""Key under which our own training checkpoints carry the note of their student."""
+STUDENT = "student."
+"""Where they keep it."""
+
+
+def tensors_in(saved: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a loaded checkpoint under the names of the bare network.
+
+    Args:
+        saved: a state dict, or a dictionary that holds one; of our own training checkpoints the
+            student is returned.
+        path: for messages.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    state = saved
+    while isinstance(state, Mapping):
+        nests = [key for key in _NESTS if isinstance(state.get(key), Mapping)]
+        if not nests:
+            break
+        if len(nests) > 1:
+            _log.info("%s: weights of %s; it also holds %s", path, nests[0], ", ".join(nests[1:]))
+        state = state[nests[0]]
+    tensors = (
+        {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if isinstance(state, Mapping)
+        else {}
+    )
+    if isinstance(saved, Mapping) and OURS in saved:
+        tensors = {n: t for n, t in tensors.items() if n.startswith(STUDENT)}
+        return {name.removeprefix(STUDENT): tensor for name, tensor in tensors.items()}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no tensors, neither at the top nor under {', '.join(_NESTS)}. Give a "
+            "state dict, or a checkpoint that holds one."
+        )
+    return bare(tensors)
+
+
+def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the prefixes that all of them share, and without counters beside."""
+    found = dict(tensors)
+    while True:
+        weights = {n: t for n, t in found.items() if not (n in _COUNTERS and t.ndim == 0)}
+        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), None)
+        if prefix is None or not weights:
+            return found
+        found = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
