@@ -21,13 +21,19 @@ def run(config: ExportConfig) -> dict[str, Any]:
         Paths, tensors, parameters; of a student also its step and the cache it learned from.
 
     Raises:
-        ConfigError: no output file.
+        ConfigError: no output file, or a teacher without a checkpoint.
         CheckpointError: the run has no checkpoint, or the file is not one of ours.
     """
     if config.out is None:
         raise ConfigError("export needs a file: bevcask export OUT.safetensors run=DIR.")
     if config.teacher.checkpoint != "random":
         return _convert(config, Path(config.out))
+    if config.teacher.model_fields_set:
+        raise ConfigError(
+            "export writes the weights of a teacher's checkpoint, and none is given: add "
+            "teacher.checkpoint=FILE or catalog:NAME. Without teacher= it writes the student of "
+            "run=DIR."
+        )
     folder = RunFolder(Path(config.run))
     if config.student.checkpoint is not None:
         source = Path(config.student.checkpoint)

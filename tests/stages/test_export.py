@@ -74,6 +74,7 @@ def test_half_is_half(
     [
         ((), "needs a file"),
         (("out.safetensors", "run=nowhere"), "has no checkpoint"),
+        (("out.safetensors", "teacher=centerpoint_tiny"), "add teacher.checkpoint=FILE"),
         (("out.safetensors", "student.checkpoint=nowhere.ckpt"), "no such training checkpoint"),
     ],
 )
