@@ -1,6 +1,7 @@
 """evaluate: official nuScenes mAP and NDS of a detector, or of the boxes in a cache."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,19 @@ from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.presence import readable_frames
-from bevcask.detectors.base import Detections
+from bevcask.detectors.base import Detections, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import cached_boxes, detect, frame_batches
-from bevcask.evaluation.nuscenes import Evaluation, require_tables, split_size
+from bevcask.evaluation.nuscenes import (
+    SUBMISSION,
+    Evaluation,
+    Sense,
+    coverage,
+    require_tables,
+    senses,
+    split_size,
+    submit,
+)
 from bevcask.evaluation.report import score_report
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
@@ -23,38 +33,43 @@ from bevcask.training.record import write_json
 from bevcask.verbs import EvaluateConfig
 
 render = score_report
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """What is scored.
+    """What is scored; nothing is detected or read yet.
 
     Attributes:
-        of: who said it, for people.
+        of: who says it, for people.
         dataset: the selection.
         frames: the frames of the selection that have boxes.
-        detections: by token.
+        uses: what they are found with.
+        find: finds them, by token.
     """
 
     of: str
     dataset: DatasetConfig
     frames: Frames
-    detections: Mapping[str, Detections]
+    uses: Collection[Sense]
+    find: Callable[[], Mapping[str, Detections]]
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score exactly the selected frames.
 
     Returns:
-        mAP, NDS, the five errors, `per_class`, `coverage` (`partial: 8 of 24 frames` where the
-        split has more), what was scored. Also written to `run/evaluation.json` (`metrics.json` is
-        a training's), beside a nuScenes submission.
+        mAP, NDS, the five errors, `per_class`, `absent_classes`, `coverage` (`partial: 8 of 24
+        frames` where the split has more), what was scored. Also written to `run/evaluation.json`
+        (`metrics.json` is a training's), beside a nuScenes submission. A split without annotations
+        (v1.0-test) has no scores.
 
     Raises:
         ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables.
         CacheIdentityError: the cache is of another dataset or class order.
         CacheIncompleteError: the cache is not sealed.
         CheckpointError: the checkpoint is missing or belongs to another architecture.
+        DataError: a file of these frames is missing.
     """
     if (config.cache is None) == (config.student.checkpoint is None):
         raise ConfigError(
@@ -63,34 +78,55 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         )
     boxes = detector_boxes(config) if config.cache is None else boxes_of_cache(config, config.cache)
     folder = Path(config.run)
-    scores = Evaluation(boxes.frames, split_size(boxes.dataset)).score(
-        boxes.detections, folder / "nuscenes"
-    )
     result = {
-        **scores,
+        **judge(boxes, folder / "nuscenes"),
         "of": boxes.of,
         "dataset": f"{boxes.dataset.version} {boxes.dataset.split}",
+        "submission": str(folder / "nuscenes" / SUBMISSION),
         "metrics": str(folder / "evaluation.json"),
     }
     write_json(folder / "evaluation.json", result)
     return result
 
 
+def judge(boxes: Boxes, folder: Path) -> dict[str, Any]:
+    """Find the boxes and score them; where there is nothing to score against, only submit them."""
+    total = split_size(boxes.dataset)
+    if not boxes.frames.has_labels:
+        _log.warning(
+            "%s has no annotations: nothing is scored, the boxes are written as a submission.",
+            boxes.frames.root / boxes.frames.version,
+        )
+        submit(boxes.find(), boxes.frames, folder, boxes.uses)
+        return {"coverage": coverage(len(boxes.frames), total)}
+    evaluation = Evaluation(boxes.frames, total)
+    scores = evaluation.score(boxes.find(), folder, boxes.uses)
+    if scores["absent_classes"]:
+        _log.warning(
+            "none of the scored frames holds %s: an AP of 0 counts for each in mAP and NDS.",
+            ", ".join(scores["absent_classes"]),
+        )
+    return scores
+
+
 def detector_boxes(config: EvaluateConfig) -> Boxes:
-    """Run a detector over the selected frames."""
+    """Open a detector for the selected frames."""
     require_tables(config.dataset.infos)
     device = pick_device(config.device)
     plugin, own, detector = open_detector(config.student, config.trust_code)
     inputs = replace(plugin.inputs(own), depth=False)
     frames = readable_frames(Frames.select(config.dataset), inputs, "dataset")
-    loader = frame_batches(frames, plugin.inputs(own), config.loader)
-    with progress_bar("evaluate", len(frames)) as bar:
-        found = detect(detector.to(device), loader, device, bar)
-    return Boxes(str(config.student.checkpoint), config.dataset, frames, found)
+
+    def find() -> Mapping[str, Detections]:
+        loader = frame_batches(frames, inputs, config.loader)
+        with progress_bar("evaluate", len(frames)) as bar:
+            return detect(detector.to(device), loader, device, bar)
+
+    return Boxes(str(config.student.checkpoint), config.dataset, frames, senses(inputs), find)
 
 
 def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
-    """Read the teacher's boxes; dataset keys not given are those of the extraction."""
+    """Open the teacher's boxes; dataset keys not given are those of the extraction."""
     url = resolve("cache", name)
     cache = open_cache(url)
     dataset = config.dataset.over(cache.plan.get("dataset", {}))
@@ -98,6 +134,11 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     check_classes(cache)
     check_dataset(cache, dataset, annotations=False)
     frames = frames_of(dataset, cache)
-    with progress_bar("read boxes", len(frames)) as bar:
-        found = cached_boxes(cache, frames.tokens, bar)
-    return Boxes(f"cache {url} {cache.id[:12]}", dataset, frames, found)
+    read = cache.fingerprint["preprocessing"]
+    uses = senses(Inputs(image_size_HW=read["image_size"], num_sweeps=read["num_sweeps"]))
+
+    def find() -> Mapping[str, Detections]:
+        with progress_bar("read boxes", len(frames)) as bar:
+            return cached_boxes(cache, frames.tokens, bar)
+
+    return Boxes(f"cache {url} {cache.id[:12]}", dataset, frames, uses, find)

@@ -29,7 +29,7 @@ from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.detect import frame_batches
-from bevcask.evaluation.nuscenes import Evaluation, split_size
+from bevcask.evaluation.nuscenes import Evaluation, senses, split_size
 from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
@@ -193,7 +193,8 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     loader = _own_generator(frame_batches(frames, inputs, config.loader))
     evaluation = Evaluation(frames, split_size(config.val))
     trainer = config.trainer
-    return Validation(loader, evaluation, trainer.validate_every, trainer.max_steps)
+    every, last = trainer.validate_every, trainer.max_steps
+    return Validation(loader, evaluation, senses(inputs), every, last)
 
 
 def _own_generator(loader: Any) -> Any:

@@ -157,3 +157,89 @@ def test_missing_checkpoint_and_unknown_architecture_are_told(
     code, _, err = call("evaluate", f"student.checkpoint={bare}", *data(tiny_world))
     assert code == 2
     assert "student.detector: no type given" in err
+
+
+@pytest.fixture
+def unlabelled(own_world: Path) -> Path:
+    """The world as its authors would give out a test split."""
+    for table in ("sample_annotation", "instance"):
+        (own_world / "v1.0-synthetic" / f"{table}.json").write_text("[]")
+    return own_world
+
+
+def test_a_split_without_annotations_becomes_a_submission(
+    unlabelled: Path, noted: Path, call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    words = data(unlabelled, "dataset.split=synthetic_val", f"run={run}")
+    code, out, err = call("evaluate", f"student.checkpoint={noted}", *words, "--json")
+    assert code == 0, err
+    assert "has no annotations: nothing is scored" in caplog.text
+    told = json.loads(out)
+    assert "mAP" not in told
+    assert told["coverage"] == "3 of 3 frames"
+    submission = json.loads(Path(told["submission"]).read_text())
+    frames = Frames.select(
+        DatasetConfig(root=str(unlabelled), version="v1.0-synthetic", split="synthetic_val")
+    )
+    assert list(submission["results"]) == list(frames.tokens)
+    assert submission["meta"] == {
+        "use_camera": False,
+        "use_lidar": True,
+        "use_radar": False,
+        "use_map": False,
+        "use_external": False,
+    }
+    code, out, err = call("evaluate", f"student.checkpoint={noted}", *words)
+    assert code == 0, err
+
+
+def test_a_submission_holds_the_boxes_that_are_scored(
+    unlabelled: Path, tiny_world: Path, noted: Path, call: Call, tmp_path: Path
+) -> None:
+    found = []
+    for name, world in (("with", tiny_world), ("without", unlabelled)):
+        run = f"run={tmp_path / name}"
+        code, _, err = call(
+            "evaluate",
+            f"student.checkpoint={noted}",
+            *data(world, "dataset.split=synthetic_val", run),
+        )
+        assert code == 0, err
+        found.append((tmp_path / name / "nuscenes" / "results_nusc.json").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_nothing_is_detected_before_all_else_is_known(
+    own_world: Path, noted: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detect(*arguments: object) -> None:
+        raise AssertionError("detected in vain")
+
+    monkeypatch.setattr("bevcask.stages.evaluate.detect", detect)
+    (own_world / "v1.0-synthetic" / "visibility.json").unlink()
+    words = (f"student.checkpoint={noted}", *data(own_world), f"run={tmp_path}")
+    code, _, err = call("evaluate", *words)
+    assert code == 2
+    assert "visibility.json" in err
+
+
+def test_classes_that_are_not_there_are_named(
+    own_world: Path, noted: Path, call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = own_world / "v1.0-synthetic"
+    tables = {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ("category", "instance", "sample_annotation")
+    }
+    named = {row["token"]: row["name"] for row in tables["category"]}
+    gone = {r["token"] for r in tables["instance"] if named[r["category_token"]] == "vehicle.car"}
+    kept = [row for row in tables["sample_annotation"] if row["instance_token"] not in gone]
+    (folder / "sample_annotation.json").write_text(json.dumps(kept))
+    words = data(own_world, "dataset.split=synthetic_val", f"run={tmp_path}", "--json")
+    code, out, err = call("evaluate", f"student.checkpoint={noted}", *words)
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["absent_classes"] == ["car"]
+    assert told["per_class"]["car"]["AP"] == 0
+    assert "holds car: an AP of 0 counts" in caplog.text

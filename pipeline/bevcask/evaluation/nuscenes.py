@@ -8,10 +8,10 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,14 @@ from pyquaternion import Quaternion
 from bevcask.config import DatasetConfig
 from bevcask.data.index.checks import sound_boxes
 from bevcask.data.index.frames import Frames
-from bevcask.detectors.base import Detections
+from bevcask.detectors.base import Detections, Inputs
 from bevcask.errors import ConfigError, DataError, TargetMismatchError
 from bevcask.geometry import CLASSES
+from bevcask.paths import write_whole
 
 _log = logging.getLogger(__name__)
+Sense = Literal["camera", "lidar"]
+SUBMISSION = "results_nusc.json"
 MOVING_SPEED = 0.2  # m/s; the rule the public nuScenes baselines share
 _MOVING = {
     "car": "vehicle.moving",
@@ -111,43 +114,40 @@ class Evaluation:
                 "in each box first."
             )
         self._frames = frames
-        self._poses = frames.lidar_to_global
         self._total = len(frames) if total is None else total
-        self._rows = {token: row for row, token in enumerate(frames.tokens)}
         self._config = config_factory("detection_cvpr_2019")
         with _devkit_talk_logged():
             self._nusc = NuScenes(frames.version, str(frames.root), verbose=False)
         _complete(self._nusc)
 
-    def score(self, detections: Mapping[str, Detections], folder: Path) -> dict[str, Any]:
+    def score(
+        self, detections: Mapping[str, Detections], folder: Path, uses: Collection[Sense] = ()
+    ) -> dict[str, Any]:
         """Score exactly the frames that `detections` names.
 
         Args:
             detections: boxes by sample token, canonical LIDAR_TOP frame, at most 500 a sample.
+            uses: what they were found with, for the submission.
             folder: receives `results_nusc.json` (a nuScenes submission) and
                 `metrics_summary.json` (the devkit's own summary).
 
         Returns:
             mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE, `per_class` (AP, the five errors, number of
-            boxes searched for; None where the devkit defines no error), `coverage`.
+            boxes searched for; None where the devkit defines no error), `coverage`, and
+            `absent_classes`: nothing to be found of them, and an AP of 0 in the means.
 
         Raises:
             DataError: a token is not among the frames, or there are no detections to score.
             TargetMismatchError: boxes are not finite, or too many.
         """
-        unknown = [token for token in detections if token not in self._rows]
+        unknown = [token for token in detections if token not in self._frames]
         if unknown or not detections:
             raise DataError(
                 f"cannot score {len(detections)} frames of {self._frames.version}: "
                 + (f"{len(unknown)} are not selected, first {unknown[0]}. " if unknown else "")
                 + "Give boxes for at least one of the selected frames."
             )
-        boxes = EvalBoxes()
-        for token in sorted(detections, key=self._rows.__getitem__):
-            pose = self._poses[self._rows[token]]
-            boxes.add_boxes(token, to_global(token, detections[token], pose))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_submission(boxes, folder / "results_nusc.json")
+        boxes = submit(detections, self._frames, folder, uses)
         with _devkit_talk_logged():
             evaluation = _SelectionEval(self._nusc, self._config, boxes, boxes.sample_tokens)
             metrics, _ = evaluation.evaluate()
@@ -155,11 +155,17 @@ class Evaluation:
         (folder / "metrics_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         return {
             **_summarise(summary, evaluation.gt_boxes),
-            "coverage": self._coverage(len(detections)),
+            "coverage": coverage(len(detections), self._total),
         }
 
-    def _coverage(self, scored: int) -> str:
-        return f"{'partial: ' if scored < self._total else ''}{scored} of {self._total} frames"
+
+def coverage(found: int, total: int) -> str:
+    """Say how much of a split has boxes.
+
+    >>> coverage(8, 24)
+    'partial: 8 of 24 frames'
+    """
+    return f"{'partial: ' if found < total else ''}{found} of {total} frames"
 
 
 def _complete(nusc: NuScenes) -> None:
@@ -263,11 +269,44 @@ def attribute(name: str, speed: float) -> str:
     return (_MOVING if speed > MOVING_SPEED else _STILL).get(name, "")
 
 
-def write_submission(boxes: EvalBoxes, path: Path) -> None:
-    """Write boxes in the nuScenes submission format."""
-    uses = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
-    content = {"meta": dict.fromkeys(uses, False), "results": boxes.serialize()}
-    path.write_text(json.dumps(content))
+def senses(inputs: Inputs) -> list[Sense]:
+    """Return what a detector looks with."""
+    found: list[Sense] = []
+    if inputs.image_size_HW is not None:
+        found.append("camera")
+    if inputs.num_sweeps:
+        found.append("lidar")
+    return found
+
+
+def submit(
+    detections: Mapping[str, Detections], frames: Frames, folder: Path, uses: Collection[Sense]
+) -> EvalBoxes:
+    """Write `results_nusc.json`, a nuScenes submission, in the order of the frames.
+
+    Args:
+        detections: boxes by sample token, canonical LIDAR_TOP frame, at most 500 a sample.
+        frames: hold these tokens.
+        folder: receives the file; made where missing.
+        uses: what the boxes were found with.
+
+    Returns:
+        The boxes in the global frame.
+
+    Raises:
+        TargetMismatchError: boxes are not finite, or too many.
+    """
+    boxes = EvalBoxes()
+    for token, pose in zip(frames.tokens, frames.lidar_to_global, strict=True):
+        if token in detections:
+            boxes.add_boxes(token, to_global(token, detections[token], pose))
+    known = ("camera", "lidar", "radar", "map", "external")
+    content = {
+        "meta": {f"use_{sense}": sense in uses for sense in known},
+        "results": boxes.serialize(),
+    }
+    write_whole(folder / SUBMISSION, json.dumps(content).encode())
+    return boxes
 
 
 def _summarise(summary: Mapping[str, Any], truth: EvalBoxes) -> dict[str, Any]:
@@ -288,6 +327,7 @@ def _summarise(summary: Mapping[str, Any], truth: EvalBoxes) -> dict[str, Any]:
         "NDS": summary["nd_score"],
         **{f"m{short}": summary["tp_errors"][long] for short, long in _ERRORS.items()},
         "per_class": per_class,
+        "absent_classes": [name for name in CLASSES if name not in found],
     }
 
 

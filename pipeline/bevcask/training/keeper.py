@@ -6,7 +6,7 @@ step. Which checkpoint is the best is read from the scores in the run folder, wh
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bevcask.config import TrainerConfig
 from bevcask.data.loader import Loader
 from bevcask.detectors.base import Batch, Detector
 from bevcask.evaluation.detect import detect
-from bevcask.evaluation.nuscenes import Evaluation
+from bevcask.evaluation.nuscenes import Evaluation, Sense
 from bevcask.paths import write_whole
 from bevcask.progress import Ticker
 from bevcask.training.callbacks import Bar, MovingAverage
@@ -36,15 +36,22 @@ class Validation:
     Args:
         batches: the validation frames, clean.
         evaluation: of these frames.
+        uses: what the student looks with.
         every: steps between validations; 0 for none but the last.
         last: the last step.
     """
 
     def __init__(
-        self, batches: Loader[Batch], evaluation: Evaluation, every: int, last: int
+        self,
+        batches: Loader[Batch],
+        evaluation: Evaluation,
+        uses: Collection[Sense],
+        every: int,
+        last: int,
     ) -> None:
         self._batches = batches
         self._evaluation = evaluation
+        self._uses = uses
         self._every = every
         self._last = last
 
@@ -64,7 +71,7 @@ class Validation:
             Stopped: a signal came.
         """
         batches = _watched(self._batches, ticker, stop)
-        result = self._evaluation.score(detect(detector, batches, device), folder)
+        result = self._evaluation.score(detect(detector, batches, device), folder, self._uses)
         write_whole(folder / "metrics.json", (json.dumps(result, indent=2) + "\n").encode())
         return result
 

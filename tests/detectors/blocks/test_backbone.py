@@ -110,9 +110,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a torch file of tensors alone"):
         load_imagenet(network, tmp_path / "text.pth")
     torch.save({"net": {"conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "run.pth")
-    with pytest.raises(
-        CheckpointError, match="holds no tensors, neither at the top nor under"
-    ):
+    with pytest.raises(CheckpointError, match="holds no tensors, neither at the top nor under"):
         load_imagenet(network, tmp_path / "run.pth")
     torch.save({"hook": Path("x")}, tmp_path / "code.pth")
     with pytest.raises(CheckpointError, match="not a torch file of tensors alone"):
