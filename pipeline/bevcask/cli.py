@@ -148,20 +148,24 @@ def _render(result: Mapping[str, Any]) -> Group:
     plain = Table(show_header=False, box=None)
     tables: list[Table] = []
     for key, value in result.items():
-        if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-            tables.append(_nested(key, value))
+        rows = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(rows, dict) and rows and all(isinstance(v, dict) for v in rows.values()):
+            tables.append(_nested(key, rows, named=rows is value))
         else:
             plain.add_row(Text(key, style="bold"), _cell(value))
     return Group(plain, *tables)
 
 
-def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+def _nested(title: str, rows: Mapping[Any, Mapping[str, Any]], named: bool) -> Table:
+    """Return a table of mappings: one row each, its name in front where it has one."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(title=title.replace("_", " "))
-    for column in ("", *columns):
-        table.add_column(column, justify="right" if column else "left")
+    for column in (*([""] if named else []), *columns):
+        numbers = all(isinstance(row.get(column), int | float) for row in rows.values())
+        table.add_column(column.replace("_", " "), justify="right" if numbers else "left")
     for name, row in rows.items():
-        table.add_row(name, *(_cell(row.get(column)) for column in columns))
+        cells = [_cell(row.get(column)) for column in columns]
+        table.add_row(*([str(name)] if named else []), *cells)
     return table
 
 

@@ -21,6 +21,7 @@ from bevcask.viz.pictures import (
     box_corners,
     draw,
     project_wireframe,
+    shortened,
 )
 
 WIDTH, HEIGHT = 160, 90
@@ -81,7 +82,7 @@ def test_edges_are_cut_at_the_near_plane() -> None:
 
 
 def test_unseen_truth_is_faint_and_counted() -> None:
-    layer = BoxLayer.truth(np.stack([CAR, CAR]), np.array([3, 0]))
+    layer = BoxLayer.truth(np.stack([CAR, CAR]), np.array([3, 0]), ["car", "bus"])
     assert layer.alpha_N.tolist() == [1.0, UNSEEN_ALPHA]
     assert "2, 1 of them without a LiDAR point" in layer.label
 
@@ -94,7 +95,7 @@ def test_weak_teacher_boxes_are_left_out_and_counted(
     scores: list[float], kept: int, text: str
 ) -> None:
     boxes = np.tile(CAR, (len(scores), 1))
-    layer = BoxLayer.teacher(boxes, np.array(scores), 0.3)
+    layer = BoxLayer.teacher(boxes, np.array(scores), ["car"] * len(scores), 0.3)
     assert len(layer.boxes_N9) == len(layer.alpha_N) == kept
     assert text in layer.label
 
@@ -128,8 +129,8 @@ def picture(layers: list[BoxLayer], maps: int = 2) -> Picture:
 
 
 def test_picture_shows_both_box_layers(tmp_path: Path) -> None:
-    truth = BoxLayer.truth(CAR[None], np.array([5]))
-    teacher = BoxLayer.teacher(CAR[None] + 0.5, np.array([0.8]), 0.3)
+    truth = BoxLayer.truth(CAR[None], np.array([5]), ["car"])
+    teacher = BoxLayer.teacher(CAR[None] + 0.5, np.array([0.8]), ["bus"], 0.3)
     draw(picture([]), tmp_path / "none.png")
     draw(picture([truth, teacher]), tmp_path / "both.png")
     for colour in (TRUTH, TEACHER):
@@ -153,5 +154,34 @@ def test_north_is_up_and_east_is_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("maps", [0, 3])
 def test_any_number_of_maps_is_drawn(tmp_path: Path, maps: int) -> None:
-    draw(picture([BoxLayer.truth(np.zeros((0, 9)), np.zeros(0))], maps), tmp_path / "p.png")
+    draw(picture([BoxLayer.truth(np.zeros((0, 9)), np.zeros(0), [])], maps), tmp_path / "p.png")
     assert load(tmp_path / "p.png").shape == (1460, 1860 if maps < 3 else 2480, 3)
+
+
+def test_every_box_that_is_shown_has_its_class(tmp_path: Path) -> None:
+    empty = BoxLayer.truth(CAR[None], np.array([5]), [""])
+    named = BoxLayer.truth(CAR[None], np.array([5]), ["construction_vehicle"])
+    for layer, path in ((empty, tmp_path / "without.png"), (named, tmp_path / "with.png")):
+        draw(picture([layer]), path)
+    without, with_names = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        for name in ("without", "with")
+    )
+    changed = (without != with_names).any(-1)
+    panels = len(CAMERAS) + 3
+    assert changed.sum() > 50 * panels
+    assert changed.mean() < 0.01
+
+
+def test_a_teacher_names_the_boxes_it_shows() -> None:
+    boxes = np.stack([CAR, CAR])
+    layer = BoxLayer.teacher(boxes, np.array([0.1, 0.8]), ["car", "bus"], 0.3)
+    assert list(layer.names) == ["bus"]
+
+
+def test_a_long_title_loses_its_middle() -> None:
+    assert shortened("short", 10) == "short"
+    cut = shortened(f"scene-{'x' * 200}   sample 0123456789", 60)
+    assert len(cut) == 60
+    assert cut.startswith("scene-x")
+    assert cut.endswith("sample 0123456789")

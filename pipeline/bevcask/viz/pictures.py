@@ -33,6 +33,7 @@ FAINT = "#8b949e"
 INK = "#e6edf3"
 NEAR_PLANE = 0.3  # metres; wireframes are cut here
 UNSEEN_ALPHA = 0.35  # ground truth without a LiDAR point
+_TITLE_LETTERS = 80  # more would run into the legend
 _EGO_OUTLINE = np.array([[0, 2.4], [0.95, 1.2], [0.95, -2.4], [-0.95, -2.4], [-0.95, 1.2]])
 
 
@@ -43,6 +44,7 @@ class BoxLayer:
     Attributes:
         boxes_N9: float, `geometry.BOX_FIELDS`, canonical LIDAR_TOP frame.
         alpha_N: opacity of each box, 0..1.
+        names: class of each box.
         label: text of the legend, e.g. `ground truth (31)`.
         colour: matplotlib colour.
         dashed: dashed outlines.
@@ -50,25 +52,31 @@ class BoxLayer:
 
     boxes_N9: Floats
     alpha_N: Floats
+    names: Sequence[str]
     label: str
     colour: str
     dashed: bool = False
 
     @classmethod
-    def truth(cls, boxes_N9: Floats, num_lidar_points_N: npt.NDArray[Any]) -> "BoxLayer":
+    def truth(
+        cls, boxes_N9: Floats, num_lidar_points_N: npt.NDArray[Any], names: Sequence[str]
+    ) -> "BoxLayer":
         """Return the ground-truth layer; boxes without a LiDAR point are faint."""
         alpha_N = np.where(num_lidar_points_N > 0, 1.0, UNSEEN_ALPHA)
         unseen = int((num_lidar_points_N == 0).sum())
         note = f", {unseen} of them without a LiDAR point: faint" if unseen else ""
-        return cls(boxes_N9, alpha_N, f"ground truth ({len(boxes_N9)}{note})", TRUTH)
+        return cls(boxes_N9, alpha_N, names, f"ground truth ({len(boxes_N9)}{note})", TRUTH)
 
     @classmethod
-    def teacher(cls, boxes_N9: Floats, scores_N: Floats, min_score: float) -> "BoxLayer":
+    def teacher(
+        cls, boxes_N9: Floats, scores_N: Floats, names: Sequence[str], min_score: float
+    ) -> "BoxLayer":
         """Return the layer of teacher boxes with at least `min_score`."""
         kept = scores_N >= min_score
         best = f"best {scores_N.max():.2f}" if len(scores_N) else "no box at all"
         label = f"teacher, score ≥ {min_score:g} ({int(kept.sum())} of {len(scores_N)}, {best})"
-        return cls(boxes_N9[kept], np.ones(int(kept.sum())), label, TEACHER, dashed=True)
+        shown = [name for name, keep in zip(names, kept, strict=True) if keep]
+        return cls(boxes_N9[kept], np.ones(int(kept.sum())), shown, label, TEACHER, dashed=True)
 
 
 @dataclass(frozen=True)
@@ -173,8 +181,23 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def shortened(text: str, letters: int) -> str:
+    """Return a text of at most so many letters, the middle left out where it is longer."""
+    if len(text) <= letters:
+        return text
+    tail = (letters - 1) * 2 // 3
+    return f"{text[: letters - 1 - tail]}…{text[-tail:]}"
+
+
 def _draw_header(figure: Any, picture: Picture) -> None:
-    figure.text(0.006, 0.72, picture.title, fontsize=17, fontweight="bold", va="center")
+    figure.text(
+        0.006,
+        0.72,
+        shortened(picture.title, _TITLE_LETTERS),
+        fontsize=17,
+        fontweight="bold",
+        va="center",
+    )
     figure.text(0.006, 0.25, picture.subtitle, fontsize=11.5, color=FAINT, va="center")
     handles = [
         Line2D([], [], color=layer.colour, lw=2, ls="--" if layer.dashed else "-")
@@ -195,6 +218,10 @@ def _draw_camera(axes: Axes, name: str, view: CameraView, layers: Sequence[BoxLa
         lines = [line for wireframe in wireframes for line in wireframe]
         alpha = np.repeat(layer.alpha_N, [len(wireframe) for wireframe in wireframes])
         _draw_lines(axes, layer, lines, alpha)
+        for label, wireframe, opacity in zip(layer.names, wireframes, layer.alpha_N, strict=True):
+            if len(wireframe):
+                u, v = wireframe[..., 0].mean(), wireframe[..., 1].min()
+                _draw_name(axes, layer, label, (float(u), float(v)), float(opacity))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_xticks([])
@@ -310,6 +337,9 @@ def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:
         outlines = [np.vstack([corners, corners[:1]]) for corners in corners_N42]
         _draw_lines(axes, layer, outlines, layer.alpha_N)
         _draw_lines(axes, layer, list(heading_N22), layer.alpha_N)
+        for label, corners, opacity in zip(layer.names, corners_N42, layer.alpha_N, strict=True):
+            u, v = float(corners[:, 0].mean()), float(corners[:, 1].max())
+            _draw_name(axes, layer, label, (u, v), float(opacity))
 
 
 def _draw_lines(axes: Axes, layer: BoxLayer, lines: list[Floats], alpha: Floats) -> None:
@@ -317,6 +347,18 @@ def _draw_lines(axes: Axes, layer: BoxLayer, lines: list[Floats], alpha: Floats)
     colours = [to_rgba(layer.colour, float(opacity)) for opacity in alpha]
     style = "--" if layer.dashed else "-"
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=1.3, linestyles=style))
+
+
+def _draw_name(
+    axes: Axes, layer: BoxLayer, label: str, at: tuple[float, float], opacity: float
+) -> None:
+    """Write a class over a box, the teacher's below ground truth's, where the panel shows it."""
+    below = layer.dashed
+    axes.annotate(
+        label.replace("_", " "), at, xytext=(0, -1 if below else 1), textcoords="offset points",
+        ha="center", va="top" if below else "bottom", fontsize=5.5, color=layer.colour,
+        alpha=opacity, annotation_clip=True, clip_on=True,
+    )  # fmt: skip
 
 
 def _draw_ego(axes: Axes, extent: tuple[float, float, float, float]) -> None:

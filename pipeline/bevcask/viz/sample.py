@@ -14,8 +14,9 @@ from bevcask.data.images import read_image
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.errors import ConfigError, TokenNotCachedError
-from bevcask.geometry import CAMERAS
+from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.registry import suggest
+from bevcask.targets.spec import TargetSpec
 from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, Picture
 
 SCORE = 9  # column of a box set, behind the nine box fields
@@ -119,13 +120,13 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         CacheIncompleteError: its shard is not committed.
     """
     targets = load_targets(cache, token)
-    boxes, _, num_lidar_points = frames.labels(token)
-    layers = [BoxLayer.truth(boxes, num_lidar_points)]
-    for name, spec in cache.specs.items():
+    boxes, classes, num_lidar_points = frames.labels(token)
+    layers = [BoxLayer.truth(boxes, num_lidar_points, [CLASSES[own] for own in classes])]
+    for name, spec in first_views(cache).items():
         if spec.tap.kind == "box_set":
-            layers.append(
-                BoxLayer.teacher(targets[name][:, :9], targets[name][:, SCORE], MIN_SCORE)
-            )
+            said = targets[name]
+            names = [(spec.tap.classes or CLASSES)[int(own)] for own in said[:, SCORE + 1]]
+            layers.append(BoxLayer.teacher(said[:, :9], said[:, SCORE], names, MIN_SCORE))
     teacher = cache.fingerprint["teacher"]
     scene = cache.frames.scenes[list(cache.frames.tokens).index(token)]
     checkpoint = str(teacher.get("checkpoint", ""))
@@ -156,23 +157,40 @@ def _cameras(frames: Frames, token: str) -> dict[str, CameraView]:
     return views
 
 
+def first_views(cache: Cache) -> dict[str, TargetSpec]:
+    """Return one target a tap, by its name in the cache: the clean frame's, or the first view's."""
+    found: dict[str, tuple[str, TargetSpec]] = {}
+    for name, spec in cache.specs.items():
+        tap = spec.tap.name
+        if tap not in found or spec.view < found[tap][1].view:
+            found[tap] = name, spec
+    return dict(found.values())
+
+
+def _seen(spec: TargetSpec) -> str:
+    return f", view {spec.view} (augmented images)" if spec.view else ""
+
+
 def _energy(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
-    dense = [name for name, spec in cache.specs.items() if spec.tap.kind == "dense_bev"]
+    dense = {n: spec for n, spec in first_views(cache).items() if spec.tap.kind == "dense_bev"}
     if not dense:
         return []
-    name = next((tap for tap in _ENERGY_TAPS if tap in dense), dense[-1])
-    values_CYX, grid = targets[name], cache.specs[name].tap.grid
+    name = next((n for n, spec in dense.items() if spec.tap.name in _ENERGY_TAPS), [*dense][-1])
+    values_CYX, tap, grid = targets[name], dense[name].tap, dense[name].tap.grid
     assert grid is not None
-    title = f"teacher {name}: mean |value| over {len(values_CYX)} channels"
+    seen = _seen(dense[name])
+    title = f"teacher {tap.name}: mean |value| over {len(values_CYX)} channels{seen}"
     return [BevMap(np.abs(values_CYX).mean(0), grid, title)]
 
 
 def _heatmaps(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
     maps = []
-    for name, spec in cache.specs.items():
+    for name, spec in first_views(cache).items():
         if spec.tap.kind == "heatmap":
             assert spec.tap.grid is not None
-            title = f"teacher {name}: maximum over {spec.tap.shape[0]} classes"
+            title = (
+                f"teacher {spec.tap.name}: maximum over {spec.tap.shape[0]} classes{_seen(spec)}"
+            )
             peak_YX = targets[name].max(0)
             maps.append(BevMap(peak_YX, spec.tap.grid, title, "inferno", (0.0, 1.0)))
     return maps
