@@ -4,6 +4,8 @@ import errno
 import io
 import os
 import random
+import resource
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,18 @@ def test_the_best_outlives_the_last(last: Path, monkeypatch: pytest.MonkeyPatch)
     keep(last, best)
     assert read_checkpoint(best)["global_step"] == 4
     assert len(list(last.parent.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["archive/data/0", "../../escaped", "/tmp/escaped"])
+def test_a_zip_that_swells_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        with file.open(name, "w", force_zip64=True) as member:
+            for _ in range(64):
+                member.write(bytes(1 << 24))
+    assert path.stat().st_size < 2 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="its members are compressed"):
+        read_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    assert [own.name for own in tmp_path.iterdir()] == ["last.ckpt"]

@@ -93,10 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such training checkpoint. Give run=DIR of a training.")
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+        _require_whole(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(
@@ -105,6 +102,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or "bevcask" not in saved:
         raise CheckpointError(f"{path}: not written by bevcask student-distill.")
     return saved
+
+
+def _require_whole(path: Path) -> None:
+    """Look at the checksum of every member; none may hold more than the file, as torch writes them.
+
+    Raises:
+        BadZipFile: a member is damaged, or compressed.
+    """
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            raise zipfile.BadZipFile("its members are compressed, and torch writes them plain")
+        damaged = file.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
 
 
 def resume_point(last: Path) -> tuple[Path, dict[str, Any]] | None:
