@@ -57,7 +57,7 @@ def run(config: PlanConfig) -> dict[str, Any]:
     return {
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
-        "teacher_passes": frames,
+        "teacher_passes": result.teacher_passes,
         **here,
         **result.to_dict(),
         **probed,
@@ -97,7 +97,8 @@ def probe_codecs(
     detector, own = find_detector(config.student.detector, "student.detector")
     teacher.load(device)
     specs = plan(method.needs(), teacher.offers(), num_frames, config.store, config.augment).specs
-    method.build(detector.describe_taps(own), {spec.name: spec for spec in specs})
+    own_view = {spec.name: spec for spec in specs if spec.view <= 1}
+    method.build(detector.describe_taps(own), own_view)
     student = detector(own)
     start(student, config.student)
     dataset = JoinedDataset(
@@ -153,7 +154,8 @@ def render(result: dict[str, Any]) -> Group:
     return Group(
         table,
         *(render_probe(result) if "probe" in result else ()),
-        f"{result['frames']:,} frames ({result['frames_from']}), as many teacher passes, "
+        f"{result['frames']:,} frames ({result['frames_from']}), "
+        f"{result['teacher_passes']:,} teacher passes, "
         f"at most {result['total_bytes'] / 1e9:.2f} GB",
         *([escape(result["missing"])] if result.get("missing") else []),
     )

@@ -102,12 +102,12 @@ def test_plan_at_paper_size() -> None:
     }
     pixels = AugmentConfig(image_flip=True)
     found = {
-        spec.name: spec.alignment for spec in plan(needs, paper, 1, StoreConfig(), pixels).specs
+        spec.key: spec.alignment for spec in plan(needs, paper, 1, StoreConfig(), pixels).specs
     }
     assert found.pop("bev.lidar") == "exact"
     assert set(found.values()) == {"approximate"}
     views = {
-        spec.name: spec.alignment
+        spec.key: spec.alignment
         for spec in plan(needs, paper, 1, StoreConfig(views=2), pixels).specs
     }
     assert views.pop("bev.lidar") == "exact"

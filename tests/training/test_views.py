@@ -1,6 +1,7 @@
 """Replayed views: a camera teacher's targets meet exactly the images they were said about."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import torch
 from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import ViewSource
+from bevcask.data.join import JoinedDataset
+from bevcask.data.loader import SampleReader, ViewSource
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
+from bevcask.extraction.steps import steps_of
 from bevcask.methods import build_method
+from bevcask.stages import plan as plan_stage
 from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.training.teaching import open_teaching
-from bevcask.verbs import DistillConfig, ExtractConfig, VerifyConfig
+from bevcask.verbs import DistillConfig, ExtractConfig, PlanConfig, VerifyConfig
 from bevcask.viz.statistics import statistics
 from training.test_cached_equals_online import FLIPS, gap, gradients
 
@@ -132,6 +136,29 @@ def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Pa
     assert len(seen) > 4
 
 
+@pytest.mark.parametrize("views", [(1, 2, 1), (1, 2, 2, 1)], ids=str)
+def test_a_batch_of_interleaved_views_gives_each_sample_its_own(
+    views: tuple[int, ...], cache: str, tiny_world: Path
+) -> None:
+    """The second order is not its own inverse: exchanging the two would show."""
+    config = configure(tiny_world, f"cache={cache}", *IMAGES)
+    frames = Frames.select(config.dataset)
+    teaching = open_teaching(config, build_method(config.method), frames, torch.device("cpu"))
+    inputs = Inputs(image_size_HW=(64, 96))
+    reader = SampleReader(frames, inputs, config.augment, config.seed, teaching.replay)
+    dataset = JoinedDataset(frames, reader, cache=cache, viewed=["bev.neck"])
+    samples = []
+    for number, view in enumerate(views):
+        drawn = (dataset[number % len(frames), epoch] for epoch in range(99))
+        samples.append(next(sample for sample in drawn if sample.student.view == view))
+    values = dataset.collate(samples).targets["bev.neck"].values.numpy()
+    opened = open_cache(cache)
+    for sample, view, given in zip(samples, views, values, strict=True):
+        stored = opened.read(sample.student.token)
+        assert np.array_equal(given, stored[f"bev.neck.view{view}"].values)
+        assert not np.array_equal(given, stored[f"bev.neck.view{3 - view}"].values)
+
+
 def test_the_teacher_agrees_with_every_view_and_with_no_other(
     cache: str, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +213,7 @@ def test_without_views_image_features_are_refused_and_views_are_named() -> None:
     with pytest.raises(PlanError, match=r"store\.views=K"):
         plan(needs, {tap.name: tap}, 1, StoreConfig(), augment)
     chosen = plan(needs, {tap.name: tap}, 1, StoreConfig(views=2), augment)
-    assert [spec.name for spec in chosen.specs] == [
+    assert [spec.key for spec in chosen.specs] == [
         "image.fpn0.view1",
         "image.fpn0.view2",
         "image_transform.view1",
@@ -207,6 +234,39 @@ def test_views_that_would_be_alike_are_refused(
     caplog.set_level("INFO")
     teacher_extract.run(config)
     assert "store.views=2 changes nothing: this teacher does not look at images" in caplog.text
+
+
+def test_codecs_of_views_are_probed_on_the_clean_frame(tiny_world: Path) -> None:
+    found = {
+        views: plan_stage.run(
+            configure(tiny_world, f"store.views={views}", "probe=1", *IMAGES, verb=PlanConfig)
+        )
+        for views in (0, 2)
+    }
+    sizes, twice = (
+        {row["name"]: row["bytes_by_target"] for row in found[views]["probe"]} for views in (0, 2)
+    )
+    for name, by_tap in sizes.items():
+        assert "bev.neck" in by_tap
+        assert twice[name]["bev.neck"] == pytest.approx(2 * by_tap["bev.neck"])
+
+
+def test_a_plan_counts_the_passes_that_an_extraction_makes(
+    cache: str, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_cache(cache)
+    planned = plan_stage.run(configure(tiny_world, VIEWS, *IMAGES, verb=PlanConfig))
+    frames = Frames.select(configure(tiny_world, verb=ExtractConfig).dataset)
+    assert planned["teacher_passes"] == 3 * len(frames)
+    writer: Any = SimpleNamespace(
+        specs=list(opened.specs.values()),
+        missing=lambda: range(opened.layout.num_shards),
+        tokens=lambda shard: [opened.frames.tokens[n] for n in opened.layout.frames_of(shard)],
+    )
+    steps = steps_of(writer, frames, 2)
+    assert planned["teacher_passes"] == sum(len(step.keys) for step in steps)
+    said = {row["name"]: row["alignment"] for row in planned["targets"]}
+    assert said == {key: spec.alignment for key, spec in opened.specs.items()}
 
 
 def test_a_teacher_with_a_memory_has_no_views(

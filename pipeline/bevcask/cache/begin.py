@@ -164,7 +164,7 @@ def _extend(
         names = {spec["tap"]["name"] for spec in pending["specs"]} - sealed.specs.keys()
         raise CacheIdentityError(
             f"cache {files.url}: {', '.join(sorted(names))} are being added to it, this run would "
-            f"add {', '.join(spec.name for spec in new)}. Finish that first, with the command that "
+            f"add {', '.join(spec.key for spec in new)}. Finish that first, with the command that "
             f"began it; or give it up by deleting {files.url.rstrip('/')}/addition."
         )
     there = {key: data for key, data in files.get_many(small).items() if data is not None}

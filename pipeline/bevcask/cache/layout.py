@@ -118,7 +118,7 @@ class ArraySpec:
 def group_of(spec: TargetSpec) -> str:
     """Return the group of a target, e.g. `targets/bev.neck` or `boxes/head.boxes`."""
     top = _SETS[spec.tap.kind][0] if spec.tap.kind in _SETS else "targets"
-    return f"{top}/{spec.name}"
+    return f"{top}/{spec.key}"
 
 
 def dims_of(spec: TargetSpec) -> tuple[str, ...]:
@@ -233,11 +233,11 @@ class Layout:
     def __init__(self, frames: FrameTable, specs: Sequence[TargetSpec], shard_rows: int) -> None:
         for spec in specs:
             check_spec(spec)
-        names = [spec.name for spec in specs]
+        names = [spec.key for spec in specs]
         if len(set(names)) != len(names):
             raise TargetMismatchError(f"targets are named twice: {', '.join(sorted(names))}.")
         self.frames = frames
-        self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+        self.specs = {spec.key: spec for spec in sorted(specs, key=lambda spec: spec.key)}
         self.shard_rows = shard_rows
         counts = np.bincount(frames.scenes.codes_N)
         shards = -(-counts // shard_rows)

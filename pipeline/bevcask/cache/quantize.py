@@ -54,7 +54,7 @@ def encode(
     """
     if tuple(values.shape[1:]) != spec.tap.shape:
         raise TargetMismatchError(
-            f"target {spec.name!r}: expected (B, {', '.join(map(str, spec.tap.shape))}), "
+            f"target {spec.key!r}: expected (B, {', '.join(map(str, spec.tap.shape))}), "
             f"got {tuple(values.shape)}. The teacher's tap does not match its own description."
         )
     exact = values.detach().float()
@@ -116,7 +116,7 @@ def _refuse(
     first = int(bad_B.nonzero()[0])
     token = tokens[first] if tokens else f"number {first} of the batch"
     raise TargetMismatchError(
-        f"target {spec.name!r}: sample {token} has {int(bad_B[first])} of {good[first].numel()} "
+        f"target {spec.key!r}: sample {token} has {int(bad_B[first])} of {good[first].numel()} "
         f"values {what} (so have {int((bad_B > 0).sum())} of {len(bad_B)} samples). {advice}"
     )
 
@@ -157,7 +157,7 @@ def encode_targets(
         DataError: see `encode`.
     """
     return {
-        spec.name: encode(
+        spec.key: encode(
             said[spec.tap.name],
             spec,
             count=said.get(f"{spec.tap.name}.count"),

@@ -230,7 +230,7 @@ class Cache:
         wanted = list(self.specs) if names is None else list(names)
         specs = [self._spec(name) for name in wanted]
         places = [self._place(token) for token in tokens]
-        return {spec.name: self._read_target(spec, places) for spec in specs}
+        return {spec.key: self._read_target(spec, places) for spec in specs}
 
     def _place(self, token: str) -> tuple[int, int]:
         """Return the shard of a frame and its row there."""
@@ -253,7 +253,7 @@ class Cache:
     def _read_target(
         self, spec: TargetSpec, places: Sequence[tuple[int, int]]
     ) -> Encoded[npt.NDArray[Any]]:
-        arrays = self._arrays[spec.name]
+        arrays = self._arrays[spec.key]
         dtype = np.dtype(arrays["values"].dtype).newbyteorder("<")
         values = np.empty((len(places), *spec.tap.shape), dtype)
         for out, place in zip(values, places, strict=True):

@@ -135,7 +135,7 @@ class Repairer:
                 tidy(self._files)
                 remove_partials(self._files)
             shards = self.missing()
-            targets = [spec.name for spec in self.specs]
+            targets = [spec.key for spec in self.specs]
             self._run.begin(range(min(shards), max(shards) + 1), targets)
         except BaseException:
             self._lease.release()

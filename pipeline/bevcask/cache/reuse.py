@@ -29,7 +29,7 @@ def reuse(writer: Writer, old: Cache, whole_scenes: bool = False) -> int:
     Raises:
         CacheIdentityError: it is of another teacher, lacks targets, or lays them out otherwise.
     """
-    require_same_source(old, writer.cache.identity, [spec.name for spec in writer.specs])
+    require_same_source(old, writer.cache.identity, [spec.key for spec in writer.specs])
     root = local_path(old.url)
     found = {
         _frames(old, shard, whole_scenes): shard for shard in sorted(old.committed, reverse=True)

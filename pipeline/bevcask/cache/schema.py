@@ -69,7 +69,7 @@ class _Root(BaseModel):
         bad = [key for key in self.files if not is_key(key)]
         if bad:
             raise ValueError(f"files: {bad[0]!r} leads out of the store")
-        names = [_spec_of(spec).name for spec in self.specs]
+        names = [_spec_of(spec).key for spec in self.specs]
         if len(set(names)) < len(names):
             raise ValueError("a target is there twice")
         return self
@@ -79,7 +79,7 @@ def _spec_of(said: dict[str, Any]) -> TargetSpec:
     spec = _SPEC.validate_json(json.dumps(said), strict=True)
     check_spec(spec)
     if canonical(spec.to_dict()) != said:
-        raise ValueError(f"target {spec.name}: keys that are not known, or missing")
+        raise ValueError(f"target {spec.key}: keys that are not known, or missing")
     return spec
 
 

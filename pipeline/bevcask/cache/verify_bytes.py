@@ -117,8 +117,8 @@ class _Check:
         num_rows = self._num_shards * attributes["shard_rows"]
         self._arrays = arrays_in_order(specs, num_rows)
         self._number = {array.key: number for number, array in enumerate(self._arrays)}
-        self._targets = tuple(spec.name for spec in specs)
-        self._target = {a.key: spec.name for spec in specs for a in arrays_of(spec, num_rows)}
+        self._targets = tuple(spec.key for spec in specs)
+        self._target = {a.key: spec.key for spec in specs for a in arrays_of(spec, num_rows)}
         self._commit = Commit(files, attributes, len(self._arrays), lenient=True)
         self._problems: list[Problem] = []
 
@@ -263,7 +263,7 @@ class _Check:
             self._add(ADDITION, str(error))
             return ["addition/"]
         specs = [TargetSpec.from_dict(spec) for spec in pending["specs"]]
-        groups = [group_of(spec) for spec in specs if spec.name not in self._targets]
+        groups = [group_of(spec) for spec in specs if spec.key not in self._targets]
         parents = [f"{group.partition('/')[0]}/zarr.json" for group in groups]
         return ["addition/", "commit/", *(f"{group}/" for group in groups), *parents]
 

@@ -116,7 +116,7 @@ class _Shard:
 
         def add(what: str) -> None:
             key = f"{group_of(spec)}/values"
-            self._problems.append(Problem(key, what, self._shard, spec.name, token))
+            self._problems.append(Problem(key, what, self._shard, spec.key, token))
 
         if stored.scale is not None and not (np.isfinite(stored.scale) & (stored.scale >= 0)).all():
             add("a scale is negative or not finite")
@@ -128,7 +128,7 @@ class _Shard:
         if spec.tap.kind == "heatmap" and 1 < float(values.max()) <= 1 + _ROUNDING:
             values = values.clamp(max=1)
         for problem in kind_of(spec.tap).problems(spec.tap, values[None]):
-            add(problem.removeprefix(f"{spec.name}: "))
+            add(problem.removeprefix(f"{spec.key}: "))
         host: npt.NDArray[np.float32] = values.numpy()
         if stored.region is not None:
             outside = int(np.count_nonzero(host[:, ~stored.region]))
@@ -227,7 +227,7 @@ def _dead(spec: TargetSpec, table_SC5: Floats, shards: list[int]) -> list[Proble
                 key,
                 f"{len(dead)} of {still_SC.shape[1]} channels have one value everywhere: "
                 f"{_listed(dead)}",
-                target=spec.name,
+                target=spec.key,
             )
         )
     if len(shards) >= _MIN_SHARDS:
@@ -237,7 +237,7 @@ def _dead(spec: TargetSpec, table_SC5: Floats, shards: list[int]) -> list[Proble
             what = (
                 f"channels with one value here, and many in all other shards: {_listed(channels)}"
             )
-            found.append(Problem(key, what, shards[place], spec.name))
+            found.append(Problem(key, what, shards[place], spec.key))
     return found
 
 
@@ -264,7 +264,7 @@ def _outliers(spec: TargetSpec, table_SC5: Floats, shards: list[int]) -> list[Pr
             f"unlike the other shards: its channel means are off by {distance_S[place]:.2f} "
             f"standard deviations, half of the shards by less than {np.median(distance_S):.2f}",
             shards[place],
-            spec.name,
+            spec.key,
         )
         for place in np.flatnonzero((score_S > _FAR) & (distance_S > _SHIFT))
     ]

@@ -76,7 +76,7 @@ class Writer:
                 self._lease.release()
                 return self
             self._remove_leftovers()
-            self._run.begin(shards=self._shards, targets=[spec.name for spec in self.specs])
+            self._run.begin(shards=self._shards, targets=[spec.key for spec in self.specs])
         except BaseException:
             self._lease.release()
             raise
@@ -140,7 +140,7 @@ class Writer:
         """
         assert shard in self._shards
         assert not self._done_S[shard]
-        objects = objects_of(self._layout, [spec.name for spec in self.specs], shard, arrays)
+        objects = objects_of(self._layout, [spec.key for spec in self.specs], shard, arrays)
         self._lease.check()
         keys = {array.key: array.object_key(shard) for array in self._layout.arrays}
         self._files.put_many({keys[key]: data for key, data in objects.items() if data})

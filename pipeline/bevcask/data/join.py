@@ -27,7 +27,7 @@ from bevcask.errors import TargetMismatchError, TokenNotCachedError
 from bevcask.geometry import CAMERAS
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.plan import VIEW_TRANSFORM
-from bevcask.targets.spec import view_name
+from bevcask.targets.spec import view_key
 from bevcask.targets.target import Target
 
 _log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class JoinedDataset:
             positions.setdefault(sample.view, []).append(position)
         parts = []
         for view, members in positions.items():
-            names = {view_name(name, view): name for name in (*self.viewed, VIEW_TRANSFORM.name)}
+            names = {view_key(name, view): name for name in (*self.viewed, VIEW_TRANSFORM.name)}
             own = [samples[position] for position in members]
             read = caches.read_batch([sample.token for sample in own], list(names))
             parts.append({names[stored]: target for stored, target in read.items()})

@@ -133,17 +133,17 @@ def resample(
         for view in sorted({spec.view for spec in cache.specs.values()}):
             own = [spec for spec in cache.specs.values() if spec.view == view]
             batch = source.collate([source.read(token, view)])
-            said = teacher.targets(batch.to(device), [spec.tap.name for spec in own])
+            said = teacher.targets(batch.to(device), [spec.name for spec in own])
             said = {name: values.cpu() for name, values in said.items()}
             for spec in own:
                 try:
-                    problem = _compare(cache, spec, token, batch, said, found[spec.name])
+                    problem = _compare(cache, spec, token, batch, said, found[spec.key])
                 except CacheCorruptError as error:
                     problem = str(error)
                 if problem is not None:
                     shard = cache.layout.row_of[token] // cache.layout.shard_rows
                     key = f"{group_of(spec)}/values"
-                    problems.append(Problem(key, problem, shard, spec.name, token))
+                    problems.append(Problem(key, problem, shard, spec.key, token))
         bar.advance()
     return {name: asdict(agreement) for name, agreement in found.items()}, problems
 
@@ -157,10 +157,10 @@ def _compare(
     agreement: Agreement,
 ) -> str | None:
     """Compare one target of one frame; return what is wrong, None if nothing."""
-    stored = cache.read(token, [spec.name])[spec.name]
+    stored = cache.read(token, [spec.key])[spec.key]
     scale = None if stored.scale is None else torch.from_numpy(stored.scale)
     values = dequantize(torch.from_numpy(stored.values), scale)
-    exact = said[spec.tap.name].float()
+    exact = said[spec.name].float()
     boxes = None if batch.labels is None else batch.labels.canonical_boxes
     mask = region_mask(spec.region, exact, spec.tap.grid, boxes)
     exact, differ = exact[0], 0.0
@@ -171,7 +171,7 @@ def _compare(
     bound = error_bound(exact, scale, spec)
     if stored.count is not None:
         values = values[: int(stored.count)]
-        exact = exact[: int(said[f"{spec.tap.name}.count"][0])]
+        exact = exact[: int(said[f"{spec.name}.count"][0])]
     if spec.tap.kind == "box_set":
         error, absolute = _furthest_box(values, exact, bound[0])
     else:

@@ -137,7 +137,7 @@ def _add(gap: _Gap, cache: Cache, spec: TargetSpec, batch: Batch, said_1CYX: Ten
     """Add one frame of one tap to its gap."""
     grid = spec.tap.grid
     assert grid is not None
-    stored = cache.read(batch.tokens[0], [spec.name])[spec.name]
+    stored = cache.read(batch.tokens[0], [spec.key])[spec.key]
     scale = None if stored.scale is None else torch.from_numpy(stored.scale)
     aligned_1CYX = dequantize(torch.from_numpy(stored.values), scale)[None]
     kept_1YX = torch.ones((1, *grid.shape_YX), dtype=torch.bool)

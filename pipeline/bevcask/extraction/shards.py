@@ -20,10 +20,10 @@ def encoded_shards(
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
     """Yield (shard, encoded targets by name) as the teacher completes them."""
-    parts: dict[str, list[Encoded[Any]]] = {spec.name: [] for spec in specs}
+    parts: dict[str, list[Encoded[Any]]] = {spec.key: [] for spec in specs}
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
-        outputs = teacher.targets(batch.to(device), [spec.tap.name for spec in own])
+        outputs = teacher.targets(batch.to(device), [spec.name for spec in own])
         if not step.kept:
             continue
         boxes = None if batch.labels is None else batch.labels.canonical_boxes

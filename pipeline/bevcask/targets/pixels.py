@@ -36,7 +36,7 @@ _BOX_BITS = 20
 
 def needs_pixels(specs: Iterable[TargetSpec]) -> bool:
     """Tell whether these targets include `PIXELS`."""
-    return any(spec.tap.name == PIXELS.name for spec in specs)
+    return any(spec.name == PIXELS.name for spec in specs)
 
 
 class PointSet(Kind):

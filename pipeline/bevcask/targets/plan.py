@@ -35,19 +35,24 @@ class Plan:
 
     def with_stored(self, stored: Iterable[TargetSpec]) -> "Plan":
         """Return the plan with what is stored already where it holds all that was to be stored."""
-        there = {spec.name: spec for spec in stored}
+        there = {spec.key: spec for spec in stored}
 
         def held(spec: TargetSpec) -> TargetSpec:
-            old = there.get(spec.name, spec)
+            old = there.get(spec.key, spec)
             same = (old.tap, old.codec, old.view) == (spec.tap, spec.codec, spec.view)
             return old if same and old.covers(spec.region) else spec
 
         return replace(self, specs=tuple(map(held, self.specs)))
 
     @property
+    def teacher_passes(self) -> int:
+        """Forwards of single frames that an extraction makes: one a frame and view."""
+        return self.num_frames * len({spec.view for spec in self.specs})
+
+    @property
     def bytes_per_frame(self) -> dict[str, int]:
         """Uncompressed bytes of one frame by target name."""
-        return {spec.name: kind_of(spec.tap).bytes_per_frame(spec) for spec in self.specs}
+        return {spec.key: kind_of(spec.tap).bytes_per_frame(spec) for spec in self.specs}
 
     @property
     def bytes_by_target(self) -> dict[str, int]:
@@ -64,15 +69,15 @@ class Plan:
         size = self.bytes_per_frame
         return [
             {
-                "name": spec.name,
-                "roles": list(self.roles[spec.name]),
+                "name": spec.key,
+                "roles": list(self.roles[spec.key]),
                 "kind": spec.tap.kind,
                 "shape": list(spec.tap.shape),
                 "codec": spec.codec,
                 "region": str(spec.region),
                 "alignment": spec.alignment,
-                "bytes_per_frame": size[spec.name],
-                "bytes": size[spec.name] * self.num_frames,
+                "bytes_per_frame": size[spec.key],
+                "bytes": size[spec.key] * self.num_frames,
             }
             for spec in self.specs
         ]
@@ -141,12 +146,12 @@ def plan(
     if any(spec.view for spec in specs):
         specs += [TargetSpec(VIEW_TRANSFORM, "float32", view=v + 1) for v in range(store.views)]
     if BOXES in taps and BOXES not in wanted:
-        spec, found = _choose(taps[BOXES], [], store, augment)
+        spec, found = _choose(taps[BOXES], [], store, None)  # nobody aligns them
         problems += found
         specs.append(spec)
     if problems:
         raise PlanError("\n- ".join([f"{who} does not offer what is needed:", *problems]))
-    roles = {spec.name: tuple(n.role for n in wanted.get(spec.tap.name, ())) for spec in specs}
+    roles = {spec.key: tuple(n.role for n in wanted.get(spec.name, ())) for spec in specs}
     return Plan(tuple(specs), num_frames, roles)
 
 

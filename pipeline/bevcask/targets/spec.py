@@ -147,8 +147,13 @@ class TargetSpec:
 
     @property
     def name(self) -> str:
-        """The target's name; other views than the clean one have names of their own."""
-        return view_name(self.tap.name, self.view)
+        """The tap's name: what methods and teachers call it, whichever view it is of."""
+        return self.tap.name
+
+    @property
+    def key(self) -> str:
+        """Where a cache stores it; other views than the clean one have places of their own."""
+        return view_key(self.tap.name, self.view)
 
     def covers(self, needed: Region) -> bool:
         """Tell whether it holds a region as it was decided: what a threshold says, in float32."""
@@ -180,6 +185,6 @@ class TargetSpec:
         )
 
 
-def view_name(tap: str, view: int) -> str:
-    """Return the name under which a view of a tap is stored."""
+def view_key(tap: str, view: int) -> str:
+    """Return where a cache stores a view of a tap."""
     return f"{tap}.view{view}" if view else tap

@@ -90,7 +90,8 @@ def probe(
         method: built for this student and the teacher's taps.
         teacher: loaded on the same device.
         batches: what the student sees, and what the teacher sees of the same frames.
-        store: everything but the codec.
+        store: everything but the codec. Replayed views are probed as the clean frame is; each
+            takes the same bytes.
 
     Returns:
         One row a candidate, largest first, dominated ones marked.
@@ -101,6 +102,10 @@ def probe(
     chosen = {
         name: _specs(method, teacher, store.model_copy(update=dict(words)))
         for name, words in CANDIDATES.items()
+    }
+    copies = {
+        spec.name: max(1, store.views) if spec.tap.depends_on_images else 1
+        for spec in chosen[_EXACT]
     }
     sums = {name: _Sums() for name in chosen}
     total_loss = total_gradient = 0.0
@@ -121,7 +126,7 @@ def probe(
             Row(
                 name,
                 words,
-                {target: size / found.frames for target, size in found.stored.items()},
+                {tap: size * copies[tap] / found.frames for tap, size in found.stored.items()},
                 1e3 * found.seconds / found.frames,
                 min((total / found.frames for total in found.cosine.values()), default=1.0),
                 found.loss / max(total_loss, 1e-30),
@@ -161,7 +166,8 @@ def best(rows: Sequence[Row], num_frames: int, budget_gb: float | None) -> Row |
 
 
 def _specs(method: Method, teacher: Teacher, store: StoreConfig) -> tuple[TargetSpec, ...]:
-    return plan(method.needs(), teacher.offers(), 1, store, None).specs
+    clean = store.model_copy(update={"views": 0})
+    return plan(method.needs(), teacher.offers(), 1, clean, None).specs
 
 
 class _Lesson:

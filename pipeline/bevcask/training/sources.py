@@ -65,7 +65,7 @@ class OnlineTargets:
             boxes = self._boxes(batch.batch.labels)
             specs = self._specs.values()
             encoded = encode_targets(said, specs, boxes, batch.batch.tokens)
-            targets = dequantised({spec.tap.name: encoded[spec.name] for spec in specs})
+            targets = dequantised({spec.name: encoded[spec.key] for spec in specs})
         return {name: _outside_inference(target) for name, target in targets.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnlineTargets":

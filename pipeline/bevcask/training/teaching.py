@@ -20,7 +20,7 @@ from bevcask.errors import ConfigError, PlanError
 from bevcask.methods.base import Method
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import plan
-from bevcask.targets.spec import TargetSpec, view_name
+from bevcask.targets.spec import TargetSpec, view_key
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
 from bevcask.training.sources import CachedTargets, OnlineTargets, TargetSource
 from bevcask.verbs import DistillConfig
@@ -95,7 +95,7 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         teachers.append(check_teacher(cache, config.teacher))
         check_dataset(cache, config.dataset)
         kept = cached_frames(kept, cache, config.on_missing)
-    taps = {spec.tap.name: spec.tap for spec in caches.specs.values()}
+    taps = {spec.name: spec.tap for spec in caches.specs.values()}
     views = max((spec.view for spec in caches.specs.values()), default=0)
     store = config.store.model_copy(update={"views": views})
     try:
@@ -104,13 +104,13 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         raise PlanError(
             f"cache={config.cache}: {error}\n{_how_to_add(caches, method, config)}"
         ) from None
-    meets = {spec.tap.name: spec.alignment for spec in what.specs}
+    meets = {spec.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
-    viewed = sorted(name for name in needed if view_name(name, 1) in caches.specs)
+    viewed = sorted(name for name in needed if view_key(name, 1) in caches.specs)
     stored = {
         name: caches.home(at).specs[at]
         for name in sorted(needed)
-        for at in [view_name(name, 1) if name in viewed else name]
+        for at in [view_key(name, 1) if name in viewed else name]
     }
     specs = {name: replace(spec, alignment=meets[name]) for name, spec in stored.items()}
     _mention_approximate(specs)
@@ -126,7 +126,7 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         skipped=len(frames) - len(kept),
         teacher=", ".join(dict.fromkeys(teachers)),
         viewed=viewed,
-        replay=_replay(config, caches.home(view_name(viewed[0], 1)), views) if viewed else None,
+        replay=_replay(config, caches.home(view_key(viewed[0], 1)), views) if viewed else None,
     )
 
 
@@ -188,7 +188,7 @@ def _online(
     )
     teacher.load(device)
     needed = {need.tap for need in method.needs()}
-    specs = {s.tap.name: s for s in what.specs if s.tap.name in needed and s.view <= 1}
+    specs = {s.name: s for s in what.specs if s.name in needed and s.view <= 1}
     identity = teacher.fingerprint()
     replay = Replay(config.seed, config.store.views) if config.store.views else None
     augment = None if canonical and replay is None else config.augment
