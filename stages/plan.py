@@ -149,16 +149,25 @@ def render(result: dict[str, Any]) -> Group:
             row["region"],
             row["alignment"],
             f"{row['bytes_per_frame'] / 1e6:.3f}",
-            f"{row['bytes'] / 1e9:.2f}",
+            gigabytes(row["bytes"] / 1e9),
         )
     return Group(
         table,
         *(render_probe(result) if "probe" in result else ()),
         f"{result['frames']:,} frames ({result['frames_from']}), "
         f"{result['teacher_passes']:,} teacher passes, "
-        f"at most {result['total_bytes'] / 1e9:.2f} GB",
+        f"at most {gigabytes(result['total_bytes'] / 1e9)} GB",
         *([escape(result["missing"])] if result.get("missing") else []),
     )
+
+
+def gigabytes(value: float) -> str:
+    """Show a size so that a budget of three digits can be held against it.
+
+    >>> gigabytes(0.0203), gigabytes(161.72)
+    ('0.0203', '161.72')
+    """
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def render_probe(result: dict[str, Any]) -> list[Table | str]:
@@ -171,7 +180,7 @@ def render_probe(result: dict[str, Any]) -> list[Table | str]:
     for row in result["probe"]:
         table.add_row(
             row["name"],
-            f"{row['gb']:.2f}",
+            gigabytes(row["gb"]),
             f"{row['bytes_per_frame'] / 1e6:.3f}",
             f"{row['decode_ms']:.2f}",
             f"{row['cosine']:.6f}",
@@ -187,5 +196,5 @@ def render_probe(result: dict[str, Any]) -> list[Table | str]:
     )
     if result["best"] is None:
         smallest = min(row["gb"] for row in result["probe"])
-        return [table, f"nothing meets {wanted}; the smallest codec takes {smallest:.2f} GB"]
+        return [table, f"nothing meets {wanted}; the smallest codec takes {gigabytes(smallest)} GB"]
     return [table, f"best under {wanted}: {result['best']}"]

@@ -110,14 +110,17 @@ def test_unknown_verb_is_exit_2() -> None:
     assert "No such command" in err
 
 
-def test_plan_needs_no_data(tmp_path: Path) -> None:
-    nowhere = f"dataset.root={tmp_path / 'no'}"
-    code, out, err = call("plan", "teacher=centerpoint", nowhere, "--json")
+def test_plan_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # no data/nuscenes here
+    code, out, err = call("plan", "teacher=centerpoint", "--json")
     assert code == 0, err
     result = json.loads(out)
     assert result["frames"] == 28130
     assert {row["name"] for row in result["targets"]} >= {"bev.neck", "head.boxes"}
     assert result["total_bytes"] == sum(row["bytes"] for row in result["targets"])
+    code, _, err = call("plan", "teacher=centerpoint", f"dataset.root={tmp_path / 'typo'}")
+    assert code == 2
+    assert "typo: no such folder" in err
 
 
 def test_version() -> None:

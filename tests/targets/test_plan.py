@@ -164,17 +164,25 @@ def test_plan_is_plain_json() -> None:
         assert TargetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_nominal_frames(tmp_path: Path) -> None:
-    def dataset(**changes: object) -> DatasetConfig:
-        return DatasetConfig.model_validate({"root": str(tmp_path), **changes})
+def test_nominal_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # no data/nuscenes here
 
-    assert nominal_frames(dataset()) == 28130
-    assert nominal_frames(dataset(split="val")) == 6019
-    assert nominal_frames(dataset(split="mini_train")) == 323
-    assert nominal_frames(dataset(split="mini_val")) == 81
-    assert nominal_frames(dataset(limit=24)) == 24
-    for changes, word in (({"split": "toy"}, "split 'toy'"), ({"scenes": ["a"]}, "named scenes")):
+    def nominal(**changes: object) -> int | None:
+        return nominal_frames(DatasetConfig.model_validate(changes))
+
+    mini = {"version": "v1.0-mini"}
+    assert nominal() == 28130
+    assert nominal(split="val") == 6019
+    assert nominal(split="mini_train", **mini) == 323
+    assert nominal(split="mini_val", **mini) == 81
+    assert nominal(limit=24) == 24
+    for changes, word in (
+        ({"split": "toy"}, "split 'toy' of dataset.version=v1.0-trainval"),
+        ({"scenes": ["a"]}, "named scenes"),
+        (mini, r"split 'train' of dataset.version=v1.0-mini.*mini_train of v1.0-mini"),
+        ({"version": "v1.0-trainvall"}, r"dataset.version=v1.0-trainvall"),
+        ({"root": str(tmp_path / "typo")}, r"typo: no such folder. Correct it; or leave it out"),
+    ):
         with pytest.raises(ConfigError, match=word):
-            nominal_frames(dataset(**changes))
-    (tmp_path / "v1.0-trainval").mkdir()
-    assert nominal_frames(dataset(split="toy")) is None
+            nominal(**changes)
+    assert nominal(root=str(tmp_path), split="toy") is None

@@ -93,6 +93,12 @@ def test_without_a_method_there_is_nothing_to_measure(tiny_world: Path) -> None:
         planned([*words(tiny_world, "probe=1"), "method=none"])
 
 
+def test_a_size_near_the_budget_is_shown_as_finely_as_it_is_judged() -> None:
+    assert plan.gigabytes(0.0203) == "0.0203"
+    assert plan.gigabytes(1234.5) == "1234.50"
+    assert best([row("a", 20.3e6, 0.0)], 1, 0.02) is None
+
+
 def _text(result: dict[str, object]) -> str:
     console = Console(width=200)
     with console.capture() as capture:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.geometry import CAMERAS
+from bevcask.groups import group_members, load_group
 from bevcask.registry import suggest
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import LEVELS, Codec, Need, Region, TapInfo, TargetSpec
@@ -15,8 +16,12 @@ from bevcask.targets.spec import LEVELS, Codec, Need, Region, TapInfo, TargetSpe
 BOXES = "head.boxes"
 # What each view did to the images; compared when a student replays it.
 VIEW_TRANSFORM = TapInfo("image_transform", "image_transform", (len(CAMERAS), 3, 3))
-# Keyframes of the official nuScenes splits.
-NOMINAL_FRAMES = {"train": 28130, "val": 6019, "test": 6008, "mini_train": 323, "mini_val": 81}
+# Keyframes of the official nuScenes splits, by version.
+NOMINAL_FRAMES = {
+    "v1.0-trainval": {"train": 28130, "val": 6019},
+    "v1.0-test": {"test": 6008},
+    "v1.0-mini": {"mini_train": 323, "mini_val": 81},
+}
 
 
 @dataclass(frozen=True)
@@ -234,16 +239,27 @@ def nominal_frames(dataset: DatasetConfig) -> int | None:
     """Return the nominal number of keyframes, or None where the dataset is there to be counted.
 
     Raises:
-        ConfigError: no dataset at `dataset.root`, and the selection has no nominal size.
+        ConfigError: no dataset where `dataset.root` says, and the selection has no nominal size.
     """
-    if (Path(dataset.root) / dataset.version).is_dir():
+    root = Path(dataset.root)
+    if root.is_dir():
         return None
-    if dataset.split not in NOMINAL_FRAMES or dataset.scenes is not None:
-        what = "named scenes" if dataset.scenes is not None else f"split {dataset.split!r}"
+    if dataset.root not in {
+        load_group("dataset", name)["root"] for name in group_members("dataset")
+    }:
         raise ConfigError(
-            f"dataset.root: {dataset.root} has no folder {dataset.version}, and there is no "
-            f"nominal size for {what}. Give dataset.root=FOLDER, or one of the splits "
-            f"{', '.join(NOMINAL_FRAMES)}."
+            f"dataset.root={root}: no such folder. Correct it; or leave it out, to plan with the "
+            "nominal size of a split."
         )
-    nominal = NOMINAL_FRAMES[dataset.split]
-    return nominal if dataset.limit is None else min(nominal, dataset.limit)
+    nominal = NOMINAL_FRAMES.get(dataset.version, {})
+    if dataset.split not in nominal or dataset.scenes is not None:
+        what = "named scenes" if dataset.scenes is not None else f"split {dataset.split!r}"
+        known = ", ".join(
+            f"{split} of {version}" for version, own in NOMINAL_FRAMES.items() for split in own
+        )
+        raise ConfigError(
+            f"dataset.root={root}: no such folder, and there is no nominal size for {what} of "
+            f"dataset.version={dataset.version}. Give dataset.root=FOLDER, or one of {known}."
+        )
+    frames = nominal[dataset.split]
+    return frames if dataset.limit is None else min(frames, dataset.limit)
