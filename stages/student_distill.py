@@ -20,7 +20,7 @@ from lightning.pytorch import seed_everything
 from bevcask.cache.files import Files
 from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig
-from bevcask.data.index.frames import Frames
+from bevcask.data.index.frames import Frames, speaking_of
 from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import SampleReader, build_loader
 from bevcask.data.presence import readable_frames
@@ -188,7 +188,8 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     """
     if config.val is None:
         return None
-    frames = Frames.select(config.val)
+    with speaking_of("val"):
+        frames = Frames.select(config.val)
     frames = readable_frames(frames, replace(inputs, depth=False), "val")
     loader = _own_generator(frame_batches(frames, inputs, config.loader))
     evaluation = Evaluation(frames, split_size(config.val))

@@ -126,3 +126,18 @@ def test_a_value_that_is_no_yaml_is_named(word: str) -> None:
 def test_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         compose(DistillConfig, []).seed = 3  # type: ignore[misc]
+
+
+def test_val_follows_the_dataset_unless_it_says_otherwise() -> None:
+    words = ["dataset=mini", "dataset.root=/data/n", "val.split=mini_val"]
+    val = compose(DistillConfig, words).val
+    assert val is not None
+    assert (val.root, val.version, val.split) == ("/data/n", "v1.0-mini", "mini_val")
+    own = compose(DistillConfig, [*words, "val.root=/data/v"]).val
+    assert own is not None
+    assert (own.root, own.version) == ("/data/v", "v1.0-mini")
+    published = ["experiment=distillbev_centerpoint_bevdepth4d_r50", "dataset.root=/data/n"]
+    found = compose(DistillConfig, published).val
+    assert found is not None
+    assert (found.root, found.split) == ("/data/n", "val")
+    assert compose(DistillConfig, ["dataset=mini"]).val is None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bevcask.config import (
     AugmentConfig,
@@ -90,7 +90,9 @@ class DistillConfig(Config):
 
     dataset: DatasetConfig = DatasetConfig()
     val: DatasetConfig | None = Field(
-        None, description="frames to validate on; none: no validation"
+        None,
+        description="frames to validate on, of dataset.root and dataset.version unless it has its "
+        "own; none: no validation",
     )
     student: StudentConfig = StudentConfig()
     method: Method = _NO_METHOD
@@ -113,6 +115,15 @@ class DistillConfig(Config):
     resume: bool = Field(True, description="go on from the last checkpoint in run")
     dry_run: DryRun = False
     trust_code: TrustCode = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _val_follows_dataset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        dataset, val = values.get("dataset"), values.get("val")
+        if not isinstance(dataset, Mapping) or not isinstance(val, Mapping):
+            return values
+        shared = {key: dataset[key] for key in ("root", "version") if key in dataset}
+        return {**values, "val": {**shared, **val}}
 
 
 class EvaluateConfig(Config):

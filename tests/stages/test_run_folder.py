@@ -188,6 +188,23 @@ def test_a_validation_that_fails_costs_no_step_and_is_made_up_for(
     assert_same_weights(tmp_path / "run", run)
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("val.version=v1.0-syn", "Check val.root and val.version"),
+        ("val.split=valid", "val.split=valid: no such split"),
+        ("val.scenes=[scene-1]", "val.scenes for"),
+    ],
+)
+def test_a_dry_run_selects_the_validation_frames_and_names_their_keys(
+    word: str, named: str, validated: list[str], call: Call
+) -> None:
+    code, _, err = call(*validated, word, "dry_run=true")
+    assert code == 2
+    assert named in err
+    assert "dataset.root" not in err
+
+
 def test_a_missing_validation_file_is_found_before_the_first_step(
     validated: list[str], own_world: Path, call: Call, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.arrays import SENSORS, FrameIndex
 from bevcask.data.virtual import virtual_digest
-from bevcask.errors import ConfigError, DataError
+from bevcask.errors import BevcaskError, ConfigError, DataError
 from bevcask.geometry import Matrix, pose_matrix
 from bevcask.registry import suggest
 from bevcask.tokens import Scenes, Tokens
 
+_KEY = re.compile(rf"(?<![\w./-])dataset\.({'|'.join(DatasetConfig.model_fields)})\b")
 MAX_SWEEP_GAP = 0.3
 """Seconds. nuScenes scans every 0.05 s; a longer link in a scan's chain of predecessors means that
 the scans between were never there (keyframe-only copies), so the chain ends."""
@@ -254,6 +257,15 @@ class Frames:
         if virtual_points:
             tree["virtual_points"] = virtual_digest(self.virtual_points, self.tokens)
         return tree
+
+
+@contextmanager
+def speaking_of(section: str) -> Iterator[None]:
+    """Let messages name the keys of another section that selects frames, e.g. `val`."""
+    try:
+        yield
+    except BevcaskError as error:
+        raise type(error)(_KEY.sub(rf"{section}.\1", str(error))) from error
 
 
 def _digest(*arrays: npt.NDArray[Any]) -> str:
