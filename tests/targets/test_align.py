@@ -126,6 +126,18 @@ def test_a_move_sideways_reads_the_cells_that_far_away(x: float, y: float) -> No
     assert at == [was[0] + rows, was[1] + columns]
 
 
+@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_a_peak_one_cell_outside_leaves_nothing_inside(dx: int, dy: int) -> None:
+    heat = torch.zeros((1, 1, *GRID.shape_YX))
+    row = GRID.num_y - 1 if dy > 0 else 0 if dy < 0 else 7
+    column = GRID.num_x - 1 if dx > 0 else 0 if dx < 0 else 7
+    heat[0, 0, row, column] = 0.9
+    matrix = np.eye(4)
+    matrix[:2, 3] = dx * GRID.cell, dy * GRID.cell
+    assert not batch(matrix).heatmap(heat, GRID, GRID).any()
+    assert batch(np.linalg.inv(matrix)).heatmap(heat, GRID, GRID).max() == pytest.approx(0.9)
+
+
 def test_invalid_values_are_finite_and_valid_ones_interpolate() -> None:
     map_BCYX = noise()
     moved, valid = batch(FREE[0]).cells(map_BCYX, GRID, GRID)
