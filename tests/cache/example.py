@@ -47,6 +47,11 @@ def truth(spec: TargetSpec, frame: int) -> torch.Tensor:
     shape = spec.tap.shape
     if spec.name == "bev.silent":
         return torch.zeros(shape)
+    if spec.name == "head.boxes":
+        rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(11.0), indexing="ij")
+        boxes = (1 + rows * 11 + columns) * (1 + frame / 8)
+        boxes[:, 9], boxes[:, 10] = 1 / (1 + boxes[:, 0]), rows[:, 0] + frame
+        return boxes
     cells = torch.arange(1, 1 + int(np.prod(shape)), dtype=torch.float32).reshape(shape)
     values = cells * (1 + frame / 8)
     if spec.name == "head.heatmap":

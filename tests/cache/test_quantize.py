@@ -1,14 +1,17 @@
 """Codecs: stated error bounds, regions, and refusals that name the sample."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from bevcask.cache.quantize import SMALLEST_PEAK, dequantize, encode
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.spec import LEVELS, Region, TapInfo, TargetSpec
-from cache.example import GRID, SPECS
+from cache.example import GRID, SPECS, begin
 
 _ROUNDING = 2**-22
+BOX_TAP = TapInfo("head.boxes", "box_set", (5, 11), classes=("car", "bus"))
 
 
 def dense(codec: str, region: Region | None = None, channels: int = 5) -> TargetSpec:
@@ -134,6 +137,66 @@ def test_refusals_name_tap_token_and_count(codec: str, bad: float, words: str) -
     assert "'bev.neck'" in message
     assert f"t1 has 2 of 240 values {words}" in message
     assert "2 of 3 samples" in message
+
+
+BOXES = torch.zeros(5, 11)
+BOXES[:2, 3:6], BOXES[:2, 9] = 1.0, 0.5
+
+
+def boxes_with(column: int, value: float) -> torch.Tensor:
+    changed = BOXES.clone()
+    changed[1, column] = value
+    return changed
+
+
+HEATMAP = TapInfo("head.heatmap", "heatmap", (1, 2, 2), GRID, nonnegative=True)
+BEYOND_THE_KIND = {
+    "logits": (HEATMAP, torch.full((1, 2, 2), 18.6), "highest is 18.6"),
+    "a bit too much": (HEATMAP, torch.full((1, 2, 2), 1.01), "highest is 1.01"),
+    "below zero": (HEATMAP, torch.full((1, 2, 2), -0.5), "lowest value is -0.5"),
+    "a signed map that says it is none": (
+        TapInfo("bev.neck", "dense_bev", (1, 2, 2), GRID, nonnegative=True),
+        torch.full((1, 2, 2), -3.0),
+        "lowest value is -3",
+    ),
+    "a box of negative size": (BOX_TAP, boxes_with(4, -1.0), "sizes must not be negative"),
+    "a score above one": (BOX_TAP, boxes_with(9, 1.5), r"scores must lie in \[0, 1\]"),
+    "half a class": (BOX_TAP, boxes_with(10, 0.5), "whole numbers"),
+    "a class nobody has": (BOX_TAP, boxes_with(10, 2.0), "class 2 of a detector with 2"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_THE_KIND)
+def test_what_the_kind_does_not_allow_is_never_stored(name: str) -> None:
+    tap, bad, words = BEYOND_THE_KIND[name]
+    good = BOXES if tap is BOX_TAP else torch.zeros(tap.shape)
+    spec = TargetSpec(tap, "float32")
+    encode(torch.stack([good, good]), spec)
+    with pytest.raises(TargetMismatchError, match=rf"'{tap.name}': sample t1: .*{words}"):
+        encode(torch.stack([good, bad]), spec, tokens=["t0", "t1"])
+
+
+def test_a_probability_may_pass_one_by_rounding() -> None:
+    values = torch.full((1, 1, 2, 2), 1.0 + 2.0**-11)
+    assert encode(values, TargetSpec(HEATMAP, "float16")).values.max() >= 1
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_a_count_beyond_the_rows_is_never_stored(count: int) -> None:
+    spec = TargetSpec(BOX_TAP, "float32")
+    with pytest.raises(TargetMismatchError, match=rf"t1 counts {count} entries, it has 0 to 5"):
+        encode(
+            torch.stack([BOXES, BOXES]), spec, count=torch.tensor([5, count]), tokens=["t0", "t1"]
+        )
+
+
+@pytest.mark.parametrize("fingerprint", [{}, {"teacher": {}}, {"teacher": {"weights": None}}])
+def test_a_fingerprint_without_weights_is_refused_before_anything_is_written(
+    tmp_path: Path, fingerprint: dict[str, object]
+) -> None:
+    with pytest.raises(TargetMismatchError, match=r"no teacher\.weights"):
+        begin(tmp_path, fingerprint=fingerprint)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_found_outside_the_region_too() -> None:

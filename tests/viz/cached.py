@@ -52,14 +52,14 @@ def truth(frame: int) -> dict[str, tuple[torch.Tensor, int | None]]:
     neck[0, : 1 + frame] = 0.0
     heatmap = torch.rand((10, *SHAPE_YX), generator=generator) * 0.5
     boxes = torch.zeros((20, 11))
-    num_boxes = 2 + frame
+    num_boxes = min(2 + frame, 20)
     boxes[:num_boxes, 0] = torch.arange(num_boxes) * 6.0 - 12
     boxes[:num_boxes, 1] = 15.0
     boxes[:num_boxes, 3:6] = torch.tensor([4.5, 2.0, 1.6])
     boxes[:num_boxes, 9] = torch.linspace(0.9, 0.1, num_boxes)
     boxes[:num_boxes, 10] = torch.arange(num_boxes) % 3
     queries = torch.randn((6, 3), generator=generator)
-    num_queries = 1 + frame
+    num_queries = min(1 + frame, 6)
     queries[num_queries:] = 0
     return {
         "bev.neck": (neck, None),

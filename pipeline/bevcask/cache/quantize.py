@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
+from bevcask.targets.kinds import kind_of
 from bevcask.targets.region import region_mask
 from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
@@ -49,7 +50,8 @@ def encode(
 
     Raises:
         TargetMismatchError: wrong shape; NaN or infinite values; negative values for uint8; values
-            beyond float16. Tap, first sample and count are named.
+            beyond float16, or beyond what the tap's kind allows; a count beyond the rows. Tap,
+            first sample and value are named.
         DataError: the region follows boxes and there are none.
     """
     if tuple(values.shape[1:]) != spec.tap.shape:
@@ -65,6 +67,9 @@ def encode(
         )
     if spec.codec.startswith("u") and not bool((low >= 0).all()):
         _refuse(exact >= 0, spec, tokens, "negative", "Store this target with codec int8.")
+    _check_kind(exact, low, high, spec, tokens)
+    if count is not None:
+        _check_count(count, spec, tokens)
     region = region_mask(spec.region, exact, spec.tap.grid, boxes)
     if region is not None:
         exact = exact * region[:, None]
@@ -93,6 +98,39 @@ def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     return exact.amin(dim=reduced, keepdim=True), exact.amax(dim=reduced, keepdim=True)
 
 
+def _check_kind(
+    exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec, tokens: Sequence[str]
+) -> None:
+    """Check what the kind promises: of maps by their extremes, of sets entry by entry."""
+    kind = kind_of(spec.tap)
+    least, most = kind.bounds(spec.tap)
+    if is_set(spec):
+        sound = not kind.problems(spec.tap, exact)
+    else:
+        sound = bool(((low >= least) & (high <= most)).all())
+    for number, sample in enumerate(() if sound else exact):
+        if found := kind.problems(spec.tap, sample[None]):
+            raise TargetMismatchError(
+                f"target {spec.key!r}: sample {_named(number, tokens)}: {'; '.join(found)}. "
+                "The teacher does not say what its tap declares: nothing of it is stored."
+            )
+
+
+def _check_count(count: Tensor, spec: TargetSpec, tokens: Sequence[str]) -> None:
+    size = spec.tap.shape[0]
+    good_B = (count >= 0) & (count <= size)
+    if not bool(good_B.all()):
+        first = int((~good_B).nonzero()[0])
+        raise TargetMismatchError(
+            f"target {spec.key!r}: sample {_named(first, tokens)} counts {int(count[first])} "
+            f"entries, it has 0 to {size}."
+        )
+
+
+def _named(number: int, tokens: Sequence[str]) -> str:
+    return tokens[number] if tokens else f"number {number} of the batch"
+
+
 def _quantize(exact: Tensor, peak: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     """Return integers and their scale (B, [V,] C); `peak` is the largest magnitude, broadcast."""
     levels = LEVELS[spec.codec]
@@ -114,10 +152,10 @@ def _refuse(
     """Raise: say where `good` (B, ...) does not hold."""
     bad_B = (~good).flatten(1).sum(dim=1)
     first = int(bad_B.nonzero()[0])
-    token = tokens[first] if tokens else f"number {first} of the batch"
     raise TargetMismatchError(
-        f"target {spec.key!r}: sample {token} has {int(bad_B[first])} of {good[first].numel()} "
-        f"values {what} (so have {int((bad_B > 0).sum())} of {len(bad_B)} samples). {advice}"
+        f"target {spec.key!r}: sample {_named(first, tokens)} has {int(bad_B[first])} of "
+        f"{good[first].numel()} values {what} (so have {int((bad_B > 0).sum())} of {len(bad_B)} "
+        f"samples). {advice}"
     )
 
 

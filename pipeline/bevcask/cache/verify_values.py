@@ -22,7 +22,6 @@ from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TargetSpec
 
 Floats = npt.NDArray[np.float64]
-_ROUNDING = 2.0**-22  # 255 * (1 / 255) in float32 may pass 1 by this much
 _MIN_SHARDS = 8  # fewer say nothing about what is usual
 _FAR = 3.5  # modified z-score, Iglewicz and Hoaglin 1993
 _SHIFT = 0.5  # standard deviations of a channel; smaller shifts are no matter
@@ -125,8 +124,6 @@ class _Shard:
             torch.from_numpy(stored.values),
             None if stored.scale is None else torch.from_numpy(stored.scale),
         )
-        if spec.tap.kind == "heatmap" and 1 < float(values.max()) <= 1 + _ROUNDING:
-            values = values.clamp(max=1)
         for problem in kind_of(spec.tap).problems(spec.tap, values[None]):
             add(problem.removeprefix(f"{spec.key}: "))
         host: npt.NDArray[np.float32] = values.numpy()

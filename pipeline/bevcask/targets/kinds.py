@@ -29,6 +29,7 @@ BOX_COLUMNS = 11  # nine box fields, score, class
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
 SCALE_BYTES = 4  # one float32 a (row, [camera,] channel)
 COUNT_BYTES = 8  # one int64 a row
+ROUNDING = 2.0**-10  # of half precision: a probability may pass 1 by this much
 
 
 class Kind(ABC):
@@ -58,6 +59,10 @@ class Kind(ABC):
         elif tap.nonnegative and low < 0:
             found.append(f"{tap.name}: declared non-negative, lowest value is {float(low):.4g}")
         return found
+
+    def bounds(self, tap: TapInfo) -> tuple[float, float]:
+        """Return the smallest and the largest value a tap may have; `problems` says more."""
+        return (0.0 if tap.nonnegative else -math.inf), math.inf
 
     def check(self, tap: TapInfo, values: Tensor) -> None:
         """Check a batch of values against the tap's description.
@@ -161,12 +166,15 @@ class Heatmap(DenseBEV):
 
     def problems(self, tap: TapInfo, values: Tensor) -> list[str]:
         found = super().problems(tap, values)
-        if not found and values.numel() and float(values.max()) > 1:
+        if not found and values.numel() and float(values.max()) > self.bounds(tap)[1]:
             found.append(
                 f"{tap.name}: probabilities must not exceed 1, highest is {float(values.max()):.4g}"
                 " (logits instead of probabilities?)"
             )
         return found
+
+    def bounds(self, tap: TapInfo) -> tuple[float, float]:
+        return 0.0, 1.0 + ROUNDING
 
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         """Return uint8 where the region is decided and stored as bits, float16 over all cells.
