@@ -71,6 +71,16 @@ class Encoded(Generic[ArrayT]):
         """Return the same on the host as numpy arrays."""
         return Encoded(*(_to_numpy(getattr(self, field.name)) for field in fields(self)))
 
+    def floats(self) -> npt.NDArray[np.float32]:
+        """Return the values of arrays on the host as float32, scaled where they are integers."""
+        values: npt.NDArray[np.float32] = np.asarray(self.values).astype(np.float32)
+        if self.scale is None:
+            return values
+        scale = np.asarray(self.scale)
+        missing = values.ndim - scale.ndim
+        over = -2 if missing == 1 else tuple(range(-missing, 0))  # of a set, channels are last
+        return np.multiply(values, np.expand_dims(scale, over), dtype=np.float32)
+
 
 def _to_numpy(array: Any) -> Any:
     return array.cpu().numpy() if hasattr(array, "cpu") else array

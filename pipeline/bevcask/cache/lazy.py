@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
-from bevcask.cache.layout import Encoded, dims_of, is_set
+from bevcask.cache.layout import dims_of, is_set
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
@@ -69,15 +69,5 @@ def _load(cache: "Cache", name: str, part: str, block_id: tuple[int, ...]) -> np
     tokens = cache.layout.tokens_of(block_id[0])
     samples = [cache.read(token, [name])[name] for token in tokens]
     if part == "values":
-        return np.stack([_dequantized(sample) for sample in samples])
+        return np.stack([sample.floats() for sample in samples])
     return np.stack([getattr(sample, part) for sample in samples])
-
-
-def _dequantized(sample: Encoded[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-    values: npt.NDArray[np.float32] = sample.values.astype(np.float32)
-    if sample.scale is None:
-        return values
-    missing = values.ndim - sample.scale.ndim
-    channels_last = missing == 1  # a set: (Q, C) with (C,)
-    scale = sample.scale if channels_last else sample.scale[(..., *(None,) * missing)]
-    return np.multiply(values, scale, dtype=np.float32)

@@ -187,10 +187,6 @@ class Cache:
         total = np.add.reduceat(frames_S, starts).tolist()
         return dict(zip(self.frames.scenes.names, zip(done, total, strict=True), strict=True))
 
-    def raw_bytes(self, name: str) -> int:
-        """Return the bytes of a target's frames as the teacher says them, float32."""
-        return 4 * len(self.frames) * int(np.prod(self._spec(name).tap.shape))
-
     def stored_bytes(self, name: str) -> int:
         """Return the bytes of a target's committed shard objects."""
         self._spec(name)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from bevcask.cache.layout import Encoded, dims_of, group_of
-from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.errors import CacheCorruptError
@@ -120,13 +119,9 @@ class _Shard:
         if stored.scale is not None and not (np.isfinite(stored.scale) & (stored.scale >= 0)).all():
             add("a scale is negative or not finite")
             return None
-        values = dequantize(
-            torch.from_numpy(stored.values),
-            None if stored.scale is None else torch.from_numpy(stored.scale),
-        )
-        for problem in kind_of(spec.tap).problems(spec.tap, values[None]):
-            add(problem.removeprefix(f"{spec.key}: "))
-        host: npt.NDArray[np.float32] = values.numpy()
+        host = stored.floats()
+        for problem in kind_of(spec.tap).problems(spec.tap, torch.from_numpy(host)[None]):
+            add(problem.removeprefix(f"{spec.name}: "))
         if stored.region is not None:
             outside = int(np.count_nonzero(host[:, ~stored.region]))
             if outside:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.layout import group_of, is_scaled, scale_axes
-from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.data.augment import stream
@@ -159,7 +158,7 @@ def _compare(
     """Compare one target of one frame; return what is wrong, None if nothing."""
     stored = cache.read(token, [spec.key])[spec.key]
     scale = None if stored.scale is None else torch.from_numpy(stored.scale)
-    values = dequantize(torch.from_numpy(stored.values), scale)
+    values = torch.from_numpy(stored.floats())
     exact = said[spec.name].float()
     boxes = None if batch.labels is None else batch.labels.canonical_boxes
     mask = region_mask(spec.region, exact, spec.tap.grid, boxes)

@@ -12,8 +12,7 @@ from bevcask.data.loader import FrameSource, Loader, SampleReader, build_loader,
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
 from bevcask.errors import PlanError
 from bevcask.progress import Ticker
-
-BOXES = "head.boxes"
+from bevcask.targets.plan import BOXES
 
 
 def detect(

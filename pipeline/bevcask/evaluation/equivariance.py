@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.data.loader import SampleReader, collate
 from bevcask.detectors.base import Batch
@@ -138,8 +137,7 @@ def _add(gap: _Gap, cache: Cache, spec: TargetSpec, batch: Batch, said_1CYX: Ten
     grid = spec.tap.grid
     assert grid is not None
     stored = cache.read(batch.tokens[0], [spec.key])[spec.key]
-    scale = None if stored.scale is None else torch.from_numpy(stored.scale)
-    aligned_1CYX = dequantize(torch.from_numpy(stored.values), scale)[None]
+    aligned_1CYX = torch.from_numpy(stored.floats())[None]
     kept_1YX = torch.ones((1, *grid.shape_YX), dtype=torch.bool)
     if stored.region is not None:
         kept_1YX = torch.from_numpy(stored.region)[None]

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from bevcask.cache import Cache, dequantize
+from bevcask.cache import Cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.images import read_image
@@ -77,8 +76,7 @@ def load_targets(cache: Cache, token: str) -> dict[str, npt.NDArray[np.float32]]
     """Return the dequantised targets of one sample; padded sets cut to their valid entries."""
     targets = {}
     for name, stored in cache.read(token).items():
-        scale = None if stored.scale is None else torch.from_numpy(stored.scale)
-        values = dequantize(torch.from_numpy(stored.values), scale).numpy()
+        values = stored.floats()
         targets[name] = values if stored.count is None else values[: int(stored.count)]
     return targets
 
