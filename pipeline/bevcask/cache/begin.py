@@ -111,7 +111,7 @@ def _is_complete(files: Files, layout: Layout) -> bool:
     own_commits = f"{open_array(attributes['id'])}/"
     if any(key.endswith(PARTIAL) or key.startswith(own_commits) for key in files.list()):
         return False
-    held = {spec["tap"]["name"] for spec in attributes["specs"]}
+    held = {TargetSpec.from_dict(spec).key for spec in attributes["specs"]}
     return attributes["state"] == "sealed" and set(layout.specs) <= held
 
 
@@ -161,7 +161,7 @@ def _extend(
         files.put(ADDITION, metadata.group_json(attributes))
     pending = read_root(files, ADDITION)
     if pending["id"] != cache_id:
-        names = {spec["tap"]["name"] for spec in pending["specs"]} - sealed.specs.keys()
+        names = {TargetSpec.from_dict(s).key for s in pending["specs"]} - sealed.specs.keys()
         raise CacheIdentityError(
             f"cache {files.url}: {', '.join(sorted(names))} are being added to it, this run would "
             f"add {', '.join(spec.key for spec in new)}. Finish that first, with the command that "
