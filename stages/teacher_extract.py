@@ -90,15 +90,16 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     whole_scenes = teacher.temporal == "scene"
     if config.store.views:
         _check_views(config, what.specs, whole_scenes)
+    old = _open_reused(config)
+    tree = fingerprint(config, teacher, frames, [*what.specs, *stored])
     if config.dry_run:
         return {"cache": url, "dry_run": True, **what.to_dict()}
-    specs = [*what.specs, *stored]
     writer = create(
         url,
         list(what.specs),
         frame_table(frames),
         shard_rows=config.store.shard_rows,
-        fingerprint=fingerprint(config, teacher, frames, specs),
+        fingerprint=tree,
         plan=what.to_dict()
         | {"dataset": config.dataset.model_dump(mode="json"), "offers": sorted(teacher.offers())},
         provenance=made_by(teacher, frames),
@@ -106,7 +107,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         whole_scenes=whole_scenes,
     )
     with writer:
-        reused = _reuse(config, writer, whole_scenes)
+        reused = _reuse(old, writer, whole_scenes)
         check_upper_bound(writer)
         _fill(config, frames, teacher, writer)
     left = writer.unfinished()
@@ -174,12 +175,19 @@ def report(url: str, teacher: Teacher, num_frames: int, name: str | None = None)
     }
 
 
-def _reuse(config: ExtractConfig, writer: Writer, whole_scenes: bool) -> int:
-    """Take over what `store.reuse` already has; return the number of shards."""
-    if config.store.reuse is None or not writer.missing():
-        return 0
+def _open_reused(config: ExtractConfig) -> Cache | None:
+    """Return the cache `store.reuse` names, of this very dataset."""
+    if config.store.reuse is None:
+        return None
     old = open_cache(resolve("cache", config.store.reuse), allow_unsealed=True)
     check_dataset(old, config.dataset, exact=True)
+    return old
+
+
+def _reuse(old: Cache | None, writer: Writer, whole_scenes: bool) -> int:
+    """Take over what another cache already has; return the number of shards."""
+    if old is None or not writer.missing():
+        return 0
     taken = reuse(writer, old, whole_scenes)
     _log.info("%d of %d shards taken over from %s", taken, len(writer.shards), old.url)
     return taken
@@ -195,6 +203,8 @@ def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -
     specs = list(cache.specs.values())
     layout = Layout(frame_table(frames), specs, config.store.shard_rows)
     require_identity(cache, layout.identity(fingerprint(config, teacher, frames, specs)))
+    if config.dry_run:
+        return {"cache": url, "dry_run": True, "to_repair": len(wanted)}
     repairer = Repairer(cache, wanted, {"provenance": made_by(teacher, frames), "repair": True})
     if wanted:
         with repairer:

@@ -1,6 +1,7 @@
 import filecmp
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -203,3 +204,37 @@ def test_scenes_that_were_never_downloaded_are_said_before_anything_is_made(
     assert code == 0, err
     assert json.loads(out)["frames"] == 3
     assert open_cache(str(url)).frames.tokens == frames.tokens[:3]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("teacher.checkpoint={}/no.safetensors", "no.safetensors: no such checkpoint"),
+        ("store.reuse={}/no.zarr", "no cache at"),
+        ("dataset.root={}/no", "no: no such folder|no/v1.0-synthetic: no such folder"),
+        ("dataset.infos={}/no.pkl", "dataset.trust_pickle=true"),
+        ("repair={}/no.jsonl", "no.jsonl: cannot be read"),
+    ],
+)
+def test_a_dry_run_looks_for_every_file(
+    word: str, message: str, tiny_world: Path, tmp_path: Path
+) -> None:
+    given = words(tiny_world, word.format(tmp_path), "dry_run=true")
+    code, _, err = call("teacher-extract", str(tmp_path / "c.zarr"), *given)
+    assert code == 2
+    assert re.search(message, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_repair_changes_nothing(extracted: Path, tiny_world: Path, tmp_path: Path) -> None:
+    url = Path(shutil.copytree(extracted, tmp_path / "c.zarr"))
+    repair = tmp_path / "mend.jsonl"
+    repair.write_text('{"shard": 0, "target": "bev.neck", "token": null, "problem": "none"}\n')
+    given = words(
+        tiny_world, "store.codec=float32", "store.shard_rows=1", f"repair={repair}", "dry_run=true"
+    )
+    code, out, err = call("teacher-extract", str(url), *given, "--json")
+    assert code == 0, err
+    assert json.loads(out)["to_repair"] == 1
+    assert filecmp.dircmp(url, extracted).diff_files == []
+    assert same_but_provenance(url, extracted) == []
