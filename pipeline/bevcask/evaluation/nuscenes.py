@@ -174,6 +174,7 @@ def _complete(nusc: NuScenes) -> None:
     for record in records:
         record.setdefault("num_lidar_pts", 0)
         record.setdefault("num_radar_pts", 0)
+        record.setdefault("attribute_tokens", [])
     places = np.array([[*record["translation"], *record["rotation"]] for record in records])
     sound = sound_boxes(places, np.array([record["size"] for record in records]))
     unsound = {record["token"] for record, good in zip(records, sound, strict=True) if not good}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bevcask.data.index.frames import Frames
-from bevcask.errors import DataError
+from bevcask.data.index.tables import TABLES
+from bevcask.errors import BevcaskError, DataError
 
 Records = list[dict[str, Any]]
 Select = Callable[..., Frames]
@@ -230,3 +231,31 @@ def test_scenes_of_one_name_stay_apart(world: Path, tiny_frames: Frames, select:
     assert len(select(world, scenes=["scene-0916"])) == 6
     assert len(select(world, scenes=[frames.scenes[0]])) == 3
     assert len(select(world, split="mini_val")) == 6  # scene-0916 is one of its two
+
+
+WRONG: list[Any] = [
+    None, "x", -1, 10**30, 1e300, math.nan, [], {}, [[]], True, [None], [1, 2], "0" * 32, "",
+    [[1, 2], [3, 4]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_a_record_says_the_answer_is_a_message(
+    seed: int, world: Path, select: Select
+) -> None:
+    random = np.random.default_rng(seed)
+    names = [name for name in TABLES if name not in ("visibility", "attribute", "log")]
+    path = world / VERSION / f"{random.choice(names)}.json"
+    records = json.loads(path.read_text())
+    chosen = records if seed % 3 else [records[random.integers(len(records))]]
+    field = list(chosen[0])[random.integers(len(chosen[0]))]
+    value = WRONG[random.integers(len(WRONG))]
+    for record in chosen:
+        record[field] = value
+    path.write_text(json.dumps(records))
+    try:
+        frames = select(world)
+    except BevcaskError:
+        return
+    for array in ("box_values", "frame_lidar_to_global", "calibration_intrinsics"):
+        assert np.isfinite(frames.index[array]).all()

@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 import shutil
@@ -13,7 +14,7 @@ from PIL import Image
 from bevcask.config import DatasetConfig
 from bevcask.data.index.arrays import SENSORS
 from bevcask.data.index.frames import Frames
-from bevcask.errors import ConfigError, DataError
+from bevcask.errors import BevcaskError, ConfigError, DataError
 from bevcask.geometry import pose_matrix
 from data.index.info_files import Info, listed, stamped, write
 
@@ -329,7 +330,7 @@ def test_other_pickles_are_refused(
         ),
         (
             lambda i: i["cams"]["CAM_BACK"].update(cam_intrinsic=np.zeros((3, 3))),
-            r"entry 0 is malformed: CAM_BACK: intrinsics .* have no focal length",
+            r"entry 0 is malformed: CAM_BACK: intrinsics .* are no 3x3 with focal lengths",
         ),
         (lambda i: i.update(ego2global_rotation=[1, 0, 0]), r"3 numbers|6 numbers instead"),
         (lambda i: i.update(gt_names=i["gt_names"][1:]), r"entry 0 is malformed"),
@@ -463,3 +464,36 @@ def test_a_file_that_names_no_version_is_taken_at_its_word(
     del old["metadata"]["version"]
     assert len(open_infos(write(tmp_path / "infos.pkl", old), tiny_world)) == 6
     assert "does not say which version it is of; taken for v1.0-synthetic" in caplog.text
+
+
+WRONG: list[Any] = [
+    None, "x", -1, 10**30, 1e300, np.nan, [], {}, [[]], True, np.zeros(0), np.zeros((2, 3)), b"x",
+    [None], np.full(7, np.nan), (1, 2),
+]  # fmt: skip
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Return every container and key of a tree."""
+    if not isinstance(tree, dict | list):
+        return []
+    keys = list(tree) if isinstance(tree, dict) else range(min(len(tree), 3))
+    return [(tree, key) for key in keys] + [place for key in keys for place in places(tree[key])]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_an_entry_says_the_answer_is_a_message(
+    form: str, seed: int, tiny_world: Path, tiny_devkit: NuScenes, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(seed)
+    content = copy.deepcopy(FORMATS[form](tiny_devkit))  # it shares lists with the devkit
+    found = places(content)
+    container, key = found[random.integers(len(found))]
+    container[key] = WRONG[random.integers(len(WRONG))]
+    path = write(tmp_path / "infos.pkl", content, 4)
+    try:
+        frames = open_infos(path, tiny_world)
+    except BevcaskError:
+        return
+    for array in ("box_values", "frame_lidar_to_global", "calibration_intrinsics"):
+        assert np.isfinite(frames.index[array]).all()

@@ -171,8 +171,9 @@ def _stamped_shot(image: Mapping[str, Any], camera: str, lidar_to_global: Matrix
 
 
 def _intrinsics(matrix_33: Matrix, camera: str) -> Matrix:
-    if not (np.isfinite(matrix_33).all() and matrix_33[0, 0] > 0 and matrix_33[1, 1] > 0):
-        raise ValueError(f"{camera}: intrinsics {matrix_33.tolist()} have no focal length")
+    focal = np.diag(matrix_33)[:2]
+    if matrix_33.shape != (3, 3) or not np.isfinite(matrix_33).all() or not (focal > 0).all():
+        raise ValueError(f"{camera}: intrinsics {matrix_33.tolist()} are no 3x3 with focal lengths")
     return matrix_33
 
 

@@ -121,7 +121,8 @@ def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]
         raise DataError(f"{path}: holds no frames. {_CREATE}")
     _check_version(meta.get("version"), path, version)
     labels = meta.get("categories") or {}
-    names = {labels[name]: name for name in labels} if isinstance(labels, dict) else {}
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    names = {label: str(name) for name, label in pairs if isinstance(label, int)}
     records = []
     for number, entry in enumerate(entries):
         try:
