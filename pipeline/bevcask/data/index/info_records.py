@@ -18,6 +18,7 @@ from bevcask.geometry import CAMERAS, CLASSES, Matrix
 
 Pose = tuple[float, ...]
 """(x, y, z, qw, qx, qy, qz), metres, child to parent."""
+_FAR = 1e9  # metres
 _LONGEST = 1024  # characters of a path or a token
 _UNSCORED = frozenset(
     {
@@ -213,7 +214,10 @@ def _pose(record: Mapping[str, Any], name: str) -> Pose:
 
 
 def _matrix(values: Sequence[Sequence[float]] | Matrix) -> Matrix:
-    return np.asarray(values, np.float64).reshape(4, 4)
+    matrix_44 = np.asarray(values, np.float64).reshape(4, 4)
+    if not (np.abs(matrix_44) < _FAR).all():  # NaN compares false
+        raise ValueError(f"transform {matrix_44.tolist()} holds no numbers")
+    return matrix_44
 
 
 def _pose_of(values: Sequence[Sequence[float]] | Matrix) -> Pose:
