@@ -4,16 +4,15 @@ RUN/config.json  checkpoints/{last,last.previous,best}.ckpt  validation/step_N/ 
 student.safetensors  metrics.json  lock
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from bevcask.catalog import KINDS, resolve
 from bevcask.errors import ConfigError, UnknownNameError
@@ -32,7 +31,7 @@ _ELSEWHERE = (
 )
 _OURS = frozenset({"method", "student", "trainer"})  # what config.json of a run holds, among others
 _SHOWN = 5
-_PATIENCE_SECONDS = 10.0  # loader workers of a killed run hold its lock until they notice
+_PATIENCE_SECONDS = 1.0  # a killed run is gone at once; one that is ending may take a moment
 
 
 class RunFolder:
@@ -58,23 +57,18 @@ class RunFolder:
             ConfigError: another process trains here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.lock, os.O_CREAT | os.O_RDWR)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        lock = FileLock(self.lock)
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise ConfigError(
-                            f"run={self.path}: another process is training in this folder. Wait "
-                            "until it ends, or choose another run=DIR."
-                        ) from None
-                    time.sleep(0.1)
+            lock.acquire(timeout=_PATIENCE_SECONDS)
+        except Timeout:
+            raise ConfigError(
+                f"run={self.path}: another process is training in this folder. Wait until it ends, "
+                "or choose another run=DIR."
+            ) from None
+        try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def open(self, config: DistillConfig) -> None:
         """Make the folder, or check that it holds a run of the same configuration.
