@@ -8,7 +8,7 @@ PIP_ARGS ?=
 READY := $(VENV)/.ready
 READY_MMDET3D := $(VENV)/.ready-mmdet3d
 
-.PHONY: help setup demo test test-slow mmdet3d test-mmdet3d lint types format clean
+.PHONY: help setup demo test test-lowest test-slow mmdet3d test-mmdet3d lint types format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,16 @@ demo: $(READY)  ## the whole job on a synthetic world, into runs/demo
 
 test: $(READY)  ## default tests: under five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+LOWEST := $(VENV)-lowest
+test-lowest:  ## default tests with the oldest dependencies allowed, in an environment of its own
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(LOWEST)/constraints.txt \
+	  -e . pytest pytest-xdist
+	# Old releases are warned by newer ones of others; what is asked is whether they work.
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
 	$(BIN)/python -m pytest -m slow
@@ -55,4 +65,4 @@ format: $(READY)  ## fix what ruff can fix
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) runs .mypy_cache .ruff_cache .pytest_cache

@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "pipeline" / "bevcask"
@@ -121,11 +124,22 @@ def test_files_stay_small() -> None:
 
 
 def test_every_package_is_listed() -> None:
-    import tomllib
-
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {
         ".".join(("bevcask", *path.parent.relative_to(PACKAGE).parts))
         for path in PACKAGE.rglob("__init__.py")
     }
     assert folders <= set(listed["packages"])
+
+
+def test_lower_bounds_are_what_make_test_lowest_installs() -> None:
+    """A dependency without one, or with one that the pinned set is below, was never tried."""
+    told = subprocess.run(
+        [sys.executable, str(REPOSITORY / "lowest.py")], capture_output=True, text=True, check=True
+    )
+    bounds = dict(line.split("==") for line in told.stdout.splitlines())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert len(bounds) == len(project["dependencies"]) - 1  # all but torch
+    for name, bound in bounds.items():
+        assert Version(bound) <= Version(metadata.version(name)), name
+    assert Version(bounds["lightning"]) >= Version("2.6")  # WeightAveraging
