@@ -205,6 +205,25 @@ def test_a_dry_run_selects_the_validation_frames_and_names_their_keys(
     assert "dataset.root" not in err
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_goes_on(
+    validated: list[str], call: Call, tmp_path: Path
+) -> None:
+    whole = succeed(call(*validated))
+    run = tmp_path / "run"
+    for name in ("metrics.json", "checkpoints/best.ckpt"):
+        (run / name).unlink()
+    saved = run / "checkpoints" / "last.ckpt"
+    saved.write_bytes(saved.read_bytes()[:-20])
+    code, _, err = call(*validated)
+    assert code == 2
+    assert "last.ckpt: damaged" in err
+    assert "last.previous.ckpt, is whole and of step 1. Remove last.ckpt" in err
+    saved.unlink()
+    again = succeed(call(*validated))
+    for name in ("NDS", "mAP", "step", "per_class"):
+        assert again[name] == whole[name]
+
+
 def test_a_missing_validation_file_is_found_before_the_first_step(
     validated: list[str], own_world: Path, call: Call, tmp_path: Path
 ) -> None:

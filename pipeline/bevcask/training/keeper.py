@@ -112,8 +112,17 @@ class Keeper(Checkpoint):
         self._average = average
         self._seen = 0
 
-    def catch_up(self, trainer: Trainer, module: Distillation, saved: Mapping[str, Any]) -> None:
-        """Make up for a validation that was cut off, or did not get to keep the best."""
+    def catch_up(
+        self, trainer: Trainer, module: Distillation, path: Path, saved: Mapping[str, Any]
+    ) -> None:
+        """Make up for a validation that was cut off, or did not get to keep the best.
+
+        Args:
+            trainer: has not begun.
+            module: its student takes the weights.
+            path: the checkpoint that the run goes on from.
+            saved: what is in it.
+        """
         step = int(saved["global_step"])
         if self._validation is None or not self._validation.due(step):
             return
@@ -121,7 +130,7 @@ class Keeper(Checkpoint):
             module.student.load_state_dict(student_in(saved))
             device = trainer.strategy.root_device
             self._validate(trainer, module.student.to(device), step)
-        self._keep_best(step)
+        self._keep_best(step, path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop.listen()  # Lightning has taken SIGTERM
@@ -145,7 +154,7 @@ class Keeper(Checkpoint):
             assert isinstance(pl_module, Distillation)
             with self._average.applied(pl_module) if self._average else nullcontext():
                 self._validate(trainer, pl_module.student, step)
-            self._keep_best(step)
+            self._keep_best(step, self._folder.last)
 
     def _validate(self, trainer: Trainer, student: Detector, step: int) -> None:
         """Score the weights after a step and log it."""
@@ -162,6 +171,6 @@ class Keeper(Checkpoint):
         for logger in trainer.loggers:
             logger.log_metrics({"val/mAP": result["mAP"], "val/NDS": result["NDS"]}, step)
 
-    def _keep_best(self, step: int) -> None:
+    def _keep_best(self, step: int, path: Path) -> None:
         if self._folder.best_step(step) == step:
-            keep(self._folder.last, self._folder.best)
+            keep(path, self._folder.best)

@@ -70,7 +70,7 @@ def fit(
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
         if resumed is not None:
             _log.info("going on from step %d, %s", resumed[1]["global_step"], resumed[0])
-            keeper.catch_up(trainer, module, resumed[1])
+            keeper.catch_up(trainer, module, *resumed)
         try:
             trainer.fit(
                 module,
