@@ -121,7 +121,7 @@ def test_a_cache_without_points_is_refused_and_can_be_given_them(
     teacher_extract.run(configure(world, *words, "method.inner_depth=0", verb=ExtractConfig))
     with pytest.raises(PlanError, match=r"the cache has no tap 'lidar\.pixels'") as refused:
         student_distill.run(configure(world, *words, f"run={tmp_path / 'run'}"))
-    assert "Run `bevcask teacher-extract` on it" in str(refused.value)
+    assert "This adds what is missing, and changes nothing else" in str(refused.value)
     before = open_cache(str(tmp_path / "grown.zarr"))
     assert "lidar.pixels" not in before.specs
     teacher_extract.run(configure(world, *words, verb=ExtractConfig))
