@@ -316,3 +316,24 @@ def test_a_loss_that_is_no_number_names_its_frames_and_what_is_saved(
         rf"step {step}: .* not finite; the batch is of frames \w{{32}}, \w{{32}}\.", err
     )
     assert err.strip().endswith(kept)
+
+
+def test_a_training_checkpoint_is_scored_as_the_student_in_it(
+    validated: list[str], tiny_world: Path, call: Call, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = succeed(call(*validated, "trainer.max_steps=1"))
+    scored = succeed(
+        call(
+            "evaluate",
+            f"student.checkpoint={run / 'checkpoints' / 'last.ckpt'}",
+            "dataset=synthetic",
+            f"dataset.root={tiny_world}",
+            "dataset.split=synthetic_val",
+            "loader.num_workers=0",
+            f"run={run}",
+            "--json",
+        )
+    )
+    assert scored["NDS"] == trained["NDS"]
+    assert scored["per_class"] == trained["per_class"]
