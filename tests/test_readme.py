@@ -3,12 +3,15 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bevcask.cli import key_help
 from bevcask.compose import reads
 from bevcask.verbs import VERBS
+from cache.example import build
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
@@ -50,3 +53,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_the_readme_fits_on_two_screens() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 125
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    url = build(tmp_path / "cache.zarr")
+    names: dict[str, Any] = {}
+    exec(block.replace("runs/demo/cache.zarr", url), names)
+    assert "6 frames of 3 scenes, sealed" in capsys.readouterr().out
+    assert names["neck"].dtype == np.float32
+    assert names["neck"].shape == names["cache"].specs["bev.neck"].tap.shape
+    assert names["lazy"].dtype == np.float32

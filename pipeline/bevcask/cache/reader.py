@@ -121,6 +121,19 @@ class Cache:
         self._index = lru_cache(_CACHED_INDEXES)(self._read_index)
         self._chunk = lru_cache(_CACHED_CHUNKS)(self._read_chunk)
 
+    def __repr__(self) -> str:
+        teacher = self.fingerprint["teacher"]
+        targets = ", ".join(
+            f"{name} {'x'.join(map(str, spec.tap.shape))} {spec.codec}"
+            for name, spec in self.specs.items()
+        )
+        state = "sealed" if self.sealed else f"open, {len(self.commit)} shards committed"
+        return (
+            f"Cache({self.url!r}: {len(self.frames)} frames of {len(self.frames.scenes.names)} "
+            f"scenes, {state}; teacher {teacher.get('type')}, weights "
+            f"{str(teacher['weights'])[:12]}; {targets})"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache, (self.url, self._allow_unsealed)
 
@@ -203,6 +216,21 @@ class Cache:
             count int64 (). `quantize.dequantize` makes float32 of them.
         """
         return {name: target.sample(0) for name, target in self.read_batch([token], names).items()}
+
+    def read_float(
+        self, token: str, names: Collection[str] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the targets of one frame as the teacher said them, but for what the codec lost.
+
+        Returns:
+            Target name -> float32 (spec.tap.shape), 0 outside a region; padded sets are cut to
+            their valid entries.
+        """
+        targets = {}
+        for name, stored in self.read(token, names).items():
+            values = stored.floats()
+            targets[name] = values if stored.count is None else values[: int(stored.count)]
+        return targets
 
     def read_batch(
         self, tokens: Sequence[str], names: Collection[str] | None = None

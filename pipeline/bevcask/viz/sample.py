@@ -52,7 +52,7 @@ def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
     """
     number = list(cache.frames.tokens).index(token)
     rows = {}
-    for name, values in load_targets(cache, token).items():
+    for name, values in cache.read_float(token).items():
         kind = cache.specs[name].tap.kind
         exact = (values[:, SCORE] if kind == "box_set" else values).astype(np.float64)
         if not exact.size:
@@ -70,15 +70,6 @@ def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
         "timestamp": float(cache.frames.timestamps[number]),
         "targets": rows,
     }
-
-
-def load_targets(cache: Cache, token: str) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the dequantised targets of one sample; padded sets cut to their valid entries."""
-    targets = {}
-    for name, stored in cache.read(token).items():
-        values = stored.floats()
-        targets[name] = values if stored.count is None else values[: int(stored.count)]
-    return targets
 
 
 def open_frames(cache: Cache, dataset: DatasetConfig) -> Frames:
@@ -117,7 +108,7 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         DataError: the frame or one of its files is not in the dataset.
         CacheIncompleteError: its shard is not committed.
     """
-    targets = load_targets(cache, token)
+    targets = cache.read_float(token)
     boxes, classes, num_lidar_points = frames.labels(token)
     layers = [BoxLayer.truth(boxes, num_lidar_points, [CLASSES[own] for own in classes])]
     for name, spec in first_views(cache).items():
