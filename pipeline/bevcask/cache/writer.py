@@ -4,8 +4,10 @@ The writer owns every object of its shards until it has written their commit row
 row does not exist: it is removed on resume.
 """
 
+import logging
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,9 @@ from bevcask.cache.seal import end_addition, seal
 from bevcask.errors import CacheIncompleteError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
+
+_VOICE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -250,8 +255,11 @@ class WriteQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+        self._hand_over(None)
+        began = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(_VOICE_SECONDS)
+            self._say(began)
         if error is None and self._error is not None:
             raise self._error
 
@@ -263,7 +271,23 @@ class WriteQueue:
         """
         if self._error is not None:
             raise self._error
-        self._waiting.put((shard, {name: encoded.numpy() for name, encoded in arrays.items()}))
+        self._hand_over((shard, {name: encoded.numpy() for name, encoded in arrays.items()}))
+
+    def _hand_over(self, item: tuple[int, dict[str, Encoded[Any]]] | None) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                self._waiting.put(item, timeout=_VOICE_SECONDS)
+            except queue.Full:
+                self._say(began)
+            else:
+                return
+
+    def _say(self, began: float) -> None:
+        """Say that the store takes its time, where it does."""
+        waited = time.monotonic() - began
+        if waited >= _VOICE_SECONDS:
+            _log.info("waiting for the store to take a shard, %.0f s so far", waited)
 
     def _work(self) -> None:
         """Write until told to stop; after an error go on taking, so that nobody waits for ever."""
