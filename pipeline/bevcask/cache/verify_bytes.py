@@ -21,7 +21,7 @@ from bevcask.cache.layout import (
 )
 from bevcask.cache.lease import FOLDER as LEASES
 from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, open_json, read_root
-from bevcask.cache.reader import Cache
+from bevcask.cache.reader import open_cache
 from bevcask.errors import CacheCorruptError, CacheIdentityError, StoreError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
@@ -202,7 +202,7 @@ class _Check:
         if any(problem.key != ROOT for problem in self._problems):
             return
         try:
-            Cache(self._files.url, allow_unsealed=True)
+            open_cache(self._files.url, allow_unsealed=True)
         except (CacheCorruptError, CacheIdentityError) as error:
             self._add(ROOT, str(error))
 
