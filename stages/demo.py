@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bevcask.compose import compose
-from bevcask.errors import BevcaskError
+from bevcask.errors import BevcaskError, Stopped
 from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize, teacher_extract
 from bevcask.verbs import (
     DistillConfig,
@@ -104,6 +104,9 @@ def main(arguments: list[str]) -> int:
     except BevcaskError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return 128 + stopped.signal
     sys.stdout.write(table(metrics))
     sys.stdout.write(
         f"\nsynthetic world, seed {SEED}; {time.perf_counter() - start:.0f} s. Look at {folder}/, "

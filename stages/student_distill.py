@@ -67,6 +67,9 @@ def run(config: DistillConfig) -> dict[str, Any]:
         PlanError: no cache holds what the method reads.
         TargetMismatchError: the method cannot join this student and these targets.
         DivergedError: a loss is not finite.
+        CheckpointError: the last checkpoint is damaged, or one cannot be written.
+        LoaderError: a loader worker was killed, or shared memory is too small.
+        Stopped: Ctrl-C or SIGTERM; the step at hand is saved.
     """
     require_one_process(os.environ)
     device = pick_device(config.device)
