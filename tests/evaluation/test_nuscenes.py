@@ -1,7 +1,9 @@
 """Scores equal the devkit's own, on whole splits, parts of them and custom splits."""
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,41 @@ def test_boxes_that_are_not_finite_are_refused(value: float) -> None:
 )
 def test_attribute_follows_speed(name: str, speed: float, expected: str) -> None:
     assert attribute(name, speed) == expected
+
+
+def own_tables(world: Path, root: Path, change: Callable[[dict[str, Any]], object]) -> Frames:
+    """A copy of a world in which every annotation was changed."""
+    shutil.copytree(world / "v1.0-synthetic", root / "v1.0-synthetic")
+    for name in ("samples", "sweeps", "maps"):
+        (root / name).symlink_to(world / name)
+    path = root / "v1.0-synthetic" / "sample_annotation.json"
+    records = json.loads(path.read_text())
+    for record in records:
+        change(record)
+    path.write_text(json.dumps(records))
+    return Frames.select(DatasetConfig(root=str(root), version="v1.0-synthetic", split="all"))
+
+
+def test_boxes_that_nobody_counted_points_in_cannot_be_scored(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    frames = own_tables(tiny_world, tmp_path, lambda r: r.update(num_lidar_pts=0, num_radar_pts=0))
+    with pytest.raises(DataError, match=r"no box has a counted LiDAR or radar point"):
+        Evaluation(frames)
+
+
+def test_tables_of_ones_own_are_scored_without_boxes_that_are_none(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    broken: list[str] = []
+
+    def change(record: dict[str, Any]) -> None:
+        del record["num_radar_pts"], record["attribute_tokens"]
+        if not broken:
+            record["size"] = [0, 0, 0]
+            broken.append(record["token"])
+
+    frames = own_tables(tiny_world, tmp_path / "world", change)
+    result = score(truth(frames), frames, tmp_path / "out")
+    assert result["mAP"] == pytest.approx(1.0, abs=0.12)  # what is out of range is no part of it
+    assert sum(row["boxes"] for row in result["per_class"].values()) > 0

@@ -195,6 +195,10 @@ def _spelled(name: str) -> str:
 
 def _identity(config: DistillConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=_STATE, context={"spell": _spelled})
+    for role in ("teacher", "student"):
+        detector = plain[role]["detector"]
+        if isinstance(detector.get("config"), str):  # a file of mmdet3d, in a plug-in's own section
+            detector["config"] = _spelled(detector["config"])
     tree: dict[str, Any] = canonical(plain)
     del tree["loader"]["num_workers"], tree["trainer"]["checkpoint_every"]
     del tree["trainer"]["log_every"]
