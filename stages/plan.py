@@ -46,7 +46,7 @@ def run(config: PlanConfig) -> dict[str, Any]:
     dataset = config.dataset.model_copy(update={"root": root})
     nominal = nominal_frames(dataset) if dataset.infos is None else None
     selected = Frames.select(dataset) if nominal is None else None
-    frames = nominal if selected is None else len(selected)
+    frames = len(selected) if selected is not None else nominal or 0
     teacher = build_teacher(config.teacher, config.seed)
     method = build_method(config.method)
     result = plan(method.needs(), teacher.offers(), frames, config.store, config.augment)
