@@ -219,3 +219,10 @@ def test_places_that_cannot_be_written(
     mend = f"repair={within}/mend.jsonl"
     refused(call("verify", str(cached_world), mend), str(file), "Choose another place")
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["verify", "inspect", "evaluate"])
+def test_a_store_nobody_can_reach(verb: str, call: Call) -> None:
+    refused(
+        call(verb, "nonsense://bucket/c.zarr"), "nonsense://bucket/c.zarr", "Protocol not known"
+    )

@@ -31,6 +31,7 @@ from bevcask.cache.layout import (
     arrays_of,
 )
 from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
+from bevcask.cache.schema import said
 from bevcask.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -100,8 +101,8 @@ class Cache:
         small = read_small(self._files, self.attributes)
         provenance = self._present(self._files.get(PROVENANCE), PROVENANCE)
         made = open_json(provenance, f"{url}/{PROVENANCE}")
-        self.provenance: dict[str, Any] = _tree(made, "provenance", url)
-        self.plan: dict[str, Any] = _tree(made, "plan", url)
+        self.provenance: dict[str, Any] = said(made, "provenance", url)
+        self.plan: dict[str, Any] = said(made, "plan", url)
         specs = [TargetSpec.from_dict(spec) for spec in self.attributes["specs"]]
         self.frames = read_frames(self._files, self.attributes, small)
         self.layout = Layout(self.frames, specs, self.attributes["shard_rows"])
@@ -162,7 +163,7 @@ class Cache:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The identity tree the extraction gave."""
-        return dict(self.attributes["fingerprint"])
+        return said(self.attributes, "fingerprint", self.url)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -392,10 +393,3 @@ class _Row(NamedTuple):
     start: int
     stop: int
     checksum: bytes
-
-
-def _tree(made: dict[str, Any], name: str, url: str) -> dict[str, Any]:
-    found = made.get(name)
-    if not isinstance(found, dict):
-        raise CacheCorruptError(f"{url}/{PROVENANCE}: expected `{name}`, a mapping. {REPAIR}")
-    return found

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from bevcask.cache.files import is_key
 from bevcask.cache.layout import MAX_ROWS, check_spec
-from bevcask.errors import CacheCorruptError, TargetMismatchError
+from bevcask.errors import CacheCorruptError, CacheIdentityError, TargetMismatchError
 from bevcask.fingerprint import canonical
 from bevcask.targets.spec import TargetSpec
 
@@ -21,6 +21,40 @@ _SHOWN = 160
 _SPEC = TypeAdapter(TargetSpec)
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Said(dict[str, Any]):
+    """A tree in which a cache speaks of itself: what it does not say is named, at any depth."""
+
+    def __init__(self, tree: Mapping[str, Any], where: str) -> None:
+        super().__init__(
+            {
+                key: Said(value, f"{where}.{key}") if isinstance(value, dict) else value
+                for key, value in tree.items()
+            }
+        )
+        self._where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise CacheIdentityError(
+            f"{self._where} does not say `{key}`: no `bevcask teacher-extract` wrote this cache. "
+            "Write what is missing when making it, or extract it."
+        )
+
+
+def said(attributes: Mapping[str, Any], name: str, url: str) -> Said:
+    """Return what the cache at a URL says of itself under a name.
+
+    Raises:
+        CacheCorruptError: that is no tree.
+    """
+    found = attributes.get(name)
+    if not isinstance(found, dict):
+        raise CacheCorruptError(
+            f"{url}: expected `{name}`, a mapping. Restore the file from a copy, "
+            "or extract the cache again."
+        )
+    return Said(found, f"cache {url}: its {name}")
 
 
 class _Teacher(BaseModel):
