@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bevcask.cache import metadata, open_cache, verify
+from bevcask.cache import metadata, open_cache, stored_targets, verify
 from bevcask.cache.chunks import encode_chunk, encode_plain
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
-from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError
+from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
 from cache.example import SPECS, begin, build, commit_folder, encoded
 from cache.test_begin import stamps
 from cache.test_writer import changed
@@ -410,3 +410,24 @@ def test_what_a_cache_does_not_say_of_itself_is_named_and_no_key_error(tmp_path:
             ask()
     assert cache.plan.get("dataset") is None
     assert cache.fingerprint == {"teacher": {"weights": "aa"}, "views": {}}
+
+
+@pytest.mark.parametrize("name", ["an id that climbs", "a file outside", "a huge map"])
+def test_the_root_of_an_addition_is_believed_no_more(tmp_path: Path, name: str) -> None:
+    build(tmp_path, specs=SPECS[:2])
+    with begin(tmp_path, specs=SPECS[:3]) as writer:
+        writer.write(0, encoded(writer, 0))
+    resealed(tmp_path, LEAVES[name], "addition/zarr.json")
+    before = stamps(tmp_path)
+    for work in (lambda: begin(tmp_path, specs=SPECS[:3]), lambda: stored_targets(str(tmp_path))):
+        with pytest.raises(CacheCorruptError, match=r"addition/zarr\.json: no cache says this"):
+            work()
+    assert stamps(tmp_path) == before
+    assert "addition/zarr.json" in {problem.key for problem in verify(str(tmp_path)).problems}
+    read_all(tmp_path)
+
+
+def test_more_rows_than_a_cache_has_are_refused_when_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"take \d+ rows, a cache has at most 8388608"):
+        begin(tmp_path, shard_rows=1 << 23)
+    assert not list(tmp_path.iterdir())

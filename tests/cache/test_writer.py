@@ -346,6 +346,21 @@ def test_queue_is_bounded(tmp_path: Path) -> None:
     assert writer.missing() == []
 
 
+def test_whoever_waits_for_a_slow_store_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bevcask.cache.writer._VOICE_SECONDS", 0.02)
+    writer = SlowWriter(begin(tmp_path))
+    release = threading.Timer(0.3, writer.allowed.release, (4,))
+    with caplog.at_level("INFO"), WriteQueue(writer, depth=1) as waiting:
+        release.start()
+        for shard in range(4):
+            waiting.put(shard, encoded(writer, shard))  # type: ignore[arg-type]
+    assert waiting.num_shards == 4
+    said = [record.message for record in caplog.records]
+    assert any("waiting for the store to take a shard, 0 s so far" in line for line in said)
+
+
 def test_queue_raises_the_writers_error_in_the_producer(tmp_path: Path) -> None:
     writer = SlowWriter(begin(tmp_path))
     writer.failure = DiskFullError("full")
