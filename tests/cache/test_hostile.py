@@ -1,6 +1,7 @@
 """A store somebody else made: it leads nowhere, takes no memory, and is refused in one line."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from bevcask.cache import metadata, open_cache, stored_targets, verify
 from bevcask.cache.chunks import encode_chunk, encode_plain
+from bevcask.cache.layout import commit_bytes
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
 from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
@@ -370,10 +372,12 @@ def test_a_sparse_file_of_a_terabyte_is_not_read(copied: Path) -> None:
 @pytest.mark.usefixtures("little_memory")
 def test_a_commit_that_promises_too_much_is_refused(copied: Path) -> None:
     path = commit_folder(copied) / "c.0.0.0"
-    data = bytearray(path.read_bytes())
-    for length in (2**64 - 1, 2**63, 2**50, 2**40):
-        data[32:40] = length.to_bytes(8, "little")
-        width = (len(data) - 4 * 16 - 4) // 4
+    whole = path.read_bytes()
+    width = (len(whole) - 4 * 16 - 4) // 4
+    for entry, length in itertools.product(range(2), (2**64 - 1, 2**63, 2**50, 2**40)):
+        data = bytearray(whole)
+        place = commit_bytes(2) * entry + 32
+        data[place : place + 8] = length.to_bytes(8, "little")
         data[:width] = encode_plain(bytes(data[: width - 4]))
         path.write_bytes(data)
         resealed(copied, edit("commit", to=hashlib.sha256(data).hexdigest()))
