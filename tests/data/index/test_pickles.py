@@ -87,7 +87,29 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "ten of ten of ten": (tower(), "would fill memory"),
     "list that holds itself": (b"]q\x00h\x00a", "holds a list that holds itself"),
     "key as deep as the stack": (b"})" + b"\x85" * 1_000_000 + b"Ns", "tuple what plain values"),
-    "text grown again and again": (
+    "bytes made again and again of one text": (
+        b"(c_codecs\nencode\nq\x00"
+        + text("a" * 100_000)
+        + b"q\x01"
+        + text("latin1")
+        + b"q\x02"
+        + b"h\x00h\x01h\x02\x86R" * 20_000,
+        "would fill memory",
+    ),
+    "arrays made again and again of one content": (
+        b"("
+        + b"cnumpy\ndtype\n("
+        + text("f8")
+        + b"I00\nI01\ntR"
+        + b"(K\x03"
+        + text(">")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbq\x00"
+        + binary(bytes(80_000))
+        + b"q\x01"
+        + (_ARRAY + b"(K\x01(M\x10\x27th\x00\x89h\x01tb") * 20_000,
+        "would fill memory",
+    ),
+    "text in another encoding": (
         b"c_codecs\nencode\nq\x00" + text("a" * 1000) + b"q\x01" + text("utf-7") + b"\x86R",
         "not a complete pickle",
     ),

@@ -110,10 +110,11 @@ def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]
     elif {"infos", "metadata"} <= keys:
         entries, meta, stamped = content["infos"], content["metadata"], None
     else:
+        shown = ", ".join(sorted(key for key in keys if isinstance(key, str)))
         raise DataError(
             f"{path}: not an info file of nuScenes: expected a mapping with `infos` and `metadata` "
             f"(mmdet3d 0.x, 1.0.x) or `data_list` and `metainfo` (since 1.1), got "
-            f"{type(content).__name__} {', '.join(sorted(map(str, keys)))}. {_CREATE}"
+            f"{type(content).__name__} {shown:.200}. {_CREATE}"
         )
     if not isinstance(meta, dict) or not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of frames and a mapping about them. {_CREATE}")
@@ -138,6 +139,8 @@ def _check_version(found: object, path: Path, version: str) -> None:
     """Refuse another version of the dataset; a file that names none is taken at its word."""
     if found is None:
         _log.warning("%s does not say which version it is of; taken for %s", path, version)
+    elif not isinstance(found, str):
+        raise DataError(f"{path}: metadata.version is no text. {_CREATE}")
     elif found != version:
         raise ConfigError(
             f"dataset.version={version}, but {path} was made from {found!s:.40}: pass "

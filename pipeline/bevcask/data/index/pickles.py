@@ -27,11 +27,11 @@ _PLAIN = (
     pickle.BINBYTES8, pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
     pickle.BINUNICODE8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2,
     pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.PUT, pickle.BINPUT,
-    pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE,
+    pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GLOBAL, pickle.STACK_GLOBAL,
 )  # fmt: skip
 _DTYPE = re.compile(r"([biuf])([1248])|([SU])([0-9]{1,4})")
 _MAX_DIMENSIONS = 8
-_SHARED = 8  # values that repeated references may stand for, a byte of the file
+_SHARED = 8  # values and bytes that repeated references may stand for, a byte of the file
 # The documentation of pickle promises no closed list of what a damaged file raises.
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -195,6 +195,17 @@ class _DataUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         _require(self.stack[-1], _Dtype, _Array)
         self.stack[-1].__setstate__(state)
+        self._pay_for_bytes()
+
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(function(*arguments))
+        self._pay_for_bytes()
+
+    def _pay_for_bytes(self) -> None:
+        """Count the content of what was just made: it may be made again and again of one text."""
+        made = self.stack[-1]
+        self._take(len(made) if isinstance(made, bytes) else int(getattr(made, "nbytes", 0)))
 
     def _append(self) -> None:
         self._extend_with([self.stack.pop()])
@@ -237,13 +248,16 @@ class _DataUnpickler(pickle._Unpickler):
         waiting = [self.stack[-1]]
         while waiting:
             value = waiting.pop()
-            self._left -= 1
-            if self._left < 0:
-                raise DataError("refers to its own values so often that they would fill memory.")
+            self._take(1)
             if isinstance(value, list | tuple):
                 waiting.extend(value)
             elif isinstance(value, dict):
                 waiting.extend(value.values())
+
+    def _take(self, number: int) -> None:
+        self._left -= number
+        if self._left < 0:
+            raise DataError("refers to its own values so often that they would fill memory.")
 
     dispatch = _Table(
         {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _PLAIN}
@@ -253,6 +267,7 @@ class _DataUnpickler(pickle._Unpickler):
         }
         | {
             pickle.BYTEARRAY8[0]: _read_bytearray,
+            pickle.REDUCE[0]: _reduce,
             pickle.BUILD[0]: _build,
             pickle.APPEND[0]: _append,
             pickle.APPENDS[0]: _extend,
