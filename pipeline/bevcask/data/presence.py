@@ -2,9 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -56,14 +54,19 @@ class Presence:
 
 def look(frames: Frames, inputs: Inputs) -> Presence:
     """Look for every file that a detector reads of a selection."""
-    present = cache(_names)
-    missing = [
-        (token, path)
-        for token in frames.tokens
-        for path in _files(frames, inputs, token)
-        if path.name not in present(path.parent)
-    ]
-    return Presence(frames, missing)
+    read = [_files(frames, inputs, int(row)) for row in frames.rows]
+    absent = _absent(frames.root, {path for paths in read for path in paths})
+    if not absent:
+        return Presence(frames, [])
+    return Presence(
+        frames,
+        [
+            (token, frames.root / path.decode())
+            for token, paths in zip(frames.tokens, read, strict=True)
+            for path in paths
+            if path in absent
+        ],
+    )
 
 
 def readable_frames(
@@ -97,16 +100,31 @@ def readable_frames(
     )
 
 
-def _names(folder: Path) -> frozenset[str]:
-    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+def _absent(root: Path, paths: set[bytes]) -> set[bytes]:
+    """Return those of some paths below a root that are not there; lists each folder once."""
+    names: dict[bytes, frozenset[bytes]] = {}
+    absent = set()
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in names:
+            place = os.path.join(os.fsencode(root), folder)
+            names[folder] = frozenset(os.listdir(place) if os.path.isdir(place) else ())
+        if name not in names[folder]:
+            absent.add(path)
+    return absent
 
 
-def _files(frames: Frames, inputs: Inputs, token: str) -> Iterator[Path]:
-    index, row = frames.index, frames.row(token)
+def _files(frames: Frames, inputs: Inputs, row: int) -> list[bytes]:
+    """Return the paths below the root of all that is read of a frame, by its row of the index."""
+    index, paths = frames.index, list[bytes]()
     if inputs.image_size_HW is not None:
-        rows = {row, frames.previous_row(row, frame_gap(inputs.num_frames))}
-        for name in index["frame_image"][sorted(rows)].flat:
-            yield frames.root / name.decode()
+        earlier = frames.previous_row(row, frame_gap(inputs.num_frames))
+        paths += [
+            name
+            for shown in sorted({row, earlier})
+            for name in index["frame_image"][shown].tolist()
+        ]
     if inputs.num_sweeps or inputs.depth:
-        for scan in frames.scans(token, max(1, inputs.num_sweeps)):
-            yield frames.root / index["scan_path"][scan].decode()
+        scans = frames.chain(row, max(1, inputs.num_sweeps))
+        paths += index["scan_path"][scans].tolist()
+    return paths

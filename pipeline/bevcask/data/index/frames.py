@@ -180,9 +180,10 @@ class Frames:
         Fewer come back where the chain of predecessors ends (scene start, `MAX_SWEEP_GAP`), and
         none but the keyframe's in a scene of which no sweep was copied.
         """
-        return self._chain(self.row(token), num_sweeps)
+        return self.chain(self.row(token), num_sweeps)
 
-    def _chain(self, row: int, num_sweeps: int) -> list[int]:
+    def chain(self, row: int, num_sweeps: int) -> list[int]:
+        """Return the same of a row of the index."""
         previous, time = self.index["scan_previous"], self.index["scan_time"]
         chain = [int(self.index["frame_scan"][row])]
         if num_sweeps > 1 and not self.index.has_sweeps(int(self.index["frame_scene"][row])):
@@ -196,7 +197,7 @@ class Frames:
 
     def missing_sweeps(self, num_sweeps: int) -> int:
         """Return how many of the selection's sweeps the dataset does not have; 0 for 0 sweeps."""
-        return sum(max(0, num_sweeps - len(self._chain(int(r), num_sweeps))) for r in self.rows)
+        return sum(max(0, num_sweeps - len(self.chain(int(r), num_sweeps))) for r in self.rows)
 
     def sweep_to_lidar(self, token: str, scan: int) -> Matrix:
         """Return the 4x4 from a scan's sensor to the keyframe's LIDAR_TOP, by way of global."""
@@ -249,7 +250,7 @@ class Frames:
                 earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
                 poses.append(self.index["frame_ego_pose"][earlier, k])
             if sensor == "LIDAR_TOP":
-                scans = [scan for row in self.rows for scan in self._chain(int(row), num_sweeps)]
+                scans = [scan for row in self.rows for scan in self.chain(int(row), num_sweeps)]
                 poses += [self.index["scan_time"][scans], self.index["scan_ego_pose"][scans]]
             tree["poses"][sensor] = _digest(*poses)
         if annotations:
