@@ -7,10 +7,12 @@ roll and pitch when they were written, so their yaw may differ from the tables' 
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,7 @@ from bevcask.data.index.pickles import read_pickle
 from bevcask.data.index.tables import memoised_digest
 from bevcask.errors import ConfigError, DataError
 from bevcask.geometry import CAMERAS, CLASSES, pose_matrix
+from bevcask.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 _SCENE_GAP = 5.0  # seconds; keyframes of a scene follow each other every half second
@@ -74,6 +77,7 @@ def open_infos(path: Path, root: Path, version: str, trust: bool) -> FrameIndex:
 
 def _read(path: Path, root: Path, version: str) -> Content:
     """Return what the index is written from."""
+    _log.info("reading %s; the next time it is not read again", path)
     records, stamped = _records(path, version)
     scene_of = _scene_names(records)
     records = sorted(records, key=lambda record: (scene_of[record.token], record.scan.time))
@@ -125,14 +129,21 @@ def _records(path: Path, version: str) -> tuple[list[Record], Convention | None]
     pairs = labels.items() if isinstance(labels, dict) else ()
     names = {label: str(name) for name, label in pairs if isinstance(label, int)}
     records = []
-    for number, entry in enumerate(entries):
-        try:
-            records.append(stamped_record(entry, names) if stamped else listed_record(entry))
-        except KeyError as error:
-            raise DataError(f"{path}: entry {number} has no {error}. {_CREATE}") from error
-        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: entry {number} is malformed: {error}. {_CREATE}") from error
+    with progress_bar("index", len(entries)) as bar:
+        for number, entry in enumerate(entries):
+            read = partial(stamped_record, names=names) if stamped else listed_record
+            records.append(_record(read, entry, f"{path}: entry {number}"))
+            bar.advance()
     return records, stamped
+
+
+def _record(read: Callable[[Any], Record], entry: Any, where: str) -> Record:
+    try:
+        return read(entry)
+    except KeyError as error:
+        raise DataError(f"{where} has no {error}. {_CREATE}") from error
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"{where} is malformed: {error}. {_CREATE}") from error
 
 
 def _check_version(found: object, path: Path, version: str) -> None:
