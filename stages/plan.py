@@ -13,7 +13,7 @@ from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
-from bevcask.data.loader import SampleReader
+from bevcask.data.loader import Key, SampleReader
 from bevcask.data.presence import look, readable_frames
 from bevcask.detectors import find_detector
 from bevcask.errors import ConfigError
@@ -108,7 +108,7 @@ def probe_codecs(
             frames, teacher.inputs(), None, config.seed, pixels=needs_pixels(specs)
         ),
     )
-    batches = (dataset.collate([dataset[index, 0]]).to(device) for index in range(wanted))
+    batches = (dataset.collate([dataset[Key(index)]]).to(device) for index in range(wanted))
     with progress_bar("probe", wanted) as bar:
         rows = probe(
             student.to(device), method.to(device), teacher, ticked(batches, bar), config.store

@@ -104,7 +104,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
             )
             return result
         note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
-        module = Distillation(student, method, teaching.source, config.trainer, note)
+        module = Distillation(student, method, teaching.source, config.trainer, note, inputs.memory)
         steps = Steps(training_batches(config, teaching, epochs, inputs), num_batches(config))
         clock = fit(config.trainer, device, folder, module, steps, validation)
         return finish(folder, clock, about)

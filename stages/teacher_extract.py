@@ -87,7 +87,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     stored = stored_targets(url)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     what = what.with_stored(stored)
-    whole_scenes = teacher.temporal == "scene"
+    whole_scenes = teacher.remembers
     if config.store.views:
         _check_views(config, what.specs, whole_scenes)
     old = _open_reused(config)
@@ -219,17 +219,18 @@ def _fill(
     config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
 ) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
-    steps = steps_of(writer, frames, config.loader.batch_size, teacher.temporal == "scene")
+    steps = steps_of(writer, frames, config.loader.batch_size, teacher.remembers)
     if not steps:
         return
     wanted = needs_pixels(writer.specs)
     read = replace(teacher.inputs(), depth=True) if wanted else teacher.inputs()
-    tokens = dict.fromkeys(frames.tokens[index] for step in steps for index, _ in step.keys)
+    tokens = dict.fromkeys(frames.tokens[key.frame] for step in steps for key in step.keys)
     readable_frames(frames.keep(tokens), read, "dataset")
     device = pick_device(config.device)
     teacher.load(device)
-    clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
-    views = SampleReader(frames, teacher.inputs(), images_only(config.augment), config.seed)
+    inputs = teacher.inputs().frame_by_frame()
+    clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted)
+    views = SampleReader(frames, inputs, images_only(config.augment), config.seed)
     loader = build_loader(
         ViewSource(clean, views), [step.keys for step in steps], config.loader.num_workers
     )

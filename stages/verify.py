@@ -161,7 +161,7 @@ def open_teacher(config: VerifyConfig, cache: Cache) -> tuple[Teacher, ViewSourc
     """
     teacher = build_teacher(config.teacher, config.seed)
     check_identity(cache, {"teacher": teacher.fingerprint()})
-    if teacher.temporal != "none":
+    if teacher.remembers:
         raise ConfigError(
             "a teacher that looks at whole scenes cannot be asked about single frames."
         )

@@ -183,6 +183,26 @@ def bev_matrix(
     return augmented
 
 
+def ego_motion(
+    now_aug: Matrix, now_to_global: Matrix, then_to_global: Matrix, then_aug: Matrix
+) -> Matrix:
+    """Return the transform from an earlier augmented frame to the current augmented one.
+
+    Args:
+        now_aug: canonical LIDAR_TOP -> augmented of the current frame, (..., 4, 4).
+        now_to_global: canonical LIDAR_TOP -> global of the current frame.
+        then_to_global: the same of the earlier frame.
+        then_aug: canonical -> augmented of the earlier frame.
+
+    Returns:
+        now_aug inv(now_to_global) then_to_global inv(then_aug): apply it to points of the earlier
+        augmented frame. Compute it in float64: global coordinates are kilometres.
+    """
+    canonical = np.linalg.inv(now_to_global) @ then_to_global
+    motion: Matrix = now_aug @ canonical @ np.linalg.inv(then_aug)
+    return motion
+
+
 def transform_points(points: Array, a_to_b: Any) -> Array:
     """Map points (..., 3 or more) by a 4x4; columns after the third (intensity, time) stay."""
     values: Any = points

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bevcask.cache import Layout, open_cache, verify
-from bevcask.cache.parts import Part, scene_prefix
+from bevcask.cache.parts import Part
 from bevcask.errors import ConfigError
 from cache.example import SPECS, begin, build, encoded, frame_table
 from cache.test_writer import different_files
@@ -33,12 +33,6 @@ def test_words_that_are_no_part(text: str) -> None:
 def test_a_part_in_words() -> None:
     assert Part.parse("2/3") == Part(2, 3)
     assert str(Part(2, 3)) == "part=2/3"
-
-
-def test_teachers_with_a_memory_begin_with_the_scene() -> None:
-    assert scene_prefix(LAYOUT, [1, 6]) == [0, 1, 4, 5, 6]
-    assert scene_prefix(LAYOUT, [2, 3]) == [2, 3]
-    assert scene_prefix(LAYOUT, []) == []
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

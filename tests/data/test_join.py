@@ -10,7 +10,7 @@ from bevcask.cache import FrameTable, open_cache
 from bevcask.config import AugmentConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch, cached_frames
-from bevcask.data.loader import SampleReader, build_loader
+from bevcask.data.loader import Key, SampleReader, build_loader
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIncompleteError, TokenNotCachedError
@@ -87,7 +87,7 @@ def test_workers_hand_over_only_the_cells_of_a_region(tiny_frames: Frames, cache
 def test_the_cache_is_opened_where_it_is_read(tiny_frames: Frames, cache_url: str) -> None:
     dataset = _dataset(tiny_frames, cache_url)
     fresh = len(pickle.dumps(dataset))
-    dataset[(0, 0)]
+    dataset[Key(0)]
     assert len(pickle.dumps(dataset)) == fresh < 4000
 
 
@@ -143,7 +143,7 @@ def test_an_unsealed_cache_is_refused_from_a_worker(tiny_frames: Frames, tmp_pat
 
 def test_stacking_keeps_values_bit_for_bit(tiny_frames: Frames, cache_url: str) -> None:
     dataset = _dataset(tiny_frames, cache_url)
-    samples = [dataset[(i, 0)] for i in (2, 0, 1)]
+    samples = [dataset[Key(i)] for i in (2, 0, 1)]
     stacked = dataset.collate(samples).targets["bev.signed"]
     cache = open_cache(cache_url)
     for i, sample in enumerate(samples):

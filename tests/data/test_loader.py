@@ -14,6 +14,7 @@ from bevcask.data import workers
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import (
     FrameSource,
+    Key,
     SampleReader,
     build_loader,
     collate,
@@ -113,7 +114,7 @@ def test_boxes_without_a_point_are_no_labels(tiny_frames: Frames) -> None:
     assert dropped > 0
 
 
-TWO_FRAMES = Inputs(image_size_HW=(56, 96), num_frames=2)
+TWO_FRAMES = Inputs(image_size_HW=(56, 96), history=1)
 
 
 def test_an_earlier_frame_comes_from_the_same_scene(tiny_frames: Frames) -> None:
@@ -123,10 +124,10 @@ def test_an_earlier_frame_comes_from_the_same_scene(tiny_frames: Frames) -> None
         scene = tiny_frames.scenes[number]
         earlier = tiny_frames.tokens[max(number - 3, tiny_frames.scenes.index(scene))]
         sample = reader.read(token)
-        assert sample.previous is not None
-        assert sample.previous.token == earlier
-        np.testing.assert_array_equal(sample.previous.images_VCHW, alone.read(earlier).images_VCHW)
-        assert sample.previous.points_P5 is sample.previous.boxes_N9 is None
+        (before,) = sample.history
+        assert before.token == earlier
+        np.testing.assert_array_equal(before.images_VCHW, alone.read(earlier).images_VCHW)
+        assert before.points_P5 is before.boxes_N9 is None
         np.testing.assert_array_equal(sample.images_VCHW, alone.read(token).images_VCHW)
 
 
@@ -138,10 +139,10 @@ def test_what_stands_still_stays_put_between_frames(
     met = drove = 0
     for token in tiny_frames.tokens:
         sample = reader.read(token)
-        assert sample.previous is not None
-        boxes, classes, _ = tiny_frames.labels(sample.previous.token)
+        (before,) = sample.history
+        boxes, classes, _ = tiny_frames.labels(before.token)
         still = np.linalg.norm(boxes[:, 7:9], axis=1) < 1e-3
-        found = transform_boxes(boxes[still], sample.previous.bev_aug_44)
+        found = transform_boxes(boxes[still], before.bev_aug_44)
         now, now_classes, _ = tiny_frames.labels(token)
         now = transform_boxes(now, sample.bev_aug_44)
         for box, cls in zip(found, classes[still], strict=True):
@@ -152,7 +153,7 @@ def test_what_stands_still_stays_put_between_frames(
                 np.testing.assert_allclose(
                     np.cos(same[distance.argmin(), 6] - box[6]), 1, atol=1e-4
                 )
-        own = np.linalg.inv(sample.bev_aug_44) @ sample.previous.bev_aug_44
+        own = np.linalg.inv(sample.bev_aug_44) @ before.bev_aug_44
         drove += bool(np.linalg.norm(own[:2, 3]) > 1)
     assert met > 20
     assert drove > 0
@@ -168,11 +169,11 @@ def test_how_far_back_is_drawn_within_its_range(tiny_frames: Frames) -> None:
     gaps = []
     for view in range(12):
         sample = reader.read(tiny_frames.tokens[last], view)
-        assert sample.previous is not None
-        gaps.append(last - tiny_frames.tokens.index(sample.previous.token))
-        again = reader.read(tiny_frames.tokens[last], view).previous
+        (before,) = sample.history
+        gaps.append(last - tiny_frames.tokens.index(before.token))
+        again = reader.read(tiny_frames.tokens[last], view).history[0]
         assert again is not None
-        assert again.token == sample.previous.token
+        assert again.token == before.token
     assert set(gaps) == {1, 2}
 
 
@@ -300,7 +301,7 @@ def test_too_small_a_shared_memory_is_found_at_the_first_batch(
 ) -> None:
     """A container has 64 MB unless asked for more; a full one makes workers die or hang."""
     source = FrameSource(SampleReader(tiny_frames, INPUTS, None, 0))
-    size = sum(tensor.nbytes for tensor in tensors_of(source.collate([source[0, 0]])))
+    size = sum(tensor.nbytes for tensor in tensors_of(source.collate([source[Key(0)]])))
     monkeypatch.setattr(workers, "free_shared", lambda: int(size * 3.5))
     batches = in_order(len(source), 1)
     with pytest.raises(LoaderError) as caught:

@@ -71,7 +71,7 @@ def test_the_earlier_frame_of_two_counts(world_copy: Path, select: Select) -> No
     frames = select(world_copy)
     lose(frames, frames.tokens[0], 0)
     assert look(frames, CAMERAS).lacking == {frames.tokens[0]}
-    two = Inputs(image_size_HW=(64, 128), num_frames=2)
+    two = Inputs(image_size_HW=(64, 128), history=1)
     assert look(frames, two).lacking == set(frames.tokens[:3])
 
 

@@ -28,15 +28,15 @@ def test_batches_are_shuffled_epochs_laid_end_to_end() -> None:
     keys = [key for batch in sampler for key in batch]
     assert len(sampler) == 10
     assert all(len(batch) == 4 for batch in sampler)
-    assert [view for _, view in keys] == [draw // 10 for draw in range(40)]
-    epochs = [[i for i, view in keys if view == epoch] for epoch in range(4)]
+    assert [key.view for key in keys] == [draw // 10 for draw in range(40)]
+    epochs = [[key.frame for key in keys if key.view == epoch] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 def test_a_batch_larger_than_the_selection_wraps() -> None:
     (batch,) = StepSampler(once(2), batch_size=5, max_steps=1)
-    assert [view for _, view in batch] == [0, 0, 1, 1, 2]
+    assert [key.view for key in batch] == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("shards", [None, SHARDS], ids=["full", "window"])
@@ -66,7 +66,7 @@ def test_every_frame_occurs_as_often_as_it_counts_each_time_in_another_view(
     assert len(epochs) == counts.sum()
     assert len(set(keys)) == len(keys)
     for epoch in range(3):
-        found = Counter(frame for frame, _ in drawn(epochs, epoch))
+        found = Counter(key.frame for key in drawn(epochs, epoch))
         assert [found[frame] for frame in range(len(counts))] == counts.tolist()
 
 
@@ -76,7 +76,7 @@ def test_a_window_is_drawn_to_its_end_before_the_next_begins(window: int) -> Non
     epochs = Epochs(counts, 5, SHARDS, window)
     orders = []
     for epoch in range(3):
-        shards = [int(SHARDS[frame]) for frame, _ in drawn(epochs, epoch)]
+        shards = [int(SHARDS[key.frame]) for key in drawn(epochs, epoch)]
         orders.append(list(dict.fromkeys(shards)))
         window_of = {shard: place // window for place, shard in enumerate(orders[-1])}
         numbers = [window_of[shard] for shard in shards]
@@ -86,7 +86,7 @@ def test_a_window_is_drawn_to_its_end_before_the_next_begins(window: int) -> Non
 
 def test_inside_a_window_shards_are_mixed() -> None:
     epochs = Epochs(np.ones(len(SHARDS), np.int64), 0, SHARDS, window=9)
-    shards = [SHARDS[frame] for frame, _ in drawn(epochs, 0)]
+    shards = [SHARDS[key.frame] for key in drawn(epochs, 0)]
     changes = sum(a != b for a, b in pairwise(shards))
     assert changes > len(shards) // 2
 

@@ -55,8 +55,7 @@ class TestBEVDepth4D(TestBEVDepth):
 
     def inputs(self, num_samples: int, seed: int) -> Batch:
         batch = super().inputs(num_samples, seed)
-        batch.previous = super().inputs(num_samples, seed + 1000)
-        batch.previous.depth_BVHW = None
+        batch.history = (replace(super().inputs(num_samples, seed + 1000), depth_BVHW=None),)
         return batch
 
 
@@ -143,7 +142,7 @@ def test_paper_config_has_the_published_layers() -> None:
 )
 def test_the_family_ships(name: str, frames: int, depth: bool) -> None:
     config = shipped(name)
-    assert BEVDepth.inputs(config) == Inputs(config.image_size_HW, frames, depth=depth)
+    assert BEVDepth.inputs(config) == Inputs(config.image_size_HW, frames - 1, depth=depth)
     with torch.device("meta"):
         detector = BEVDepth(config)
     seen = detector.bev_backbone.stages[0][0].conv1.weight.shape[1]
@@ -249,13 +248,13 @@ def two_frames() -> tuple[BEVDepth, Batch]:
 def test_the_earlier_frame_is_lifted_to_where_this_one_stands() -> None:
     """Ego drove one cell along x and two along y: the map of the earlier frame shifts back."""
     detector, batch = two_frames()
-    assert batch.previous is not None
+    (before,) = batch.history
     motion = torch.eye(4)
     motion[:2, 3] = torch.tensor([-1.0, -2.0]) * SMALL.cell
-    moved = replace(batch.previous, bev_aug_B44=motion[None])
+    moved = replace(before, bev_aug_B44=motion[None])
     with torch.inference_mode():
         still, shifted = (
-            detector._lift(frame, batch.bev_aug_B44).map_BCYX for frame in (batch.previous, moved)
+            detector._lift(frame, batch.bev_aug_B44).map_BCYX for frame in (before, moved)
         )
     differs = ((shifted[..., :-2, :-1] - still[..., 2:, 1:]).abs() > 1e-5).any(dim=1)
     assert float(differs.float().mean()) < 0.01  # cells with a frustum point on their edge
@@ -264,12 +263,12 @@ def test_the_earlier_frame_is_lifted_to_where_this_one_stands() -> None:
 
 def test_the_earlier_frame_is_seen_and_sends_no_gradient() -> None:
     detector, batch = two_frames()
-    assert batch.previous is not None
-    assert batch.previous.images_BVCHW is not None
+    (earlier,) = batch.history
+    assert earlier.images_BVCHW is not None
     before = detector(batch).taps["bev.neck"]
-    changed = replace(batch.previous, images_BVCHW=batch.previous.images_BVCHW + 1)
+    changed = replace(earlier, images_BVCHW=earlier.images_BVCHW + 1)
     changed.images_BVCHW.requires_grad_()
-    neck = detector(replace(batch, previous=changed)).taps["bev.neck"]
+    neck = detector(replace(batch, history=(changed,))).taps["bev.neck"]
     assert not torch.equal(neck, before)
     neck.sum().backward()
     assert changed.images_BVCHW.grad is None

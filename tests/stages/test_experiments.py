@@ -155,7 +155,7 @@ def test_a_published_student_takes_a_real_forward(name: str) -> None:
     inputs = student.inputs(student.config)  # type: ignore[arg-type]
     assert inputs.image_size_HW is not None
     batch = a_frame(inputs.image_size_HW)
-    batch.previous = a_frame(inputs.image_size_HW) if inputs.num_frames > 1 else None
+    batch.history = tuple(a_frame(inputs.image_size_HW) for _ in range(inputs.history))
     with torch.inference_mode():
         output = student(batch)
     described = student.describe_taps(student.config)  # type: ignore[arg-type]

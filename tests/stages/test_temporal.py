@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bevcask.cache.reader import open_cache
 from bevcask.compose import compose
-from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
@@ -20,13 +19,9 @@ from cache.test_writer import different_files
 
 
 class Counting(Teacher):
-    """Says of each frame how many of its scene it has seen before; starts anew with each scene."""
+    """Says of each frame how many of its scene it was shown; remembers that number alone."""
 
-    temporal: Literal["none", "scene"] = "scene"
-
-    def __init__(self, frames: Frames) -> None:
-        self._scene = dict(zip(frames.tokens, frames.scenes, strict=True))
-        self._last, self._count = "", 0
+    def __init__(self) -> None:
         self.seen: list[str] = []
 
     def taps(self) -> Mapping[str, TapInfo]:
@@ -39,17 +34,17 @@ class Counting(Teacher):
         return {"type": "counting", "weights": "none"}
 
     def inputs(self) -> Inputs:
-        return Inputs(None, 1, depth=False)
+        return Inputs(history=3, memory=True)
 
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        assert not batch.history
+        old = torch.zeros(len(batch.tokens)) if batch.memory is None else batch.memory["shown"]
         boxes = torch.zeros(len(batch.tokens), 1, 11)
-        for place, token in enumerate(batch.tokens):
-            self._count = self._count + 1 if self._scene[token] == self._last else 1
-            self._last = self._scene[token]
-            boxes[place, 0, 0] = self._count  # metres: how many frames it has seen
-            boxes[place, 0, 3:6] = 1
-            self.seen.append(token)
-        return {"head.boxes": boxes, "head.boxes.count": torch.ones(len(boxes), dtype=torch.int64)}
+        boxes[:, 0, 0] = old + 1  # metres
+        boxes[:, 0, 3:6] = 1
+        self.seen += batch.tokens
+        count = torch.ones(len(boxes), dtype=torch.int64)
+        return {"head.boxes": boxes, "head.boxes.count": count, "memory/shown": old + 1}
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def extract(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         data = ["dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=all"]
         fixed = ["method=none", "store.shard_rows=1", "loader.num_workers=0"]
         config = compose(ExtractConfig, [f"cache={url}", *data, *fixed, *words])
-        teacher = Counting(Frames.select(config.dataset))
+        teacher = Counting()
         monkeypatch.setattr(teacher_extract, "build_teacher", lambda *_: teacher)
         return teacher_extract.run(config), teacher.seen
 
@@ -72,22 +67,35 @@ def counts(url: Path) -> list[float]:
 
 def test_a_resumed_scene_begins_with_its_first_frame(extract: Any, tmp_path: Path) -> None:
     whole, url = tmp_path / "whole.zarr", tmp_path / "resumed.zarr"
-    _, order = extract(whole)
+    extract(whole)
     expected = counts(whole)
     assert max(expected) > 1
     extract(url)
     cache = open_cache(str(url))
     lost = expected.index(max(expected))  # the last frame of the first of the longest scenes
+    frames = cache.frames
+    assert expected == [1.0, 2.0, 3.0] * 2
     unseal(url, lost)
     before = {p: p.stat().st_mtime_ns for p in url.glob("boxes/head.boxes/values/c.*")}
     _, seen = extract(url, "loader.batch_size=1")
-    scene = cache.frames.scenes[lost]
-    assert seen == [t for t in order if cache.frames.scenes[order.index(t)] == scene]
+    scene = frames.scenes[lost]
+    assert seen == [t for t, own in zip(frames.tokens, frames.scenes, strict=True) if own == scene]
     after = {p: p.stat().st_mtime_ns for p in url.glob("boxes/head.boxes/values/c.*")}
     assert {p for p in after if after[p] != before.get(p)} == {
         url / f"boxes/head.boxes/values/c.{lost}.0.0"
     }
     assert different_files(whole, url) == []
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_lanes_leave_no_trace(extract: Any, tmp_path: Path, width: int, rows: int) -> None:
+    whole, url = tmp_path / "whole.zarr", tmp_path / "lanes.zarr"
+    for place, lanes in ((whole, 1), (url, width)):
+        _, seen = extract(place, f"loader.batch_size={lanes}", f"store.shard_rows={rows}")
+        assert len(seen) == len(set(seen)) == 6
+    assert different_files(whole, url) == []
+    assert counts(url) == [1.0, 2.0, 3.0] * 2
 
 
 def unseal(url: Path, shard: int) -> None:

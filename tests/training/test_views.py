@@ -12,7 +12,7 @@ from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import SampleReader, ViewSource
+from bevcask.data.loader import Key, SampleReader, ViewSource
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
 from bevcask.extraction.steps import steps_of
@@ -149,7 +149,7 @@ def test_a_batch_of_interleaved_views_gives_each_sample_its_own(
     dataset = JoinedDataset(frames, reader, cache=cache, viewed=["bev.neck"])
     samples = []
     for number, view in enumerate(views):
-        drawn = (dataset[number % len(frames), epoch] for epoch in range(99))
+        drawn = (dataset[Key(number % len(frames), epoch)] for epoch in range(99))
         samples.append(next(sample for sample in drawn if sample.student.view == view))
     values = dataset.collate(samples).targets["bev.neck"].values.numpy()
     opened = open_cache(cache)
@@ -272,7 +272,7 @@ def test_a_plan_counts_the_passes_that_an_extraction_makes(
 def test_a_teacher_with_a_memory_has_no_views(
     tiny_world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bevcask.teachers.native.NativeTeacher.temporal", "scene")
+    monkeypatch.setattr("bevcask.teachers.base.Teacher.remembers", True)
     config = configure(
         tiny_world, f"cache={tmp_path / 'c.zarr'}", VIEWS, *IMAGES, verb=ExtractConfig
     )

@@ -1,7 +1,6 @@
 """Parts: which shards one of n processes fills, by arithmetic alone."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevcask.cache.layout import Layout
@@ -46,11 +45,3 @@ class Part:
             starts = [*layout.scene_starts, layout.num_shards]
             ends = [next(start for start in starts if start >= end) for end in ends]
         return range(*ends)
-
-
-def scene_prefix(layout: Layout, shards: Sequence[int]) -> list[int]:
-    """Return the shards a teacher with a memory must see to fill some: from their scenes' first."""
-    seen: set[int] = set()
-    for shard in shards:
-        seen.update(range(layout.scene_start(shard), shard + 1))
-    return sorted(seen)

@@ -63,9 +63,9 @@ def draw(
     return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")), int(gap))
 
 
-def frame_gap(num_frames: int) -> int:
-    """Return how many keyframes back a detector of so many frames looks at clean samples."""
-    return CLEAN_GAP if num_frames > 1 else 0
+def frame_gap(history: int) -> int:
+    """Return how many keyframes back a detector with a history looks at clean samples."""
+    return CLEAN_GAP if history else 0
 
 
 def images_only(config: ImageAugmentConfig) -> AugmentConfig:

@@ -151,11 +151,9 @@ class JoinedDataset:
         return len(self.frames)
 
     def __getitem__(self, key: Key) -> JoinedSample:
-        index, view = key
-        token = self.frames.tokens[index]
         return JoinedSample(
-            student=self.student.read(token, view),
-            teacher=None if self.teacher is None else self.teacher.read(token, view),
+            student=self.student.at(key, self.frames),
+            teacher=None if self.teacher is None else self.teacher.at(key, self.frames),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ loads with another number of workers, sees the same bytes.
 import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,21 @@ from bevcask.errors import BevcaskError
 from bevcask.geometry import transform_boxes, transform_points
 from bevcask.processes import FORK_SERVER
 
-Key = tuple[int, int]
-"""(index of a frame in the selection, view)."""
+
+class Key(NamedTuple):
+    """What is read.
+
+    Attributes:
+        frame: index in the selection.
+        view: which augmentation of it.
+        after: index of the frame whose memory it goes on with; -1 begins anew.
+    """
+
+    frame: int
+    view: int = 0
+    after: int = -1
+
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -57,7 +70,10 @@ class Sample:
         classes_N: their classes.
         canonical_boxes_N9: the same boxes before BEV augmentation.
         view: which replayed view the images show; 0 where nothing is replayed.
-        previous: images and cameras of an earlier keyframe; see `Batch.previous`.
+        seconds: time of the keyframe.
+        lidar_to_global_44: float64.
+        after: token of the frame whose memory it goes on with.
+        history: earlier keyframes, oldest first; see `Batch.history`.
     """
 
     token: str
@@ -73,7 +89,10 @@ class Sample:
     classes_N: npt.NDArray[np.int64] | None = None
     canonical_boxes_N9: Floats | None = None
     view: int = 0
-    previous: "Sample | None" = None
+    seconds: float = 0.0
+    lidar_to_global_44: npt.NDArray[np.float64] | None = None
+    after: str | None = None
+    history: tuple["Sample", ...] = ()
 
 
 class SampleReader:
@@ -109,6 +128,11 @@ class SampleReader:
         inputs = replace(self.inputs, depth=False)
         return SampleReader(self.frames, inputs, self.augment, self.seed, self.replay, self.pixels)
 
+    def at(self, key: Key, frames: Frames) -> Sample:
+        """Read the frame of a key of a selection; see `read`."""
+        sample = self.read(frames.tokens[key.frame], key.view)
+        return sample if key.after < 0 else replace(sample, after=frames.tokens[key.after])
+
     def read(self, token: str, view: int = 0) -> Sample:
         """Read one frame under its augmentation `view`.
 
@@ -125,29 +149,60 @@ class SampleReader:
                 self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
             )
             drawn = replace(drawn, images=seen.images)
+        history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
         return Sample(
             token=token,
             view=replayed,
-            bev_aug_44=drawn.bev_aug.astype(np.float32),
-            points_P5=self._points(token, drawn),
             pixels_P5=read_pixels(self.frames, token, boxes=True) if self.pixels else None,
-            previous=self._previous(row, drawn) if self.inputs.num_frames > 1 else None,
-            **self._cameras(row, drawn),
+            history=history,
+            after=history[-1].token if history and self.inputs.memory else None,
+            **self._sensed(row, drawn),
             **self._depth(token, drawn),
             **self._labels(token, drawn),
         )
 
-    def _previous(self, row: int, drawn: Draw) -> Sample:
+    def _sensed(self, row: int, drawn: Draw) -> dict[str, Any]:
+        """Return what the sensors saw of a frame, when and where."""
+        index = self.frames.index
+        return {
+            "bev_aug_44": drawn.bev_aug.astype(np.float32),
+            "points_P5": self._points(bytes(index["frame_token"][row]).hex(), drawn),
+            "seconds": float(index["frame_time"][row]) * 1e-6,
+            "lidar_to_global_44": np.asarray(index["frame_lidar_to_global"][row]),
+            **self._cameras(row, drawn),
+        }
+
+    def _window(self, row: int, drawn: Draw) -> tuple[Sample, ...]:
+        """Read the keyframes before one, oldest first, each a frame of its own.
+
+        All share one augmentation. Where the scene begins later than the window, its first frame
+        stands in, and begins anew each time it is shown.
+        """
+        index = self.frames.index
+        rows = [self.frames.previous_row(row, gap) for gap in range(self.inputs.history, 0, -1)]
+        window: list[Sample] = []
+        for place, earlier in enumerate(rows):
+            goes_on = place > 0 and rows[place - 1] != earlier
+            sample = Sample(
+                token=bytes(index["frame_token"][earlier]).hex(), **self._sensed(earlier, drawn)
+            )
+            window.append(replace(sample, after=window[-1].token if goes_on else None))
+        return tuple(window)
+
+    def _earlier(self, row: int, drawn: Draw) -> tuple[Sample, ...]:
         """Read the images of an earlier keyframe under the same image augmentation."""
+        if not self.inputs.history:
+            return ()
         index = self.frames.index
         earlier = self.frames.previous_row(row, drawn.frame_gap)
         to_global = index["frame_lidar_to_global"]
         motion = np.linalg.inv(to_global[row]) @ to_global[earlier]
-        return Sample(
+        earlier_sample = Sample(
             token=bytes(index["frame_token"][earlier]).hex(),
             bev_aug_44=(drawn.bev_aug @ motion).astype(np.float32),
             **self._cameras(earlier, drawn),
         )
+        return (earlier_sample,)
 
     def _points(self, token: str, drawn: Draw) -> Floats | None:
         if not self.inputs.num_sweeps:
@@ -206,7 +261,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         return [torch.from_numpy(getattr(sample, name)) for sample in samples]
 
     first = samples[0]
-    previous = [sample.previous for sample in samples if sample.previous is not None]
+    poses = [s.lidar_to_global_44 for s in samples if s.lidar_to_global_44 is not None]
     labels = None
     if first.boxes_N9 is not None:
         labels = Labels(each("boxes_N9"), each("classes_N"), each("canonical_boxes_N9"))
@@ -221,7 +276,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         depth_BVHW=stack("depth_VHW"),
         pixels=None if first.pixels_P5 is None else each("pixels_P5"),
         labels=labels,
-        previous=collate(previous) if previous else None,
+        seconds_B=torch.tensor([sample.seconds for sample in samples], dtype=torch.float64),
+        lidar_to_global_B44=torch.from_numpy(np.stack(poses)) if poses else None,
+        after=[sample.after for sample in samples],
+        history=tuple(map(collate, zip(*(sample.history for sample in samples), strict=True))),
     )
 
 
@@ -248,8 +306,7 @@ class FrameSource:
         return len(self.reader.frames)
 
     def __getitem__(self, key: Key) -> Sample:
-        index, view = key
-        return self.reader.read(self.reader.frames.tokens[index], view)
+        return self.reader.at(key, self.reader.frames)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples)
@@ -263,8 +320,7 @@ class ViewSource(FrameSource):
         self.views = views
 
     def __getitem__(self, key: Key) -> Sample:
-        index, view = key
-        return self.read(self.reader.frames.tokens[index], view)
+        return (self.views if key.view else self.reader).at(key, self.reader.frames)
 
     def read(self, token: str, view: int) -> Sample:
         """Read one frame as the teacher saw it; errors as of `SampleReader.read`."""
@@ -342,11 +398,11 @@ def build_loader(
 def in_order(num_frames: int, batch_size: int) -> list[list[Key]]:
     """Return the batches of one pass over a selection, view 0, last one short.
 
-    >>> in_order(3, 2)
-    [[(0, 0), (1, 0)], [(2, 0)]]
+    >>> [[key.frame for key in batch] for batch in in_order(3, 2)]
+    [[0, 1], [2]]
     """
     starts = range(0, num_frames, batch_size)
-    return [[(i, 0) for i in range(s, min(s + batch_size, num_frames))] for s in starts]
+    return [[Key(i) for i in range(s, min(s + batch_size, num_frames))] for s in starts]
 
 
 def _as_is(batch: BatchT) -> BatchT:

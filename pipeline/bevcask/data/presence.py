@@ -118,12 +118,10 @@ def _files(frames: Frames, inputs: Inputs, row: int) -> list[bytes]:
     """Return the paths below the root of all that is read of a frame, by its row of the index."""
     index, paths = frames.index, list[bytes]()
     if inputs.image_size_HW is not None:
-        earlier = frames.previous_row(row, frame_gap(inputs.num_frames))
-        paths += [
-            name
-            for shown in sorted({row, earlier})
-            for name in index["frame_image"][shown].tolist()
-        ]
+        window = range(1, inputs.history + 1)
+        gaps = window if inputs.memory else [frame_gap(inputs.history)]
+        shown = {row, *(frames.previous_row(row, gap) for gap in gaps)}
+        paths += [name for own in sorted(shown) for name in index["frame_image"][own].tolist()]
     if inputs.num_sweeps or inputs.depth:
         scans = frames.chain(row, max(1, inputs.num_sweeps))
         paths += index["scan_path"][scans].tolist()

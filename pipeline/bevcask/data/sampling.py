@@ -110,7 +110,7 @@ class Epochs:
         draw = self._draw(epoch, place)
         position = int(np.searchsorted(self._ends, draw, side="right"))
         frame = position if self._frames is None else int(self._frames[position])
-        return frame, epoch * self._copies + draw - int(self._starts[position])
+        return Key(frame, epoch * self._copies + draw - int(self._starts[position]))
 
     def _draw(self, epoch: int, place: int) -> int:
         if self._borders is None:

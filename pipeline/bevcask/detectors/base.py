@@ -32,9 +32,17 @@ class Batch:
         pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
             where no target needs them.
         labels: ground truth; None when the split has none.
-        previous: the images of an earlier keyframe of each sample and their cameras; its `bev_aug`
-            brings the *earlier* canonical LIDAR_TOP to this batch's augmented one, ego motion
-            included. None unless `Inputs.num_frames` is 2.
+        seconds_B: float64, time of the keyframe.
+        lidar_to_global_B44: float64, canonical LIDAR_TOP -> global.
+        after: per sample the token of the frame whose memory this one goes on with, None to begin
+            anew.
+        memory: what the detector said to remember after those frames; None where none of the
+            samples goes on with one.
+        known_B: bool, whose memory holds something; None without memory.
+        history: earlier keyframes of each sample, oldest first, as `Inputs.history` asks. Of a
+            detector that remembers each is a frame of its own, to be shown in turn
+            (`memory.unroll`). Of others there is one, images and cameras only, whose `bev_aug`
+            brings its canonical LIDAR_TOP to *this* batch's augmented one, ego motion included.
     """
 
     tokens: list[str]
@@ -47,7 +55,12 @@ class Batch:
     depth_BVHW: Tensor | None = None
     pixels: list[Tensor] | None = None
     labels: "Labels | None" = None
-    previous: "Batch | None" = None
+    seconds_B: Tensor | None = None
+    lidar_to_global_B44: Tensor | None = None
+    after: list[str | None] | None = None
+    memory: "Memory | None" = None
+    known_B: Tensor | None = None
+    history: tuple["Batch", ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
@@ -69,8 +82,18 @@ class Batch:
             depth_BVHW=move(self.depth_BVHW),
             pixels=each(self.pixels),
             labels=None if self.labels is None else self.labels.to(device),
-            previous=None if self.previous is None else self.previous.to(device),
+            memory=None if self.memory is None else _moved(self.memory, device),
+            known_B=move(self.known_B),
+            history=tuple(earlier.to(device) for earlier in self.history),
         )
+
+
+Memory = dict[str, Tensor]
+"""What a detector remembers, batch first; only the detector that said it reads it."""
+
+
+def _moved(memory: Memory, device: torch.device | str) -> Memory:
+    return {name: value.to(device, non_blocking=True) for name, value in memory.items()}
 
 
 @dataclass
@@ -105,10 +128,13 @@ class Output:
         taps: name -> tensor, batch first, exactly as `Detector.taps()` describes a sample
             (dense_bev and heatmap (B, C, Y, X); heatmaps are probabilities).
         preds: the head's raw output; only the same detector's `loss` and `decode` read it.
+        memory: what it wants to be reminded of at the next frame of each sample's scene; empty
+            for a detector that remembers nothing.
     """
 
     taps: dict[str, Tensor]
     preds: dict[str, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
 
 @dataclass
@@ -132,7 +158,8 @@ class Inputs:
 
     Attributes:
         image_size_HW: network input size in pixels; None for no images.
-        num_frames: 2 for the images of an earlier keyframe too.
+        history: how many earlier keyframes are loaded with each frame.
+        memory: it remembers: `Output.memory` of a frame is `Batch.memory` of the next.
         num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
         depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
         ego_points: hits on the ego car: dropped, kept in the keyframe's own scan alone (mmdet3d's
@@ -143,12 +170,17 @@ class Inputs:
     """
 
     image_size_HW: tuple[int, int] | None = None
-    num_frames: Literal[1, 2] = 1
+    history: int = 0
+    memory: bool = False
     num_sweeps: int = 0
     depth: bool = False
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"
     pad: Literal["missing", "empty", "never"] = "missing"
     virtual_points: bool = False
+
+    def frame_by_frame(self) -> "Inputs":
+        """Return what is loaded where memory is carried from frame to frame: no window."""
+        return replace(self, history=0) if self.memory else self
 
 
 class Detector(nn.Module, ABC):

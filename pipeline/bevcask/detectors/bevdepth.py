@@ -129,7 +129,7 @@ class BEVDepth(Detector):
     @classmethod
     def inputs(cls, config: BaseConfig) -> Inputs:
         own = cast(BEVDepthConfig, config)
-        return Inputs(own.image_size_HW, own.num_frames, depth=own.depth == "camera_aware")
+        return Inputs(own.image_size_HW, own.num_frames - 1, depth=own.depth == "camera_aware")
 
     @classmethod
     def describe_taps(cls, config: BaseConfig) -> Mapping[str, TapInfo]:
@@ -172,9 +172,9 @@ class BEVDepth(Detector):
         own = self._lift(batch, batch.bev_aug_B44)
         fused = own.map_BCYX
         if self.config.num_frames > 1:
-            assert batch.previous is not None, "the loader gave no earlier frame"
+            assert batch.history, "the loader gave no earlier frame"
             with torch.no_grad():
-                earlier = self.frame(self._lift(batch.previous, batch.bev_aug_B44).map_BCYX)
+                earlier = self.frame(self._lift(batch.history[-1], batch.bev_aug_B44).map_BCYX)
             fused = torch.cat([self.frame(own.map_BCYX), earlier], dim=1)
         blocks = self.bev_backbone(fused)
         neck = self.neck(blocks)

@@ -8,8 +8,10 @@ import torch
 from bevcask.cache.reader import Cache
 from bevcask.config import LoaderConfig
 from bevcask.data.index.frames import Frames
+from bevcask.data.lanes import in_lanes
 from bevcask.data.loader import FrameSource, Loader, SampleReader, build_loader, in_order
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
+from bevcask.detectors.memory import Stream
 from bevcask.errors import PlanError
 from bevcask.progress import Ticker
 from bevcask.targets.plan import BOXES
@@ -23,9 +25,11 @@ def detect(
 ) -> dict[str, Detections]:
     """Run a detector over clean batches in evaluation mode; the mode of every part is restored.
 
+    What it remembers is carried from batch to batch.
+
     Args:
         detector: already on `device`.
-        batches: canonical frame, on the host.
+        batches: canonical frame, on the host; see `frame_batches`.
         device: where it runs.
         bar: moved by one a frame.
 
@@ -35,9 +39,12 @@ def detect(
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     found: dict[str, Detections] = {}
+    stream = Stream()
     with torch.inference_mode():
         for batch in batches:
-            output = detector(batch.to(device))
+            shown = stream.recall(batch.to(device))
+            output = detector(shown)
+            stream.keep(shown, output.memory)
             boxes = detector.decode(output)
             found |= dict(zip(batch.tokens, (on_host(b) for b in boxes), strict=True))
             if bar is not None:
@@ -48,9 +55,14 @@ def detect(
 
 
 def frame_batches(frames: Frames, inputs: Inputs, config: LoaderConfig) -> Loader[Batch]:
-    """Return a loader of every frame once, in order, without augmentation."""
-    reader = SampleReader(frames, replace(inputs, depth=False), augment=None, seed=0)
-    batches = in_order(len(frames), config.batch_size)
+    """Return a loader of every frame once, without augmentation: in order, or scenes in lanes."""
+    inputs = replace(inputs.frame_by_frame(), depth=False)
+    reader = SampleReader(frames, inputs, augment=None, seed=0)
+    batches = (
+        list(in_lanes(frames.scene_ranges, config.batch_size))
+        if inputs.memory
+        else in_order(len(frames), config.batch_size)
+    )
     return build_loader(FrameSource(reader), batches, config.num_workers)
 
 

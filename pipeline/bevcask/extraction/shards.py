@@ -1,5 +1,6 @@
 """From the batches of a teacher to the encoded targets of whole shards."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from bevcask.cache.layout import Encoded, concatenate
 from bevcask.cache.quantize import encode_targets
 from bevcask.detectors.base import Batch
+from bevcask.detectors.memory import Stream
 from bevcask.extraction.steps import Step
 from bevcask.targets.spec import TargetSpec
-from bevcask.teachers.base import Teacher
+from bevcask.teachers.base import Teacher, memory_in
 
 
 def encoded_shards(
@@ -20,15 +22,25 @@ def encoded_shards(
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
     """Yield (shard, encoded targets by name) as the teacher completes them."""
-    parts: dict[str, list[Encoded[Any]]] = {spec.key: [] for spec in specs}
+    stream = Stream()
+    parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
-        outputs = teacher.targets(batch.to(device), [spec.name for spec in own])
-        if not step.kept:
+        shown = stream.recall(batch.to(device))
+        outputs = teacher.targets(shown, [spec.name for spec in own])
+        stream.keep(shown, memory_in(outputs))
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for row, shard in enumerate(step.shards):
+            if shard is not None:
+                rows_of[shard].append(row)
+        if not rows_of:
             continue
         boxes = None if batch.labels is None else batch.labels.canonical_boxes
-        for name, target in encode_targets(outputs, own, boxes, batch.tokens).items():
-            parts[name].append(target)
-        if step.completes_shard:
-            yield step.shard, {name: concatenate(found) for name, found in parts.items()}
-            parts = {name: [] for name in parts}
+        encoded = encode_targets(outputs, own, boxes, batch.tokens)
+        for shard, rows in rows_of.items():
+            for name, target in encoded.items():
+                whole = len(rows) == len(step.shards)
+                parts[shard][name].append(target if whole else target.sample(rows))
+        for shard in step.completes:
+            done = parts.pop(shard)
+            yield shard, {name: concatenate(found) for name, found in done.items()}

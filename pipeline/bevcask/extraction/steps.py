@@ -1,54 +1,77 @@
 """Which frames go through the teacher together, in which order."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bevcask.cache.parts import scene_prefix
 from bevcask.cache.repair import Repairer
 from bevcask.cache.writer import Writer
 from bevcask.data.index.frames import Frames
+from bevcask.data.lanes import in_lanes
 from bevcask.data.loader import Key
 
 
 @dataclass(frozen=True)
 class Step:
-    """One forward: a batch never crosses a shard, so a resumed run repeats the same batches.
+    """One forward.
 
     Attributes:
-        shard: where its frames lie.
         keys: what the loader reads.
-        completes_shard: it is the shard's last.
+        shards: where each frame lies; None where the teacher must only see it, to remember it.
+        completes: the shards whose last frame this is, in their last view.
         view: which view of them the teacher sees.
-        kept: False where the teacher must only see the frames, to remember them.
     """
 
-    shard: int
     keys: list[Key]
-    completes_shard: bool
+    shards: list[int | None]
+    completes: list[int]
     view: int = 0
-    kept: bool = True
 
 
 def steps_of(
-    writer: Writer | Repairer, frames: Frames, batch_size: int, whole_scenes: bool = False
+    writer: Writer | Repairer, frames: Frames, batch_size: int, remembers: bool = False
 ) -> list[Step]:
-    """Return the forwards that fill every missing shard, in row order.
+    """Return the forwards that fill every missing shard.
 
     Args:
         writer: knows what is missing.
         frames: the selection.
         batch_size: frames a forward, at most.
-        whole_scenes: begin with the first frame of each scene, for a teacher that remembers.
+        remembers: the teacher must see each scene from its first frame, one frame a forward:
+            scenes go side by side. Else in row order, and no batch crosses a shard, so that a
+            resumed run repeats the same batches.
     """
     position = {token: index for index, token in enumerate(frames.tokens)}
-    missing = writer.missing()
-    kept = set(missing)
+    places = {
+        shard: [position[token] for token in writer.tokens(shard)] for shard in writer.missing()
+    }
+    if remembers:
+        return list(_through_scenes(places, frames, batch_size))
     views = sorted({spec.view for spec in writer.specs})
-    steps = []
-    for shard in scene_prefix(writer.cache.layout, missing) if whole_scenes else missing:
-        for view in views:
-            keys: list[Key] = [(position[token], view) for token in writer.tokens(shard)]
-            for first in range(0, len(keys), batch_size):
-                last = first + batch_size >= len(keys) and view == views[-1]
-                part = keys[first : first + batch_size]
-                steps.append(Step(shard, part, last, view, shard in kept))
-    return steps
+    return [
+        step
+        for shard, rows in places.items()
+        for view in views
+        for step in _of_shard(shard, rows, view, batch_size, view == views[-1])
+    ]
+
+
+def _of_shard(
+    shard: int, rows: Sequence[int], view: int, batch_size: int, last_view: bool
+) -> Iterator[Step]:
+    for first in range(0, len(rows), batch_size):
+        keys = [Key(row, view) for row in rows[first : first + batch_size]]
+        completes = last_view and first + batch_size >= len(rows)
+        yield Step(keys, [shard] * len(keys), [shard] if completes else [], view)
+
+
+def _through_scenes(places: dict[int, list[int]], frames: Frames, width: int) -> Iterator[Step]:
+    shard_of = {row: shard for shard, rows in places.items() for row in rows}
+    last_of = {max(rows): shard for shard, rows in places.items()}
+    scenes = [
+        range(scene.start, max(wanted) + 1)
+        for scene in frames.scene_ranges
+        if (wanted := [row for row in scene if row in shard_of])
+    ]
+    for keys in in_lanes(scenes, width):
+        shards = [shard_of.get(key.frame) for key in keys]
+        yield Step(keys, shards, [last_of[key.frame] for key in keys if key.frame in last_of])

@@ -2,20 +2,33 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bevcask.cache.identity import check_identity
 from bevcask.config import Config as AnyConfig
-from bevcask.detectors.base import Batch, Inputs
+from bevcask.detectors.base import Batch, Inputs, Memory
 from bevcask.targets.pixels import PIXELS, pad
 from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import TapInfo
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
+
+
+MEMORY = "memory/"
+"""Begins the names under which a teacher says what it wants to remember."""
+
+
+def memory_in(outputs: Mapping[str, Tensor]) -> Memory:
+    """Return what a teacher wants to remember, by its own names."""
+    return {
+        name.removeprefix(MEMORY): value
+        for name, value in outputs.items()
+        if name.startswith(MEMORY)
+    }
 
 
 class Teacher(ABC):
@@ -27,7 +40,6 @@ class Teacher(ABC):
     """
 
     Config: type[AnyConfig]
-    temporal: Literal["none", "scene"] = "none"
 
     def __init__(self, config: AnyConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -53,6 +65,11 @@ class Teacher(ABC):
     @abstractmethod
     def taps(self) -> Mapping[str, TapInfo]:
         """Return every tap by name; cheap, without weights."""
+
+    @property
+    def remembers(self) -> bool:
+        """True if it must be shown each scene from its first frame on, in order."""
+        return self.inputs().memory
 
     @abstractmethod
     def load(self, device: torch.device | str) -> None:
@@ -82,6 +99,9 @@ class Teacher(ABC):
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         """Return the named taps in eval and inference mode.
 
+        A teacher that remembers adds `memory/NAME` for what it is to be given back as
+        `batch.memory[NAME]` at the next frame of each scene (`memory_in`).
+
         box_set taps come as (B, N, 11) float32 (nine box fields, score, class; padded with zeros,
         best first) plus `NAME.count` (B,) int64.
         """
@@ -100,7 +120,7 @@ class Teacher(ABC):
             DataError: more points than `lidar.pixels` has room for.
         """
         taps = [name for name in names if name not in (PIXELS.name, VIEW_TRANSFORM.name)]
-        found = self(batch, taps) if taps else {}
+        found = self(batch, taps) if taps or self.remembers else {}
         if PIXELS.name in names:
             assert batch.pixels is not None, "the loader gave no pixels"
             found[PIXELS.name], found[f"{PIXELS.name}.count"] = pad(batch.pixels, batch.tokens)

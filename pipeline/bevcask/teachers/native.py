@@ -19,7 +19,7 @@ from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TapInfo
-from bevcask.teachers.base import Teacher
+from bevcask.teachers.base import MEMORY, Teacher
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +106,9 @@ class NativeTeacher(Teacher):
         with torch.inference_mode():
             output = self.detector(batch)
             found = {name: output.taps[name] for name in names if taps[name].kind != "box_set"}
-            if len(found) < len(names):
+            missing = len(found) < len(names)
+            found |= {MEMORY + name: value for name, value in output.memory.items()}
+            if missing:
                 detections = self.detector.decode(output)
                 for name in names:
                     if taps[name].kind == "box_set":

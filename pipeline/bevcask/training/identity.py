@@ -63,7 +63,7 @@ def check_dataset(
         sensors=tuple(stored["calibration"]),
         num_sweeps=max(1, int(read["num_sweeps"])),
         annotations=annotations and "annotations" in stored,
-        frame_gap=frame_gap(int(read["num_frames"])),
+        frame_gap=frame_gap(int(read["num_frames"]) - 1),
         virtual_points="virtual_points" in stored and dataset.virtual_points is not None,
     )
     if not exact and _same_within_rounding(cache, frames, found):

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
 from bevcask.detectors.base import Detector
+from bevcask.detectors.memory import unroll
 from bevcask.errors import DivergedError
 from bevcask.methods.base import Method
 from bevcask.targets.align import Align
@@ -29,6 +30,8 @@ class Distillation(LightningModule):
         student: the detector, what is exported.
         method: the loss with its adapters, trained along and thrown away.
         note: strings kept in every checkpoint: architecture, cache id, command.
+
+    A student that remembers is shown the history of each frame first, from nothing.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Distillation(LightningModule):
         source: TargetSource,
         config: TrainerConfig,
         note: Mapping[str, str],
+        remembers: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -45,6 +49,7 @@ class Distillation(LightningModule):
         self.note = dict(note)
         self._source = source
         self._config = config
+        self._remembers = remembers
         self._loss: Tensor | None = None
         self._tokens: Sequence[str] = ()
         self._random: dict[str, Any] | None = None
@@ -73,7 +78,7 @@ class Distillation(LightningModule):
     def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
         """Return every loss term of a batch by name: `detection/...`, then the method's."""
         batch = joined.batch
-        output = self.student(batch)
+        output = unroll(self.student, batch) if self._remembers else self.student(batch)
         terms = {
             f"detection/{name}": term for name, term in self.student.loss(output, batch).items()
         }

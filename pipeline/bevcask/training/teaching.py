@@ -178,6 +178,11 @@ def _online(
     from bevcask.teachers import build_teacher
 
     teacher = build_teacher(config.teacher, config.seed)
+    if teacher.remembers:
+        raise ConfigError(
+            "targets=online: this teacher remembers the frames before, and training shows them in "
+            "no order. Extract a cache of it, and name that with cache=URL."
+        )
     canonical = config.online.input == "canonical"
     what = plan(
         method.needs(),

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ class Frames:
     def has_labels(self) -> bool:
         """False for a version without annotations (the test split)."""
         return len(self.index["box_values"]) > 0
+
+    @property
+    def scene_ranges(self) -> list[range]:
+        """The frames of each scene, in the order of the selection, which is that of time."""
+        codes_n = self.index["frame_scene"][self.rows]
+        starts = [0, *(np.flatnonzero(np.diff(codes_n)) + 1).tolist(), len(codes_n)]
+        return [range(a, b) for a, b in pairwise(starts) if b > a]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,0 +1,78 @@
+"""Memory is data: it comes back in the output, and whoever loops over time carries it.
+
+A detector is shown one frame and what it said to remember of the frame before; it hides nothing.
+`Stream` carries memory from batch to batch, `unroll` over the frames of a window.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bevcask.detectors.base import Batch, Detector, Memory, Output
+from bevcask.errors import DataError
+
+
+class Stream:
+    """Carries what a detector remembers from one batch to the next, row by row, by token."""
+
+    def __init__(self) -> None:
+        self._memory: Memory = {}
+        self._row: dict[str, int] = {}
+
+    def recall(self, batch: Batch) -> Batch:
+        """Return the batch with the memory of each sample's frame before; zeros for a new scene.
+
+        Raises:
+            DataError: a sample goes on with a frame that was not in the batch before.
+        """
+        after = batch.after or [None] * len(batch.tokens)
+        lost = [token for token in after if token is not None and token not in self._row]
+        if lost:
+            raise DataError(
+                f"a detector that remembers was to go on after frame {lost[0]}, which it was not "
+                "shown just before. Show it the frames of a scene in order, from the first."
+            )
+        known_B = torch.tensor([token is not None for token in after])
+        if not bool(known_B.any()):
+            return replace(batch, memory=None, known_B=None)
+        row_B = torch.tensor([0 if token is None else self._row[token] for token in after])
+
+        def rows(value: torch.Tensor) -> torch.Tensor:
+            keep = known_B.to(value.device).view(-1, *[1] * (value.ndim - 1))
+            return torch.where(keep, value[row_B.to(value.device)], torch.zeros_like(value[:1]))
+
+        memory = {name: rows(value) for name, value in self._memory.items()}
+        return replace(batch, memory=memory, known_B=known_B.to(batch.bev_aug_B44.device))
+
+    def keep(self, batch: Batch, memory: Memory) -> None:
+        """Keep what was said of a batch, without its gradients; what was kept before is dropped."""
+        self._memory = {name: value.detach() for name, value in memory.items()}
+        self._row = {token: row for row, token in enumerate(batch.tokens)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, so that a run resumed in mid-scene goes on exactly."""
+        return {"memory": dict(self._memory), "tokens": list(self._row)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._memory = dict(state["memory"])
+        self._row = {token: row for row, token in enumerate(state["tokens"])}
+
+
+def unroll(detector: Detector, batch: Batch) -> Output:
+    """Run a detector on a window: its history without gradient, in evaluation mode, then the frame.
+
+    A window is a short stream that starts from nothing. A batch without history is just run.
+    """
+    if not batch.history:
+        return detector(batch)  # type: ignore[no-any-return]
+    stream, modes = Stream(), [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    with torch.no_grad():
+        for earlier in batch.history:
+            shown = stream.recall(earlier)
+            stream.keep(shown, detector(shown).memory)
+    for module, training in modes:
+        module.training = training
+    return detector(stream.recall(batch))  # type: ignore[no-any-return]

@@ -1,0 +1,127 @@
+"""Memory is data: lanes do not leak, order is kept, a split run equals a whole one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from bevcask.config import Config
+from bevcask.data.lanes import SceneSteps, in_lanes
+from bevcask.data.loader import Key
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.memory import Stream, unroll
+from bevcask.errors import DataError
+from bevcask.targets.spec import TapInfo
+
+SCENES = [range(4), range(4, 9), range(9, 11), range(11, 15)]
+SEEN = [frame - scene.start + 1 for scene in SCENES for frame in scene]
+
+
+class Counts(Detector):
+    """Remembers how many frames of its scene it has seen."""
+
+    class Config(Config):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def inputs(cls, config: Any) -> Inputs:
+        return Inputs(history=2, memory=True)
+
+    @classmethod
+    def describe_taps(cls, config: Any) -> Mapping[str, TapInfo]:
+        return {}
+
+    def forward(self, batch: Batch) -> Output:
+        old = torch.zeros(len(batch.tokens)) if batch.memory is None else batch.memory["seen"]
+        seen = old + self.weight
+        return Output({"seen": seen}, memory={"seen": seen})
+
+    def loss(self, output: Output, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}
+
+    def decode(self, output: Output) -> list[Detections]:
+        return []
+
+
+def load(keys: list[Key], history: tuple[Batch, ...] = ()) -> Batch:
+    return Batch(
+        tokens=[f"{key.frame:032x}" for key in keys],
+        bev_aug_B44=torch.eye(4).expand(len(keys), 4, 4),
+        after=[f"{key.after:032x}" if key.after >= 0 else None for key in keys],
+        history=history,
+    )
+
+
+def show(detector: Detector, stream: Stream, keys: list[Key]) -> list[float]:
+    batch = stream.recall(load(keys))
+    output = detector(batch)
+    stream.keep(batch, output.memory)
+    return output.taps["seen"].tolist()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 9])
+def test_lanes_do_not_leak(width: int) -> None:
+    stream, said = Stream(), {}
+    for keys in in_lanes(SCENES, width):
+        said |= dict(zip((key.frame for key in keys), show(Counts(), stream, keys), strict=True))
+    assert [said[frame] for frame in range(15)] == SEEN
+
+
+def test_a_training_resumed_in_mid_scene_goes_on_exactly() -> None:
+    steps, whole, cut = SceneSteps(SCENES, 7, 2, max_steps=60), Stream(), Stream()
+    batches = list(steps)
+    expected = [show(Counts(), whole, keys) for keys in batches]
+    assert expected == [[float(SEEN[key.frame]) for key in keys] for keys in batches]
+    for keys in batches[:31]:
+        show(Counts(), cut, keys)
+    again = Stream()
+    again.load_state_dict(cut.state_dict())
+    assert [show(Counts(), again, keys) for keys in batches[31:]] == expected[31:]
+
+
+def test_a_frame_whose_predecessor_was_not_shown_is_refused() -> None:
+    stream = Stream()
+    show(Counts(), stream, [Key(0), Key(4)])
+    show(Counts(), stream, [Key(1, after=0)])
+    with pytest.raises(DataError, match=f"after frame {4:032x}"):
+        stream.recall(load([Key(5, after=4)]))
+
+
+def test_what_is_kept_has_no_gradient_and_does_not_change() -> None:
+    stream, detector = Stream(), Counts()
+    show(detector, stream, [Key(0)])
+    batch = stream.recall(load([Key(1, after=0)]))
+    assert batch.memory is not None
+    before = batch.memory["seen"].clone()
+    output = detector(batch)
+    assert not batch.memory["seen"].requires_grad
+    output.taps["seen"].sum().backward()
+    assert torch.equal(batch.memory["seen"], before)
+
+
+def test_a_new_scene_has_no_memory_beside_one_that_goes_on() -> None:
+    stream = Stream()
+    show(Counts(), stream, [Key(0), Key(4)])
+    batch = stream.recall(load([Key(5, after=4), Key(9)]))
+    assert batch.memory is not None
+    assert batch.known_B is not None
+    assert batch.memory["seen"].tolist() == [1, 0]
+    assert batch.known_B.tolist() == [True, False]
+    assert stream.recall(load([Key(9)])).memory is None
+
+
+def test_a_window_is_a_short_stream_that_starts_from_nothing() -> None:
+    detector = Counts().train()
+    history = load([Key(4), Key(11)]), load([Key(5, after=4), Key(12, after=11)])
+    output = unroll(detector, load([Key(6, after=5), Key(13, after=12)], history))
+    assert output.taps["seen"].tolist() == [3, 3]
+    assert detector.training
+    output.taps["seen"].sum().backward()
+    assert detector.weight.grad is not None
+    assert float(detector.weight.grad) == 2  # of the two current frames alone
+    assert unroll(detector, load([Key(0)])).taps["seen"].tolist() == [1]

@@ -1,0 +1,70 @@
+"""A detector that remembers, of somebody else's package, from training to scores and a cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bevcask.compose import words_for
+from bevcask.verbs import VerifyConfig
+from cache.test_writer import different_files
+
+Call = Callable[..., tuple[int, str, str]]
+NAME = "detectors.remembering:Remembering"
+
+
+SMALL = (
+    "pillar=0.8", "num_sweeps=1", "pillar_channels=8", "channels=[8,12,16]", "convs=[1,1,1]",
+    "strides=[1,2,2]", "neck_channels=[8,8,8]", "head.channels=8", f"type={NAME}",
+)  # fmt: skip
+
+
+def words(world: Path, role: str, split: str) -> list[str]:
+    return [
+        f"{role}=centerpoint_tiny",
+        *(f"{role}.detector.{key}" for key in SMALL),
+        "trust_code=true",
+        "dataset=synthetic",
+        f"dataset.root={world}",
+        f"dataset.split={split}",
+        "loader.num_workers=0",
+        "device=cpu",
+    ]
+
+
+def test_it_trains_on_windows_and_is_scored_in_lanes(
+    tiny_world: Path, call: Call, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = [*words(tiny_world, "student", "synthetic_train"), "trainer=tiny", "method=none"]
+    steps = ["trainer.max_steps=2", "loader.batch_size=2", "trainer.warmup_steps=1", f"run={run}"]
+    code, _, err = call("student-distill", *trained, *steps)
+    assert code == 0, err
+    weights = run / "student.safetensors"
+    scored = [*words(tiny_world, "student", "all"), f"student.checkpoint={weights}"]
+    found: list[Any] = []
+    for width in (1, 2):
+        place = tmp_path / f"scores{width}"
+        code, _, err = call("evaluate", *scored, f"loader.batch_size={width}", f"run={place}")
+        assert code == 0, err
+        found.append(sorted((place / "nuscenes").rglob("results_nusc.json"))[0].read_bytes())
+    assert found[0] == found[1]
+
+
+def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    taught = [*words(tiny_world, "teacher", "all"), "store.codec=float32", "store.shard_rows=2"]
+    method = ["method=none", "seed=5"]
+    for url, width in ((one, 1), (two, 2)):
+        code, _, err = call("teacher-extract", url, *taught, *method, f"loader.batch_size={width}")
+        assert code == 0, err
+    assert different_files(one, two) == []
+    code, _, err = call("verify", one, "resample=1", "seed=5", *words_for(VerifyConfig, taught))
+    assert code == 2
+    assert "whole scenes" in err
+
+
+def test_it_cannot_be_asked_out_of_order(tiny_world: Path, call: Call, tmp_path: Path) -> None:
+    online = [*words(tiny_world, "teacher", "all"), "student=bevdepth_tiny", "targets=online"]
+    code, _, err = call("student-distill", *online, "trainer=tiny", f"run={tmp_path}")
+    assert code == 2
+    assert "this teacher remembers the frames before" in err
