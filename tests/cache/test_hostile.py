@@ -15,7 +15,7 @@ import pytest
 
 from bevcask.cache import metadata, open_cache, stored_targets, verify
 from bevcask.cache.chunks import encode_chunk, encode_plain
-from bevcask.cache.layout import commit_bytes
+from bevcask.cache.layout import Layout, commit_bytes
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
 from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
@@ -435,3 +435,36 @@ def test_more_rows_than_a_cache_has_are_refused_when_it_is_made(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"take \d+ rows, a cache has at most 8388608"):
         begin(tmp_path, shard_rows=1 << 23)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_row_longer_than_any_row_is_not_read(copied: Path) -> None:
+    """A sparse file, an index that fits it, a commit that vouches for its length."""
+    cache = open_cache(str(copied))
+    key = "boxes/head.boxes/values"
+    number = [array.key for array in cache.layout.arrays].index(key)
+    index = encode_plain(np.array([[0, 1 << 40], [0, 1 << 40]], "<u8").tobytes())
+    with (copied / f"{key}/c.0.0.0").open("wb") as file:
+        file.seek(1 << 40)
+        file.write(index)
+    path = commit_folder(copied) / "c.0.0.0"
+    data = bytearray(path.read_bytes())
+    place = commit_bytes(2) * number + 32
+    data[place : place + 8] = ((1 << 40) + len(index)).to_bytes(8, "little")
+    path.write_bytes(data)
+    resealed(copied, edit("commit", to=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(CacheCorruptError, match="not the bytes that were committed"):
+        read_all(copied)
+
+
+def test_a_number_of_shards_that_does_not_follow_from_the_frames_is_refused(lent: Path) -> None:
+    cache = open_cache(str(lent))
+    layout = Layout(cache.frames, list(cache.specs.values()), shard_rows=4)
+    for number in (2, 3, 4):
+        for key, value in (
+            ("shard_rows", 4),
+            ("num_shards", number),
+            ("id", layout.id(cache.fingerprint)),
+        ):
+            resealed(lent, edit(key, to=value))
+        refused(lent)
