@@ -165,6 +165,31 @@ def test_no_key_leads_out_of_a_store(tmp_path: Path, key: str) -> None:
                 call()
 
 
+@pytest.mark.parametrize("inner", ["linked", "a/linked"])
+def test_nothing_is_changed_or_listed_through_a_linked_folder(tmp_path: Path, inner: str) -> None:
+    """Also where a link appears after the store was looked through."""
+    precious = tmp_path / "precious"
+    (precious / "empty").mkdir(parents=True)
+    (precious / "x").write_bytes(b"mine")
+    files, link = Files(str(tmp_path / "c")), tmp_path / "c" / inner
+    link.parent.mkdir(parents=True)
+    link.symlink_to(precious)
+    for call in (
+        lambda: files.put(f"{inner}/x", b"theirs"),
+        lambda: files.put(f"{inner}/new/y", b"theirs"),
+        lambda: files.put_volatile(f"{inner}/x", b"theirs"),
+        lambda: files.delete(f"{inner}/x"),
+        lambda: files.delete_below(inner),
+        lambda: files.link_many({f"{inner}/y": precious / "x"}),
+        lambda: list(files.list(inner)),
+    ):
+        with pytest.raises(CacheCorruptError, match=f"symbolic links: {inner}"):
+            call()
+    files.remove_empty(f"{inner}/empty")
+    assert sorted(path.name for path in precious.iterdir()) == ["empty", "x"]
+    assert (precious / "x").read_bytes() == b"mine"
+
+
 def test_dots_in_names_are_names() -> None:
     assert all(map(is_key, ("a", "a/b.c", "targets/a..b/values/c.0.0", "...", ".hidden/x")))
 

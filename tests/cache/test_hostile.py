@@ -15,7 +15,7 @@ import pytest
 
 from bevcask.cache import metadata, open_cache, stored_targets, verify
 from bevcask.cache.chunks import encode_chunk, encode_plain
-from bevcask.cache.layout import Layout, commit_bytes
+from bevcask.cache.layout import commit_bytes
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
 from bevcask.errors import BevcaskError, CacheCorruptError, CacheIdentityError, ConfigError
@@ -458,13 +458,17 @@ def test_a_row_longer_than_any_row_is_not_read(copied: Path) -> None:
 
 
 def test_a_number_of_shards_that_does_not_follow_from_the_frames_is_refused(lent: Path) -> None:
-    cache = open_cache(str(lent))
-    layout = Layout(cache.frames, list(cache.specs.values()), shard_rows=4)
-    for number in (2, 3, 4):
-        for key, value in (
-            ("shard_rows", 4),
-            ("num_shards", number),
-            ("id", layout.id(cache.fingerprint)),
-        ):
-            resealed(lent, edit(key, to=value))
-        refused(lent)
+    """One more shard of pad rows, in the root and in every column."""
+    layout = open_cache(str(lent)).layout
+    columns = {
+        "valid/c.0": layout.valid,
+        "sample_token/c.0.0": layout.per_row(layout.frames.tokens.bytes_N16),
+        "scene/c.0": layout.per_row(layout.frames.scenes.codes_N),
+    }
+    resealed(lent, edit("num_shards", to=layout.num_shards + 1))
+    for key, rows in columns.items():
+        padded = np.concatenate([rows, np.zeros_like(rows[:2])])
+        vouch(lent, f"frames/{key}", encode_chunk(padded))
+    with pytest.raises(CacheCorruptError, match="its frames fill 4 shards, it says 5"):
+        open_cache(str(lent))
+    refused(lent)
