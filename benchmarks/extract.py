@@ -27,7 +27,7 @@ from measure import ground, interleave, make_world, now, ratio, report
 from bevcask.cache import FrameTable, WriteQueue, create, open_cache
 from bevcask.compose import compose
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch
 from bevcask.extraction.shards import encoded_shards
 from bevcask.extraction.steps import Step, steps_of

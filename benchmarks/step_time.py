@@ -30,7 +30,8 @@ from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import Key, Sample, SampleReader, build_loader
+from bevcask.data.loader import build_loader
+from bevcask.data.samples import Key, Sample, SampleReader
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors import find_detector
 from bevcask.methods import build_method

@@ -13,8 +13,8 @@ from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
-from bevcask.data.loader import Key, SampleReader
 from bevcask.data.presence import look, readable_frames
+from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors import find_detector
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method

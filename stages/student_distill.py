@@ -22,8 +22,9 @@ from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames, speaking_of
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import SampleReader, build_loader
+from bevcask.data.loader import build_loader
 from bevcask.data.presence import readable_frames
+from bevcask.data.samples import SampleReader
 from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector, Inputs

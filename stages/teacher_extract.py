@@ -27,8 +27,9 @@ from bevcask.catalog import check_name, is_missing, register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import mention_sweeps
-from bevcask.data.loader import SampleReader, ViewSource, build_loader
+from bevcask.data.loader import ViewSource, build_loader
 from bevcask.data.presence import readable_frames
+from bevcask.data.samples import SampleReader
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError

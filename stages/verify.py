@@ -22,7 +22,8 @@ from bevcask.cache.verify_values import check_values
 from bevcask.catalog import resolve
 from bevcask.config import AugmentConfig, validate
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, ViewSource
+from bevcask.data.loader import ViewSource
+from bevcask.data.samples import SampleReader
 from bevcask.errors import (
     BevcaskError,
     CacheCorruptError,

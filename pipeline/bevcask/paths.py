@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -77,7 +78,8 @@ def write_all(contents: Mapping[Path, bytes], durable: bool = True) -> None:
                 sync(folder)
     finally:
         for temporary in partial.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk keeps it, and its own error is the one told
+                temporary.unlink(missing_ok=True)
 
 
 def make_folders(folder: Path) -> set[Path]:

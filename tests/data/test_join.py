@@ -10,7 +10,8 @@ from bevcask.cache import FrameTable, open_cache
 from bevcask.config import AugmentConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch, cached_frames
-from bevcask.data.loader import Key, SampleReader, build_loader
+from bevcask.data.loader import build_loader
+from bevcask.data.samples import Key, SampleReader
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIncompleteError, TokenNotCachedError

@@ -12,14 +12,8 @@ import torch
 from bevcask.config import AugmentConfig
 from bevcask.data import workers
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import (
-    FrameSource,
-    Key,
-    SampleReader,
-    build_loader,
-    collate,
-    in_order,
-)
+from bevcask.data.loader import FrameSource, build_loader, in_order
+from bevcask.data.samples import Key, SampleReader, collate
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.data.workers import Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs

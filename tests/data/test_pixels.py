@@ -19,8 +19,8 @@ from bevcask.config import AugmentConfig
 from bevcask.data.augment import draw as augmentation
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.loader import SampleReader
 from bevcask.data.pixels import depth_maps, first_box, pixel_points, read_pixels
+from bevcask.data.samples import SampleReader
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CAMERAS

@@ -11,7 +11,7 @@ from bevcask.compose import compose
 from bevcask.config import AugmentConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.loader import SampleReader
+from bevcask.data.samples import SampleReader
 from bevcask.data.virtual import read_virtual, virtual_digest
 from bevcask.detectors.base import Inputs
 from bevcask.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from bevcask.config import AugmentConfig, DatasetConfig, build_config
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_rays

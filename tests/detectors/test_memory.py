@@ -8,7 +8,7 @@ import torch
 
 from bevcask.config import Config
 from bevcask.data.lanes import SceneSteps, in_lanes
-from bevcask.data.loader import Key
+from bevcask.data.samples import Key
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.memory import Stream, unroll
 from bevcask.errors import DataError

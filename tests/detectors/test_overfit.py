@@ -7,7 +7,7 @@ import torch
 
 from bevcask.config import DatasetConfig, build_config
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.evaluation.nuscenes import score
 from bevcask.groups import load_group

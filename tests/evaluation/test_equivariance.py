@@ -12,7 +12,7 @@ from torch import Tensor
 from bevcask.cache import FrameTable, encode, open_cache
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import ConfigError
 from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap

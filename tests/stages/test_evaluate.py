@@ -10,7 +10,7 @@ import torch
 
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.centerpoint import CenterPoint, CenterPointConfig
 from bevcask.detectors.weights import load_weights, save_weights
 from bevcask.evaluation.nuscenes import score

@@ -19,7 +19,7 @@ from bevcask.cache.reader import open_cache
 from bevcask.cli import app
 from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.groups import load_group
 from bevcask.teachers import build_teacher
 

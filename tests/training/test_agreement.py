@@ -17,7 +17,7 @@ import pytest
 
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import Replay
+from bevcask.data.samples import Replay
 from bevcask.stages import teacher_extract
 from bevcask.verbs import DistillConfig, ExtractConfig
 from training.test_cached_equals_online import FLIPS, ONLINE, gap, gradients, whole_gap

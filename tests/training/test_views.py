@@ -12,7 +12,8 @@ from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import Key, SampleReader, ViewSource
+from bevcask.data.loader import ViewSource
+from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, ConfigError, PlanError, TargetMismatchError
 from bevcask.extraction.steps import steps_of

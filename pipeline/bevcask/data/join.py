@@ -20,8 +20,8 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.union import Caches, open_caches
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import Key, Sample, SampleReader, collate
 from bevcask.data.pixels import depth_maps
+from bevcask.data.samples import Key, Sample, SampleReader, collate
 from bevcask.detectors.base import Batch
 from bevcask.errors import TargetMismatchError, TokenNotCachedError
 from bevcask.geometry import CAMERAS

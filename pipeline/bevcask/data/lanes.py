@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.augment import stream
-from bevcask.data.loader import Key
+from bevcask.data.samples import Key
 
 Ints = npt.NDArray[np.int64]
 _FIRST_WALK = 64  # steps of a lane that are laid out at once, doubled as a run goes on

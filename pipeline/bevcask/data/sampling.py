@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bevcask.data.augment import stream
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import Key
+from bevcask.data.samples import Key
 from bevcask.errors import DataError
 from bevcask.geometry import CLASSES
 

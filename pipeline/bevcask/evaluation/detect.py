@@ -9,7 +9,8 @@ from bevcask.cache.reader import Cache
 from bevcask.config import LoaderConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.lanes import in_lanes
-from bevcask.data.loader import FrameSource, Loader, SampleReader, build_loader, in_order
+from bevcask.data.loader import FrameSource, Loader, build_loader, in_order
+from bevcask.data.samples import SampleReader
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
 from bevcask.detectors.memory import Stream
 from bevcask.errors import PlanError

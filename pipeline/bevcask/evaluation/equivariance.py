@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.reader import Cache
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix, transform_points

@@ -7,7 +7,7 @@ from bevcask.cache.repair import Repairer
 from bevcask.cache.writer import Writer
 from bevcask.data.index.frames import Frames
 from bevcask.data.lanes import in_lanes
-from bevcask.data.loader import Key
+from bevcask.data.samples import Key
 
 
 @dataclass(frozen=True)

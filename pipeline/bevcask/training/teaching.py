@@ -14,7 +14,7 @@ from bevcask.catalog import resolve
 from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import cached_frames
-from bevcask.data.loader import Replay, SampleReader
+from bevcask.data.samples import Replay, SampleReader
 from bevcask.data.sampling import Ints
 from bevcask.errors import ConfigError, PlanError
 from bevcask.methods.base import Method

@@ -10,7 +10,7 @@ import torch
 
 from bevcask.config import AugmentConfig, DatasetConfig
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch, Labels
 from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.border import camera_to_lidar, from_mmdet3d, to_mmdet3d

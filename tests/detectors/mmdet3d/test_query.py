@@ -7,7 +7,7 @@ import torch
 
 from bevcask.config import DatasetConfig, StoreConfig, TeacherConfig
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import SampleReader, collate
+from bevcask.data.samples import SampleReader, collate
 from bevcask.groups import load_group
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Need

@@ -1,0 +1,277 @@
+"""One frame as a detector wants it, read from disk; and batches of them. Knows no cache.
+
+A sample's augmentation is a pure function of (seed, token, view), so a run that is resumed, or
+loads with another number of workers, sees the same bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bevcask.config import AugmentConfig
+from bevcask.data.augment import Draw, draw, stream
+from bevcask.data.images import load_image, normalise
+from bevcask.data.index.frames import Frames
+from bevcask.data.lidar import read_points
+from bevcask.data.pixels import depth_maps, read_pixels
+from bevcask.detectors.base import Batch, Inputs, Labels
+from bevcask.geometry import transform_boxes, transform_points
+
+Floats = npt.NDArray[np.float32]
+
+
+class Key(NamedTuple):
+    """What is read.
+
+    Attributes:
+        frame: index in the selection.
+        view: which augmentation of it.
+        after: index of the frame whose memory it goes on with; -1 begins anew.
+    """
+
+    frame: int
+    view: int = 0
+    after: int = -1
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Image augmentations of a frame that targets exist for: views 1 to `count`.
+
+    A view's augmentation is that of the stream (`seed`, token, view), whoever draws it.
+    """
+
+    seed: int
+    count: int
+
+    def view(self, seed: int, token: str, epoch: int) -> int:
+        """Return the view a student sees of a frame in an epoch."""
+        return 1 + int(stream(seed, token, epoch, "view").integers(self.count))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame as a detector wants it, numpy; fields as in `detectors.base.Batch`, unbatched.
+
+    Attributes:
+        boxes_N9: augmented ground truth, only boxes that hold a LiDAR or radar point; None without
+            labels.
+        classes_N: their classes.
+        canonical_boxes_N9: the same boxes before BEV augmentation.
+        view: which replayed view the images show; 0 where nothing is replayed.
+        seconds: time of the keyframe.
+        lidar_to_global_44: float64.
+        after: token of the frame whose memory it goes on with.
+        history: earlier keyframes, oldest first; see `Batch.history`.
+    """
+
+    token: str
+    bev_aug_44: Floats
+    images_VCHW: Floats | None = None
+    intrinsics_V33: Floats | None = None
+    image_aug_V33: Floats | None = None
+    camera_to_lidar_V44: Floats | None = None
+    points_P5: Floats | None = None
+    depth_VHW: Floats | None = None
+    pixels_P5: Floats | None = None
+    boxes_N9: Floats | None = None
+    classes_N: npt.NDArray[np.int64] | None = None
+    canonical_boxes_N9: Floats | None = None
+    view: int = 0
+    seconds: float = 0.0
+    lidar_to_global_44: npt.NDArray[np.float64] | None = None
+    after: str | None = None
+    history: tuple["Sample", ...] = ()
+
+
+class SampleReader:
+    """Reads frames from disk for one detector.
+
+    Args:
+        frames: the selection tokens come from.
+        inputs: what the detector wants.
+        augment: ranges of the augmentation; None reads clean samples.
+        seed: of the augmentation.
+        replay: images are augmented as one of these views; the BEV stays free.
+        pixels: also read the keyframe's points in its images, with the boxes that hold them.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        inputs: Inputs,
+        augment: AugmentConfig | None,
+        seed: int,
+        replay: Replay | None = None,
+        pixels: bool = False,
+    ) -> None:
+        self.frames = frames
+        self.inputs = inputs
+        self.augment = augment
+        self.seed = seed
+        self.replay = replay
+        self.pixels = pixels
+
+    def without_depth(self) -> "SampleReader":
+        """Return a reader that draws no depth maps."""
+        inputs = replace(self.inputs, depth=False)
+        return SampleReader(self.frames, inputs, self.augment, self.seed, self.replay, self.pixels)
+
+    def at(self, key: Key, frames: Frames) -> Sample:
+        """Read the frame of a key of a selection; see `read`."""
+        sample = self.read(frames.tokens[key.frame], key.view)
+        return sample if key.after < 0 else replace(sample, after=frames.tokens[key.after])
+
+    def read(self, token: str, view: int = 0) -> Sample:
+        """Read one frame under its augmentation `view`.
+
+        Raises:
+            DataError: a file is missing, truncated or of the wrong size; the file is named.
+        """
+        index, row = self.frames.index, self.frames.row(token)
+        sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
+        drawn = draw(self.augment, self.seed, token, view, sizes, self.inputs.image_size_HW)
+        replayed = 0
+        if self.replay is not None:
+            replayed = self.replay.view(self.seed, token, view)
+            seen = draw(
+                self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
+            )
+            drawn = replace(drawn, images=seen.images)
+        history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
+        return Sample(
+            token=token,
+            view=replayed,
+            pixels_P5=read_pixels(self.frames, token, boxes=True) if self.pixels else None,
+            history=history,
+            after=history[-1].token if history and self.inputs.memory else None,
+            **self._sensed(row, drawn),
+            **self._depth(token, drawn),
+            **self._labels(token, drawn),
+        )
+
+    def _sensed(self, row: int, drawn: Draw) -> dict[str, Any]:
+        """Return what the sensors saw of a frame, when and where."""
+        index = self.frames.index
+        return {
+            "bev_aug_44": drawn.bev_aug.astype(np.float32),
+            "points_P5": self._points(bytes(index["frame_token"][row]).hex(), drawn),
+            "seconds": float(index["frame_time"][row]) * 1e-6,
+            "lidar_to_global_44": np.asarray(index["frame_lidar_to_global"][row]),
+            **self._cameras(row, drawn),
+        }
+
+    def _window(self, row: int, drawn: Draw) -> tuple[Sample, ...]:
+        """Read the keyframes before one, oldest first, each a frame of its own.
+
+        All share one augmentation. Where the scene begins later than the window, its first frame
+        stands in, and begins anew each time it is shown.
+        """
+        index = self.frames.index
+        rows = [self.frames.previous_row(row, gap) for gap in range(self.inputs.history, 0, -1)]
+        window: list[Sample] = []
+        for place, earlier in enumerate(rows):
+            goes_on = place > 0 and rows[place - 1] != earlier
+            sample = Sample(
+                token=bytes(index["frame_token"][earlier]).hex(), **self._sensed(earlier, drawn)
+            )
+            window.append(replace(sample, after=window[-1].token if goes_on else None))
+        return tuple(window)
+
+    def _earlier(self, row: int, drawn: Draw) -> tuple[Sample, ...]:
+        """Read the images of an earlier keyframe under the same image augmentation."""
+        if not self.inputs.history:
+            return ()
+        index = self.frames.index
+        earlier = self.frames.previous_row(row, drawn.frame_gap)
+        to_global = index["frame_lidar_to_global"]
+        motion = np.linalg.inv(to_global[row]) @ to_global[earlier]
+        earlier_sample = Sample(
+            token=bytes(index["frame_token"][earlier]).hex(),
+            bev_aug_44=(drawn.bev_aug @ motion).astype(np.float32),
+            **self._cameras(earlier, drawn),
+        )
+        return (earlier_sample,)
+
+    def _points(self, token: str, drawn: Draw) -> Floats | None:
+        if not self.inputs.num_sweeps:
+            return None
+        points = read_points(self.frames, token, self.inputs.num_sweeps, self.inputs)
+        return points if self.augment is None else transform_points(points, drawn.bev_aug)
+
+    def _cameras(self, row: int, drawn: Draw) -> dict[str, Any]:
+        if self.inputs.image_size_HW is None:
+            return {}
+        index = self.frames.index
+        images_VCHW = np.empty((len(drawn.images), 3, *self.inputs.image_size_HW), np.float32)
+        for camera, transform in enumerate(drawn.images):
+            path = self.frames.root / index["frame_image"][row, camera].decode()
+            height, width = index["frame_image_size"][row, camera]
+            image = load_image(path, (int(height), int(width)), transform)
+            normalise(image, images_VCHW[camera])
+        intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
+        return {
+            "images_VCHW": images_VCHW,
+            "intrinsics_V33": intrinsics_V33.astype(np.float32),
+            "image_aug_V33": _matrices(drawn).astype(np.float32),
+            "camera_to_lidar_V44": index["frame_camera_to_lidar"][row].astype(np.float32),
+        }
+
+    def _depth(self, token: str, drawn: Draw) -> dict[str, Any]:
+        if self.inputs.image_size_HW is None or not self.inputs.depth:
+            return {}
+        seen = read_pixels(self.frames, token, boxes=False)
+        image_aug_V33 = _matrices(drawn).astype(np.float32)
+        return {"depth_VHW": depth_maps(seen, image_aug_V33, self.inputs.image_size_HW)}
+
+    def _labels(self, token: str, drawn: Draw) -> dict[str, Any]:
+        if not self.frames.has_labels:
+            return {}
+        boxes, classes, _ = self.frames.labels(token)
+        seen = self.frames.seen(token)
+        canonical = boxes[seen]
+        moved = canonical if self.augment is None else transform_boxes(canonical, drawn.bev_aug)
+        return {"boxes_N9": moved, "classes_N": classes[seen], "canonical_boxes_N9": canonical}
+
+
+def _matrices(drawn: Draw) -> npt.NDArray[np.float64]:
+    """Return original pixel -> network pixel of each camera, (V, 3, 3)."""
+    return np.stack([transform.matrix() for transform in drawn.images])
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch of tensors on the host."""
+
+    def stack(name: str) -> Tensor | None:
+        arrays = [getattr(sample, name) for sample in samples]
+        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
+
+    def each(name: str) -> list[Tensor]:
+        return [torch.from_numpy(getattr(sample, name)) for sample in samples]
+
+    first = samples[0]
+    poses = [s.lidar_to_global_44 for s in samples if s.lidar_to_global_44 is not None]
+    labels = None
+    if first.boxes_N9 is not None:
+        labels = Labels(each("boxes_N9"), each("classes_N"), each("canonical_boxes_N9"))
+    return Batch(
+        tokens=[sample.token for sample in samples],
+        bev_aug_B44=torch.from_numpy(np.stack([sample.bev_aug_44 for sample in samples])),
+        images_BVCHW=stack("images_VCHW"),
+        intrinsics_BV33=stack("intrinsics_V33"),
+        image_aug_BV33=stack("image_aug_V33"),
+        camera_to_lidar_BV44=stack("camera_to_lidar_V44"),
+        points=None if first.points_P5 is None else each("points_P5"),
+        depth_BVHW=stack("depth_VHW"),
+        pixels=None if first.pixels_P5 is None else each("pixels_P5"),
+        labels=labels,
+        seconds_B=torch.tensor([sample.seconds for sample in samples], dtype=torch.float64),
+        lidar_to_global_B44=torch.from_numpy(np.stack(poses)) if poses else None,
+        after=[sample.after for sample in samples],
+        history=tuple(map(collate, zip(*(sample.history for sample in samples), strict=True))),
+    )
