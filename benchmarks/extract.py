@@ -96,7 +96,7 @@ class Extraction:
         reader = SampleReader(self._frames, inputs, None, SEED, pixels=wanted)
         samples = [reader.read(token) for token in self._frames.tokens]
         steps = steps_of(self._create(), self._frames, self._config.loader.batch_size)
-        return [(step, collate([samples[i] for i, _ in step.keys])) for step in steps]
+        return [(step, collate([samples[key.frame] for key in step.keys])) for step in steps]
 
     def _create(self) -> Any:
         frames = self._frames

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from bevcask.data.samples import Key
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = [
     "student.detector.image_size_HW=[64,128]",
@@ -80,7 +82,7 @@ def test_all_arms_get_the_same_batches_and_their_own_targets(load: Any, tmp_path
     arms = step_time.build_arms([*step_time.SIZES["tiny"].words, *SMALL, *data], tmp_path)
     batches = {}
     for name, arm in arms.items():
-        arm._blocks.keys = [[(1, 3)]]
+        arm._blocks.keys = [[Key(1, 3)]]
         (batches[name],) = list(arm._loader)
     first = batches["none"].batch
     for name, joined in batches.items():
