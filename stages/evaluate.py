@@ -25,6 +25,7 @@ from bevcask.evaluation.nuscenes import (
     submit,
 )
 from bevcask.evaluation.report import score_report
+from bevcask.outputs import output_folder
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.training.checkpoint import open_detector
@@ -73,11 +74,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     if (config.cache is None) == (config.student.checkpoint is None):
         raise ConfigError(
-            "evaluate scores either a detector or a cache: give student.checkpoint=FILE (and "
-            "student=NAME), or cache=URL."
+            "evaluate scores either a detector or a cache: give one of student.checkpoint=FILE "
+            "(and student=NAME) and cache=URL; "
+            f"{'none' if config.cache is None else 'both'} is given."
         )
+    folder = output_folder("run", config.run)
     boxes = detector_boxes(config) if config.cache is None else boxes_of_cache(config, config.cache)
-    folder = Path(config.run)
     result = {
         **judge(boxes, folder / "nuscenes"),
         "of": boxes.of,

@@ -5,6 +5,7 @@ from typing import Any
 
 from bevcask.detectors.weights import halve, save_weights
 from bevcask.errors import CheckpointError, ConfigError
+from bevcask.outputs import output_file
 from bevcask.provenance import command
 from bevcask.teachers import build_teacher
 from bevcask.training.checkpoint import export
@@ -26,8 +27,9 @@ def run(config: ExportConfig) -> dict[str, Any]:
     """
     if config.out is None:
         raise ConfigError("export needs a file: bevcask export OUT.safetensors run=DIR.")
+    out = output_file("out", config.out, ".safetensors")
     if config.teacher.checkpoint != "random":
-        return _convert(config, Path(config.out))
+        return _convert(config, out)
     if config.teacher.model_fields_set:
         raise ConfigError(
             "export writes the weights of a teacher's checkpoint, and none is given: add "
@@ -37,6 +39,11 @@ def run(config: ExportConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run))
     if config.student.checkpoint is not None:
         source = Path(config.student.checkpoint)
+        if source.suffix == ".safetensors":
+            raise CheckpointError(
+                f"student.checkpoint={source}: exported already. Give run=DIR of a training, or "
+                "student.checkpoint=DIR/checkpoints/best.ckpt."
+            )
     elif folder.best.is_file() or folder.last.is_file():
         source = folder.best if folder.best.is_file() else folder.last
     else:
@@ -44,7 +51,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
             f"run={folder.path} has no checkpoint: neither {folder.best} nor {folder.last}. Train "
             "with `bevcask student-distill`, or give student.checkpoint=FILE.ckpt."
         )
-    return export(source, Path(config.out), config.half)
+    return export(source, out, config.half)
 
 
 def _convert(config: ExportConfig, out: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """inspect: what a cache holds, who made it, how complete it is, and a picture of one sample."""
 
-from pathlib import Path
 from typing import Any
 
 from bevcask.cache import open_cache
 from bevcask.catalog import resolve
 from bevcask.errors import ConfigError
+from bevcask.outputs import output_file
 from bevcask.verbs import InspectConfig
 from bevcask.viz.report import describe, render
 from bevcask.viz.statistics import statistics
@@ -27,6 +27,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     """
     if config.cache is None:
         raise ConfigError("inspect needs a cache URL: bevcask inspect URL.")
+    picture = None if config.picture is None else output_file("picture", config.picture, ".png")
     cache = open_cache(resolve("cache", config.cache), allow_unsealed=True)
     result = describe(cache) | {"sample": None, "picture": None}
     if config.sample is not None or config.picture is not None:
@@ -34,10 +35,10 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
         token = pick_token(cache, config.sample or "first")
         result["sample"] = describe_sample(cache, token)
-        if config.picture is not None:
+        if picture is not None:
             from bevcask.viz.pictures import draw
 
             frames = open_frames(cache, config.dataset)
-            draw(compose_picture(cache, frames, token), Path(config.picture))
-            result["picture"] = config.picture
+            draw(compose_picture(cache, frames, token), picture)
+            result["picture"] = str(picture)
     return result | {"statistics": statistics(cache)}

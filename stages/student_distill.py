@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from bevcask.evaluation.nuscenes import Evaluation, senses, split_size
 from bevcask.evaluation.report import score_report
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
+from bevcask.outputs import output_folder
 from bevcask.paths import head_of, split_url
 from bevcask.provenance import pick_device
 from bevcask.targets.pixels import PIXELS
@@ -96,7 +96,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     if config.dry_run:
         return {"dry_run": True, **about}
     _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
-    folder = RunFolder(Path(config.run))
+    folder = RunFolder(output_folder("run", config.run))
     with folder.held():
         folder.open(config)
         if (result := folder.finished()) is not None:

@@ -33,6 +33,7 @@ from bevcask.errors import (
 )
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
+from bevcask.outputs import output_file
 from bevcask.paths import write_whole
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
@@ -68,6 +69,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
             "teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
         )
     url = resolve("cache", config.cache)
+    mend = None if config.repair is None else output_file("repair", config.repair, ".jsonl")
     with progress_bar("verify", 0, unit="bytes") as bar:
         report = verify(url, progress=bar.move_to)
     problems, suspicions, result = list(report.problems), list[Problem](), dict[str, Any]()
@@ -88,8 +90,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
                 if not problems:
                     raise
                 result["unfinished"] = str(error)  # damage that was found is not forgotten
-    if config.repair is not None:
-        result["repair"] = write_repair_list(problems, report.targets, Path(config.repair))
+    if mend is not None:
+        result["repair"] = write_repair_list(problems, report.targets, mend)
     return {
         "cache": url,
         "ok": not problems,
@@ -116,6 +118,8 @@ def _meaning(
             check_dataset(cache, dataset)
         except CacheIdentityError as error:
             problems.append(Problem("fingerprint/dataset", str(error)))
+    else:
+        result["not_compared"] = "tokens, times, poses and calibration: give dataset.root=FOLDER"
     return values.suspicions
 
 
@@ -211,11 +215,13 @@ def render(result: dict[str, Any]) -> Group:
     """Show what was checked and a table for each depth."""
     parts: list[Any] = [
         Text.assemble(
-            ("ok" if result["ok"] else "DAMAGED", "bold"),
+            (_verdict(result), "bold"),
             f"  {result['cache']}: {result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
             f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions",
         )
     ]
+    if "not_compared" in result:
+        parts.append(f"not compared: {result['not_compared']}")
     if "unfinished" in result:
         parts.append(f"no deeper: {result['unfinished']}")
     for name in ("problems", "suspicions"):
@@ -236,7 +242,18 @@ def render(result: dict[str, Any]) -> Group:
         title = "aligned target against the augmented teacher (a study, not a check)"
         columns = ["augmentation", "target", "relative L2", "on objects", "cosine"]
         parts.append(_table(title, columns, rows))
+    if any(problem["shard"] is not None for problem in result["problems"]):
+        parts.append(
+            f"To list what extraction mends: bevcask verify {result['cache']} repair=FILE.jsonl"
+        )
     return Group(*parts)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    if result["ok"]:
+        return "ok"
+    unfinished = all("not sealed" in problem["what"] for problem in result["problems"])
+    return "UNFINISHED" if unfinished else "DAMAGED"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

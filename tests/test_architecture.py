@@ -25,6 +25,7 @@ RANKS = {
     "provenance": 0,
     "tokens": 0,
     "groups": 0.5,
+    "outputs": 0.5,
     "consent": 0.5,
     "config": 1,
     "verbs": 1.5,

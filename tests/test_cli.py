@@ -148,7 +148,7 @@ def test_every_renderer_prints_names_as_they_are() -> None:
     damage = {"ok": False, "cache": name, "files": 1, "bytes": 1, "problems": [where]}
     entry = {"version": name, "licence": name, "root": name, "missing": True}
     for shown, count in (
-        (verify.render({**damage, "suspicions": []}), 5),
+        (verify.render({**damage, "suspicions": []}), 6),
         (catalog.render({"user_file": name, "name": None, "datasets": {name: entry},
                          "checkpoints": {}, "caches": {}}), 5),
         (score_report({"of": name}), 1),

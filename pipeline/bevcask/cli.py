@@ -130,7 +130,10 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         sys.stderr.write(f"{stopped}\n")
         raise typer.Exit(128 + stopped.signal) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from what has been saved.\n")
+        sys.stderr.write(
+            "interrupted. teacher-extract and student-distill go on from what they saved when the "
+            "same command is given again.\n"
+        )
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")

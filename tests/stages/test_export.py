@@ -91,7 +91,7 @@ def test_other_files_are_refused(content: bytes | None, call: Call, tmp_path: Pa
         torch.save({"state_dict": {}}, path)
     else:
         path.write_bytes(content)
-    code, _, err = call("export", str(tmp_path / "out"), f"student.checkpoint={path}")
+    code, _, err = call("export", str(tmp_path / "out.safetensors"), f"student.checkpoint={path}")
     assert code == 2
     assert "not" in err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.safetensors").exists()

@@ -168,8 +168,7 @@ def test_every_box_that_is_shown_has_its_class(tmp_path: Path) -> None:
         for name in ("without", "with")
     )
     changed = (without != with_names).any(-1)
-    panels = len(CAMERAS) + 3
-    assert changed.sum() > 50 * panels
+    assert changed.sum() > 200
     assert changed.mean() < 0.01
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -22,6 +23,8 @@ from bevcask.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.synthetic.tables import TableBuilder, map_file, splits
 from bevcask.verbs import SynthesizeConfig
+
+_log = logging.getLogger(__name__)
 
 MARKER = "synthetic.json"
 _CHUNK = 10  # keyframes a task; a task builds its scene once
@@ -114,6 +117,7 @@ def prepare_folder(config: SynthesizeConfig) -> Path:
             f"(one with {MARKER}), got something else. Nothing was touched; pick another folder."
         )
     if MARKER in entries:
+        _log.warning("%s: the synthetic dataset that is there is replaced", root)
         old = json.loads((root / MARKER).read_text())
         for name in ("samples", "sweeps", "maps", str(old["config"]["version"])):
             shutil.rmtree(root / name, ignore_errors=True)

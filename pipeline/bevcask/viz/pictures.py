@@ -33,6 +33,7 @@ FAINT = "#8b949e"
 INK = "#e6edf3"
 NEAR_PLANE = 0.3  # metres; wireframes are cut here
 UNSEEN_ALPHA = 0.35  # ground truth without a LiDAR point
+_NAMED_PIXELS = 40  # boxes that are lower in an image are too far away to be named
 _TITLE_LETTERS = 80  # more would run into the legend
 _EGO_OUTLINE = np.array([[0, 2.4], [0.95, 1.2], [0.95, -2.4], [-0.95, -2.4], [-0.95, 1.2]])
 
@@ -152,7 +153,7 @@ def draw(picture: Picture, path: Path) -> None:
         for axes, bev in zip(others, picture.maps, strict=False):
             _draw_map(axes, bev)
         for axes in (first, *others[: len(picture.maps)]):
-            _draw_footprints(axes, picture.layers)
+            _draw_footprints(axes, picture.layers, named=axes is first)
             _draw_ego(axes, extent)
         for axes in others[len(picture.maps) :]:
             axes.set_axis_off()
@@ -219,7 +220,7 @@ def _draw_camera(axes: Axes, name: str, view: CameraView, layers: Sequence[BoxLa
         alpha = np.repeat(layer.alpha_N, [len(wireframe) for wireframe in wireframes])
         _draw_lines(axes, layer, lines, alpha)
         for label, wireframe, opacity in zip(layer.names, wireframes, layer.alpha_N, strict=True):
-            if len(wireframe):
+            if len(wireframe) and np.ptp(wireframe[..., 1]) > _NAMED_PIXELS:
                 u, v = wireframe[..., 0].mean(), wireframe[..., 1].min()
                 _draw_name(axes, layer, label, (float(u), float(v)), float(opacity))
     axes.set_xlim(0, width)
@@ -326,7 +327,7 @@ def _draw_map(axes: Axes, bev: BevMap) -> None:
     inset.locator_params(nbins=4)
 
 
-def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:
+def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer], named: bool) -> None:
     for layer in layers:
         if not len(layer.boxes_N9):
             continue
@@ -337,7 +338,8 @@ def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer]) -> None:
         outlines = [np.vstack([corners, corners[:1]]) for corners in corners_N42]
         _draw_lines(axes, layer, outlines, layer.alpha_N)
         _draw_lines(axes, layer, list(heading_N22), layer.alpha_N)
-        for label, corners, opacity in zip(layer.names, corners_N42, layer.alpha_N, strict=True):
+        names = layer.names if named else ()
+        for label, corners, opacity in zip(names, corners_N42, layer.alpha_N, strict=False):
             u, v = float(corners[:, 0].mean()), float(corners[:, 1].max())
             _draw_name(axes, layer, label, (u, v), float(opacity))
 
@@ -356,7 +358,7 @@ def _draw_name(
     below = layer.dashed
     axes.annotate(
         label.replace("_", " "), at, xytext=(0, -1 if below else 1), textcoords="offset points",
-        ha="center", va="top" if below else "bottom", fontsize=5.5, color=layer.colour,
+        ha="center", va="top" if below else "bottom", fontsize=7, color=layer.colour,
         alpha=opacity, annotation_clip=True, clip_on=True,
     )  # fmt: skip
 
