@@ -27,8 +27,7 @@ _ZSTD = Zstd(level=1)
 
 def decode_chunk(data: bytes, shape: tuple[int, ...], dtype: str, where: str) -> npt.NDArray[Any]:
     """Undo crc32c, zstd and bytes of one chunk; see `decode_into`."""
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    frame = _frame(data, num_bytes, f"{dtype} chunk of {shape}", where)
+    frame = _frame(data, shape, np.dtype(dtype), where)
     out = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
     _decompress(out, frame, where)
     return out
@@ -40,17 +39,18 @@ def decode_into(out: npt.NDArray[Any], data: bytes, where: str) -> None:
     Raises:
         CacheCorruptError: checksum or length is wrong.
     """
-    frame = _frame(data, out.nbytes, f"{out.dtype} chunk of {out.shape}", where)
+    frame = _frame(data, out.shape, out.dtype, where)
     _decompress(out, frame, where)
 
 
-def _frame(data: bytes, num_bytes: int, what: str, where: str) -> memoryview:
-    """Return the zstd frame of a chunk that holds so many bytes, and says so."""
+def _frame(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> memoryview:
+    """Return the zstd frame of a chunk of this shape, which says how much it holds."""
     frame = memoryview(data)[:-_CRC_BYTES]
     if len(data) <= _CRC_BYTES or not _checksum_holds(data):
         raise CacheCorruptError(f"{where}: checksum does not match. {REPAIR}")
+    num_bytes = math.prod(shape) * dtype.itemsize
     if _content_size(frame) != num_bytes:  # zstd fills a larger array in part and says nothing
-        raise CacheCorruptError(f"{where}: not a {what}. {REPAIR}")
+        raise CacheCorruptError(f"{where}: not a {dtype} chunk of {shape}. {REPAIR}")
     return frame
 
 
