@@ -128,7 +128,7 @@ def test_half_precision_input_is_accepted() -> None:
     ],
 )
 def test_refusals_name_tap_token_and_count(codec: str, bad: float, words: str) -> None:
-    values = torch.ones(3, 5, 6, 8)
+    values = torch.full((3, 5, 6, 8), 0.5)
     values[1, 2, 3, 4:6] = bad
     values[2, 0, 0, 0] = bad
     with pytest.raises(TargetMismatchError) as caught:

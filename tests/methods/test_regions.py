@@ -105,6 +105,7 @@ def test_reach_needs_both_sides() -> None:
             box(0.0, 0.0, 0.0, 1.0),  # no area
         ]
     )
+    canonical[0, 5] = 0.0  # no height: a footprint has none
     align = Align(torch.as_tensor(matrix)[None])
     labels = Labels(align.boxes([canonical]), [torch.zeros(4, dtype=torch.int64)], [canonical])
     [kept] = boxes_in_reach(labels, GRID, GRID)
