@@ -85,6 +85,7 @@ def test_silent_and_tiny_channels_are_zero_not_nan() -> None:
     values[0, 3] = SMALLEST_PEAK
     stored = encode(values, dense("uint8"))
     assert stored.scale[0].gt(0).tolist() == [False, False, False, True, False]
+    assert not stored.values[0, :3].any()
     assert torch.equal(dequantize(stored.values, stored.scale)[0, :3], torch.zeros(3, 6, 8))
 
 
@@ -129,6 +130,7 @@ def test_half_precision_input_is_accepted() -> None:
 )
 def test_refusals_name_tap_token_and_count(codec: str, bad: float, words: str) -> None:
     values = torch.full((3, 5, 6, 8), 0.5)
+    values[0] = 0.0
     values[1, 2, 3, 4:6] = bad
     values[2, 0, 0, 0] = bad
     with pytest.raises(TargetMismatchError) as caught:
@@ -179,6 +181,11 @@ def test_what_the_kind_does_not_allow_is_never_stored(name: str) -> None:
 def test_a_probability_may_pass_one_by_rounding() -> None:
     values = torch.full((1, 1, 2, 2), 1.0 + 2.0**-11)
     assert encode(values, TargetSpec(HEATMAP, "float16")).values.max() >= 1
+
+
+def test_a_sample_may_have_no_entries() -> None:
+    stored = encode(BOXES[None], TargetSpec(BOX_TAP, "float32"), count=torch.tensor([0]))
+    assert stored.count.tolist() == [0]
 
 
 @pytest.mark.parametrize("count", [-1, 6])
