@@ -109,7 +109,7 @@ class Files:
         Raises:
             CacheCorruptError: they are more than `largest`, or no file's.
         """
-        try:
+        with _Border(self, key):
             if self.root is not None:
                 with open(self._open(key), "rb", buffering=0) as file:
                     found = os.fstat(file.fileno())
@@ -119,12 +119,9 @@ class Files:
                     return file.read()
             filesystem = self._remote
             data = bytes(filesystem.cat_file(self._path(key)))
-        except _NO_KEY:
-            return None
-        except Exception as error:
-            self._raise(error, key)
-        self._require_small(key, len(data), largest)
-        return data
+            self._require_small(key, len(data), largest)
+            return data
+        return None
 
     def _require_small(self, key: str, size: int, largest: int) -> None:
         if size > largest:
@@ -142,7 +139,7 @@ class Files:
 
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
         """Return bytes [start, stop) of a key, fewer if it is shorter, None if there is no key."""
-        try:
+        with _Border(self, key):
             if self.root is not None:
                 descriptor = self._open(key)
                 try:
@@ -151,15 +148,12 @@ class Files:
                     os.close(descriptor)
             filesystem = self._remote
             return bytes(filesystem.cat_file(self._path(key), start=start, end=stop))
-        except _NO_KEY:
-            return None
-        except Exception as error:
-            self._raise(error, key)
+        return None
 
     def digest(self, key: str) -> tuple[bytes, int] | None:
         """Return SHA-256 and length of a key, read in pieces; None if there is no such key."""
         total, length = hashlib.sha256(), 0
-        try:
+        with _Border(self, key):
             if self.root is not None:
                 with open(self._open(key), "rb", buffering=0) as file:
                     while piece := file.read(_PIECE):
@@ -173,37 +167,28 @@ class Files:
                     return None
                 total.update(part)
                 length += len(part)
-        except _NO_KEY:
-            return None
-        except Exception as error:
-            self._raise(error, key)
-        return None if size is None else (total.digest(), length)
+            return None if size is None else (total.digest(), length)
+        return None
 
     def size(self, key: str) -> int | None:
         """Return the length of a key, None if there is no such key."""
-        try:
+        with _Border(self, key):
             if self.root is not None:
                 self._require_key(key)
                 return (self.root / key).lstat().st_size
             filesystem = self._remote
             return int(filesystem.size(self._path(key)))
-        except _NO_KEY:
-            return None
-        except Exception as error:
-            self._raise(error, key)
+        return None
 
     def modified(self, key: str) -> float | None:
         """Return when a key was written, seconds since the epoch; None if nobody knows."""
-        try:
+        with _Border(self, key), suppress(NotImplementedError):
             if self.root is not None:
                 self._require_key(key)
                 return (self.root / key).lstat().st_mtime
             filesystem = self._remote
             return float(filesystem.modified(self._path(key)).timestamp())
-        except (*_NO_KEY, NotImplementedError):
-            return None
-        except Exception as error:
-            self._raise(error, key)
+        return None
 
     def require_no_links(self) -> None:
         """Refuse a store that holds symbolic links, before anything is written to it.
@@ -228,7 +213,7 @@ class Files:
         while folders:
             inner = folders.pop()
             folder = self._own(f"{inner}x").parent
-            with self._border(inner), os.scandir(folder) as entries:
+            with _Border(self, inner), os.scandir(folder) as entries:
                 for entry in entries:
                     key = inner + entry.name
                     if entry.is_symlink():
@@ -250,7 +235,7 @@ class Files:
             if links:
                 raise self._linked(sorted(links))
             return
-        with self._border(below):
+        with _Border(self, below):
             filesystem = self._remote
             prefix = self._prefix.strip("/") + "/"
             filesystem.invalidate_cache(self._prefix)  # other processes write too
@@ -322,7 +307,7 @@ class Files:
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens if there is none."""
-        with self._border(key):
+        with _Border(self, key):
             if self.root is not None:
                 self._own(key).unlink(missing_ok=True)
                 return
@@ -340,17 +325,6 @@ class Files:
         if self.root is not None:
             with suppress(OSError):
                 self._own(folder).rmdir()
-
-    @contextmanager
-    def _border(self, key: str) -> Iterator[None]:
-        """Let a missing key pass, and turn every other failure into an error of ours."""
-        with suppress(*_NO_KEY):
-            try:
-                yield
-            except _NO_KEY:
-                raise
-            except Exception as error:
-                self._raise(error, key)
 
     @contextmanager
     def _writing(self, contents: Mapping[str, bytes]) -> Iterator[None]:
@@ -390,3 +364,21 @@ class Files:
             f"{where}: the store says {said}. Check the URL, the network, the credentials and what "
             "they allow; what is committed is not in doubt, and the same command goes on from here."
         ) from error
+
+
+class _Border:
+    """Lets a missing key pass, and turns every other failure into an error of ours."""
+
+    def __init__(self, files: Files, key: str) -> None:
+        self._files = files
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, _NO_KEY):
+            return True
+        if isinstance(error, Exception):
+            self._files._raise(error, self._key)
+        return False
