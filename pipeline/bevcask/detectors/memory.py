@@ -66,7 +66,8 @@ def unroll(detector: Detector, batch: Batch) -> Output:
     A window is a short stream that starts from nothing. A batch without history is just run.
     """
     if not batch.history:
-        return detector(batch)  # type: ignore[no-any-return]
+        alone: Output = detector(batch)
+        return alone
     stream, modes = Stream(), [(module, module.training) for module in detector.modules()]
     detector.eval()
     with torch.no_grad():
@@ -75,4 +76,5 @@ def unroll(detector: Detector, batch: Batch) -> Output:
             stream.keep(shown, detector(shown).memory)
     for module, training in modes:
         module.training = training
-    return detector(stream.recall(batch))  # type: ignore[no-any-return]
+    output: Output = detector(stream.recall(batch))
+    return output
