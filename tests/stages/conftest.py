@@ -40,22 +40,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cached_world(
-    tiny_world: Path, checkpoint: Path, call: Call, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A sealed uint8 cache of all frames of `tiny_world`, teacher centerpoint_tiny."""
-    url = tmp_path_factory.mktemp("cached") / "world.zarr"
-    code, _, err = call(
-        "teacher-extract",
-        str(url),
+def teacher_words(tiny_world: Path, checkpoint: Path) -> list[str]:
+    """What `teacher-extract` needs to run centerpoint_tiny over all frames of `tiny_world`."""
+    return [
         "teacher=centerpoint_tiny",
         f"teacher.checkpoint={checkpoint}",
         "dataset=synthetic",
         f"dataset.root={tiny_world}",
         "dataset.split=all",
         "loader.num_workers=0",
-        "store.shard_rows=2",
-    )
+    ]
+
+
+@pytest.fixture(scope="session")
+def cached_world(
+    teacher_words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A sealed uint8 cache of all frames of `tiny_world`, teacher centerpoint_tiny."""
+    url = tmp_path_factory.mktemp("cached") / "world.zarr"
+    code, _, err = call("teacher-extract", str(url), *teacher_words, "store.shard_rows=2")
     assert code == 0, err
     return url
 

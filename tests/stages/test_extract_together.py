@@ -23,18 +23,9 @@ PATIENCE = 300  # seconds; a busy machine takes a minute to start a process
 
 
 @pytest.fixture(scope="module")
-def words(tiny_world: Path, checkpoint: Path) -> list[str]:
+def words(teacher_words: list[str]) -> list[str]:
     """The command that made `cached_world`, but for one frame a shard."""
-    return [
-        "teacher=centerpoint_tiny",
-        f"teacher.checkpoint={checkpoint}",
-        "dataset=synthetic",
-        f"dataset.root={tiny_world}",
-        "dataset.split=all",
-        "loader.num_workers=0",
-        "store.shard_rows=1",
-        "--json",
-    ]
+    return [*teacher_words, "store.shard_rows=1", "--json"]
 
 
 @pytest.fixture(scope="module")

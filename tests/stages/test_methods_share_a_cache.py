@@ -15,16 +15,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def extract_words(tiny_world: Path, checkpoint: Path) -> list[str]:
-    return [
-        "teacher=centerpoint_tiny",
-        f"teacher.checkpoint={checkpoint}",
-        "dataset=synthetic",
-        f"dataset.root={tiny_world}",
-        "dataset.split=all",
-        "loader.num_workers=0",
-        "store.shard_rows=2",
-    ]
+def extract_words(teacher_words: list[str]) -> list[str]:
+    return [*teacher_words, "store.shard_rows=2"]
 
 
 @pytest.fixture(scope="module")
