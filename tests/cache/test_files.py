@@ -66,3 +66,16 @@ def test_a_full_remote_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(files._remote), "pipe_file", full)
     with pytest.raises(DiskFullError, match="memory://full/c has no room"):
         files.put("a", b"x")
+
+
+def test_a_store_may_not_know_when_a_key_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsspec's file systems that have no times say it: over HTTP, say."""
+
+    def unknown(*_: object) -> None:
+        raise NotImplementedError
+
+    files = Files("memory://timeless/c")
+    files.put("a", b"x")
+    assert files.modified("a") is not None
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.modified", unknown)
+    assert files.modified("a") is None
