@@ -25,6 +25,7 @@ from bevcask.cache.reuse import reuse
 from bevcask.cache.writer import WriteQueue, Writer
 from bevcask.catalog import check_name, is_missing, register_cache, resolve
 from bevcask.data.augment import images_only
+from bevcask.data.can_bus import mention_can_bus
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import mention_sweeps
 from bevcask.data.loader import ViewSource, build_loader
@@ -84,6 +85,8 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         return _repair(config, url, frames, teacher)
     _mention_virtual_points(frames, teacher)
     mention_sweeps(frames, teacher.inputs().num_sweeps)
+    if teacher.inputs().can_bus:
+        mention_can_bus(frames.index, frames.rows)
     method = build_method(config.method)
     stored = stored_targets(url)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream
+from bevcask.data.can_bus import CanBus
 from bevcask.data.images import load_image, normalise
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
@@ -66,6 +67,7 @@ class Sample:
         view: which replayed view the images show; 0 where nothing is replayed.
         seconds: time of the keyframe.
         lidar_to_global_44: float64.
+        can_bus_18: float64, see `data.can_bus`; None where the detector asks for none.
         after: token of the frame whose memory it goes on with.
         history: earlier keyframes, oldest first; see `Batch.history`.
     """
@@ -85,6 +87,7 @@ class Sample:
     view: int = 0
     seconds: float = 0.0
     lidar_to_global_44: npt.NDArray[np.float64] | None = None
+    can_bus_18: npt.NDArray[np.float64] | None = None
     after: str | None = None
     history: tuple["Sample", ...] = ()
 
@@ -116,6 +119,7 @@ class SampleReader:
         self.seed = seed
         self.replay = replay
         self.pixels = pixels
+        self._can_bus = CanBus(frames.index) if inputs.can_bus else None
 
     def without_depth(self) -> "SampleReader":
         """Return a reader that draws no depth maps."""
@@ -163,6 +167,7 @@ class SampleReader:
             "points_P5": self._points(bytes(index["frame_token"][row]).hex(), drawn),
             "seconds": float(index["frame_time"][row]) * 1e-6,
             "lidar_to_global_44": np.asarray(index["frame_lidar_to_global"][row]),
+            "can_bus_18": None if self._can_bus is None else self._can_bus.values(row),
             **self._cameras(row, drawn),
         }
 
@@ -272,6 +277,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels=labels,
         seconds_B=torch.tensor([sample.seconds for sample in samples], dtype=torch.float64),
         lidar_to_global_B44=torch.from_numpy(np.stack(poses)) if poses else None,
+        can_bus_B18=stack("can_bus_18"),
         after=[sample.after for sample in samples],
         history=tuple(map(collate, zip(*(sample.history for sample in samples), strict=True))),
     )

@@ -34,6 +34,9 @@ class Batch:
         labels: ground truth; None when the split has none.
         seconds_B: float64, time of the keyframe.
         lidar_to_global_B44: float64, canonical LIDAR_TOP -> global.
+        can_bus_B18: float64, absolute values of this frame as `data.can_bus.CanBus` says them: a
+            detector that wants differences remembers those of the frame before. None unless it asks
+            for them. On the host, as times and poses are, whatever the device.
         after: per sample the token of the frame whose memory this one goes on with, None to begin
             anew.
         memory: what the detector said to remember after those frames; None where none of the
@@ -57,6 +60,7 @@ class Batch:
     labels: "Labels | None" = None
     seconds_B: Tensor | None = None
     lidar_to_global_B44: Tensor | None = None
+    can_bus_B18: Tensor | None = None
     after: list[str | None] | None = None
     memory: "Memory | None" = None
     known_B: Tensor | None = None
@@ -160,6 +164,7 @@ class Inputs:
         image_size_HW: network input size in pixels; None for no images.
         history: how many earlier keyframes are loaded with each frame.
         memory: it remembers: `Output.memory` of a frame is `Batch.memory` of the next.
+        can_bus: where the ego car stands and how it moves, `Batch.can_bus_B18`.
         num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
         depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
         ego_points: hits on the ego car: dropped, kept in the keyframe's own scan alone (mmdet3d's
@@ -172,6 +177,7 @@ class Inputs:
     image_size_HW: tuple[int, int] | None = None
     history: int = 0
     memory: bool = False
+    can_bus: bool = False
     num_sweeps: int = 0
     depth: bool = False
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"

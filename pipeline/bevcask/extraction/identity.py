@@ -5,6 +5,7 @@ from typing import Any
 
 from bevcask.cache.frames import FrameTable
 from bevcask.data.augment import frame_gap, image_ranges
+from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
 from bevcask.geometry import CAMERAS, CLASSES
@@ -22,10 +23,14 @@ def frame_table(frames: Frames) -> FrameTable:
 
 def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
     """Return what is recorded of this run."""
-    return provenance() | {
-        "missing_sweeps": frames.missing_sweeps(teacher.inputs().num_sweeps),
+    inputs = teacher.inputs()
+    made = provenance() | {
+        "missing_sweeps": frames.missing_sweeps(inputs.num_sweeps),
         "pose_precision": frames.index.precision,
     }
+    if inputs.can_bus:
+        made["frames_without_can_bus"] = CanBus(frames.index).without(frames.rows)
+    return made
 
 
 def fingerprint(
@@ -65,6 +70,7 @@ def identity(
             annotations,
             frame_gap(inputs.history),
             inputs.virtual_points,
+            inputs.can_bus,
         ),
         "classes": list(CLASSES),
         "preprocessing": {

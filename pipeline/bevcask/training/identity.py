@@ -65,6 +65,7 @@ def check_dataset(
         annotations=annotations and "annotations" in stored,
         frame_gap=frame_gap(int(read["num_frames"]) - 1),
         virtual_points="virtual_points" in stored and dataset.virtual_points is not None,
+        can_bus="can_bus" in stored,
     )
     if not exact and _same_within_rounding(cache, frames, found):
         found |= {name: stored[name] for name in ("calibration", "poses")}

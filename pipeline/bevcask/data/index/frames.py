@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
+from bevcask.data.can_bus import CanBus
 from bevcask.data.index.arrays import SENSORS, FrameIndex
 from bevcask.data.virtual import virtual_digest
 from bevcask.errors import BevcaskError, ConfigError, DataError
@@ -223,12 +224,14 @@ class Frames:
         annotations: bool = True,
         frame_gap: int = 0,
         virtual_points: bool = False,
+        can_bus: bool = False,
     ) -> dict[str, Any]:
         """Return digests of what a reader of these frames depends on, as a tree.
 
         Leaves: `tokens`; `calibration.SENSOR` (mounting and intrinsics); `poses.SENSOR` (ego pose
         at exposure; for LIDAR_TOP also of its sweeps, with scan times); `annotations`;
-        `virtual_points`, every byte of them. The dataset's own files and their names are not part
+        `virtual_points`, every byte of them; `can_bus.values`, and `can_bus.frames_without`, those
+        that zeros stand in for. The dataset's own files and their names are not part
         of it.
 
         Args:
@@ -237,9 +240,10 @@ class Frames:
             annotations: whether ground truth is read.
             frame_gap: how many keyframes back an earlier one is read; 0 for none.
             virtual_points: whether virtual points are read.
+            can_bus: whether `data.can_bus` is read.
 
         Raises:
-            ConfigError, DataError: see `virtual_digest`.
+            ConfigError, DataError: see `virtual_digest` and `CanBus.values`.
         """
         tree: dict[str, Any] = {
             "tokens": _digest(self.index["frame_token"][self.rows]),
@@ -265,6 +269,12 @@ class Frames:
             tree["annotations"] = _digest(self.index["frame_annotations"][self.rows])
         if virtual_points:
             tree["virtual_points"] = virtual_digest(self.virtual_points, self.tokens)
+        if can_bus:
+            told = CanBus(self.index)
+            tree["can_bus"] = {
+                "values": _digest(np.stack([told.values(int(row)) for row in self.rows])),
+                "frames_without": told.without(self.rows),
+            }
         return tree
 
 
