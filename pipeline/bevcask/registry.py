@@ -13,6 +13,7 @@ from bevcask.errors import UnknownNameError
 
 DETECTORS = {
     "bevdepth": "bevcask.detectors.bevdepth:BEVDepth",
+    "bevformer": "bevcask.detectors.bevformer:BEVFormer",
     "bevfusion": "bevcask.detectors.bevfusion:BEVFusion",
     "bevsimdet": "bevcask.detectors.bevsimdet:BEVSimDet",
     "centerpoint": "bevcask.detectors.centerpoint:CenterPoint",

@@ -69,11 +69,36 @@ def _read(map_NCYX: Tensor, place_BQAP2: Tensor, share_BQAP: Tensor) -> Tensor:
     return (samples_NCQP * share_NQP[:, None]).sum(dim=-1)
 
 
+def start_looking_around(
+    offsets: nn.Linear, weights: nn.Linear, shape_ALP: tuple[int, int, int]
+) -> None:
+    """Let every query weigh all its points alike, whatever it is.
+
+    Head a of A looks in direction 2 pi a / A, point p at p + 1 cells (as in the release of
+    Deformable DETR).
+    """
+    heads, levels, points = shape_ALP
+    angle_A = 2 * math.pi * torch.arange(heads) / heads
+    ray_A2 = torch.stack([angle_A.cos(), angle_A.sin()], dim=1)
+    ray_A2 /= ray_A2.abs().amax(dim=1, keepdim=True)
+    reach_P = torch.arange(1.0, points + 1)
+    ring = ray_A2[:, None, None] * reach_P[:, None]
+    nn.init.zeros_(offsets.weight)
+    offsets.bias.data = ring.expand(heads, levels, points, 2).flatten()
+    nn.init.zeros_(weights.weight)
+    nn.init.zeros_(weights.bias)
+
+
+def start_linear(*layers: nn.Linear | nn.Conv2d) -> None:
+    """Fill layers with Xavier's uniform numbers, and biases with 0."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+
+
 class DeformableAttention(nn.Module):
     """Read a few places around each query's reference point, with learned offsets and weights.
-
-    At the start every query weighs all its points alike; head a looks in direction 2 pi a / A,
-    point p at p + 1 cells (as in the release of Deformable DETR).
 
     Args:
         channels: of queries, maps and output; divides by `heads`.
@@ -89,23 +114,8 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(channels, math.prod(self.shape_ALP))
         self.value = nn.Conv2d(channels, channels, 1)
         self.output = nn.Linear(channels, channels)
-        self._start()
-
-    def _start(self) -> None:
-        heads, levels, points = self.shape_ALP
-        angle_A = 2 * math.pi * torch.arange(heads) / heads
-        ray_A2 = torch.stack([angle_A.cos(), angle_A.sin()], dim=1)
-        ray_A2 /= ray_A2.abs().amax(dim=1, keepdim=True)
-        reach_P = torch.arange(1.0, points + 1)
-        ring = ray_A2[:, None, None] * reach_P[:, None]
-        nn.init.zeros_(self.offsets.weight)
-        self.offsets.bias.data = ring.expand(heads, levels, points, 2).flatten()
-        nn.init.zeros_(self.weights.weight)
-        nn.init.zeros_(self.weights.bias)
-        for layer in (self.value, self.output):
-            nn.init.xavier_uniform_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        start_looking_around(self.offsets, self.weights, self.shape_ALP)
+        start_linear(self.value, self.output)
 
     def forward(
         self, query_BQC: Tensor, reference_BQ2: Tensor, maps_BCYX: Sequence[Tensor]

@@ -1,0 +1,336 @@
+"""BEVFormer (Li et al., ECCV 2022): six cameras and a memory to boxes, in plain torch.
+
+It computes what the released detectors compute with the published weights: base, small and tiny,
+the student of FocalDistiller, and that of DistillBEV's Transformer line. One difference: which
+cells a camera sees is decided sample by sample, where the release takes the first sample's.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from bevcask.config import Config as BaseConfig
+from bevcask.data.images import STD_RGB
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.bevformer_names import adopt_published
+from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
+from bevcask.detectors.blocks.fpn import MultiLevelPyramid
+from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
+from bevcask.detectors.blocks.query_decoder import QueryDecoder
+from bevcask.detectors.blocks.resnet import ResNet, Shape
+from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set_losses, wanted
+from bevcask.errors import ConfigError
+from bevcask.geometry import CAMERAS, CLASSES, Grid
+from bevcask.targets.spec import TapInfo
+
+
+class BackboneConfig(BaseConfig):
+    """A ResNet of bottlenecks; defaults: the R101-DCN of BEVFormer-Base."""
+
+    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+    width: int = Field(64, ge=1, description="channels of the stem")
+    stride_first: bool = Field(True, description="1x1 convolutions stride, as in Caffe's networks")
+    deformable: tuple[int, ...] = Field((3, 4), description="stages with deformable convolutions")
+    levels: tuple[Level, ...] = Field(("c3", "c4", "c5"), description="what the pyramid joins")
+    frozen_stages: int = Field(1, ge=-1, le=4, description="0 freezes the stem, -1 nothing")
+    train_norms: bool = Field(False, description="false: batch norms keep what they were loaded as")
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(
+            self.blocks,
+            self.width,
+            stride_first=self.stride_first,
+            deformable=self.deformable,
+        )
+
+
+class BEVFormerConfig(BaseConfig):
+    """Architecture and losses; defaults: BEVFormer-Base."""
+
+    image_size_HW: tuple[int, int] = Field((900, 1600), description="network input, pixels")
+    pad_divisor: int = Field(
+        32, ge=1, description="images are padded at the right and bottom to multiples of it"
+    )
+    pixels: Literal["bgr_caffe", "rgb_imagenet"] = Field(
+        "bgr_caffe", description="what the backbone was trained on: mean taken, or deviation too"
+    )
+    half_pixel: bool = Field(
+        False, description="whether a resize maps pixel centres; the release scales coordinates"
+    )
+    backbone: BackboneConfig = BackboneConfig()
+    num_levels: int = Field(4, ge=1, description="maps of the pyramid, image.level0 and on")
+    channels: int = Field(256, ge=2, multiple_of=2)
+    heads: int = Field(8, ge=1)
+    feed_forward: int = Field(512, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    half_extent: float = Field(51.2, gt=0, description="metres along x")
+    bev_size_YX: tuple[int, int] = Field((200, 200), description="cells; they are square")
+    encoder: EncoderConfig = EncoderConfig()
+    decoder_layers: int = Field(6, ge=1)
+    decoder_points: int = Field(4, ge=1, description="places a head reads in the BEV")
+    queries: int = Field(900, ge=1)
+    history: int = Field(3, ge=0, description="keyframes before, shown without gradient (window)")
+    loss: SetLossConfig = SetLossConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.encoder.spatial_points % self.encoder.heights:
+            raise ValueError(
+                f"encoder.spatial_points {self.encoder.spatial_points} must divide by heights "
+                f"{self.encoder.heights}: points take turns at the heights of a pillar"
+            )
+        if self.num_levels > self.encoder.level_embeddings:
+            raise ValueError(
+                f"num_levels {self.num_levels} needs as many encoder.level_embeddings, which is "
+                f"{self.encoder.level_embeddings}"
+            )
+        if self.channels % self.heads:
+            raise ValueError(f"channels {self.channels} must divide by heads {self.heads}")
+        if self.num_levels < len(self.backbone.levels):
+            raise ValueError(
+                f"num_levels {self.num_levels}: the backbone gives {len(self.backbone.levels)}"
+            )
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        """The BEV cells."""
+        rows, columns = self.bev_size_YX
+        cell = 2 * self.half_extent / columns
+        return Grid(-self.half_extent, -cell * rows / 2, cell, columns, rows)
+
+    @property
+    def padded_HW(self) -> tuple[int, int]:
+        """Size of the images as the backbone sees them."""
+        height, width = (-(-s // self.pad_divisor) * self.pad_divisor for s in self.image_size_HW)
+        return height, width
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of the pyramid's maps."""
+        sizes = []
+        for level in LEVELS:
+            if level in self.backbone.levels:
+                height, width = (-(-side // STRIDES[level]) for side in self.padded_HW)
+                sizes.append((height, width))
+        while len(sizes) < self.num_levels:
+            height, width = sizes[-1]
+            sizes.append(((height + 1) // 2, (width + 1) // 2))
+        return sizes
+
+
+class BEVFormer(Detector):
+    """ResNet and pyramid, encoder with temporal and spatial attention, query decoder.
+
+    Its memory is the BEV of the frame and where the ego was. BEV augmentation is refused: the
+    memory is moved by the ego's poses alone, as published.
+
+    Taps: `image.level0` and on (outputs of the pyramid), `bev.encoder`, `query.last` (states after
+    the last decoder layer), `head.boxes`.
+
+    Attributes:
+        backbone: the image backbone that ImageNet weights fill (`blocks.backbone.load_imagenet`).
+    """
+
+    Config = BEVFormerConfig
+    code_weights: Tensor
+
+    def __init__(self, config: BEVFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        grid, (low_z, high_z) = config.grid, config.encoder.z_range
+        self.backbone = ResNet(config.backbone.shape)
+        self.pyramid = MultiLevelPyramid(
+            [self.backbone.channels[level] for level in config.backbone.levels],
+            config.channels,
+            config.num_levels,
+        )
+        self.encoder = BEVFormerEncoder(
+            config.encoder,
+            config.channels,
+            config.heads,
+            config.num_levels,
+            config.feed_forward,
+            config.dropout,
+            grid,
+        )
+        self.decoder = QueryDecoder(
+            config.decoder_layers,
+            config.queries,
+            config.channels,
+            config.heads,
+            config.decoder_points,
+            config.feed_forward,
+            config.dropout,
+            len(CLASSES),
+            (grid.x_min, grid.y_min, low_z),
+            (grid.x_max, grid.y_max, high_z),
+        )
+        self.register_buffer("code_weights", torch.tensor(config.loss.code_weights))
+        self._freeze()
+
+    def _freeze(self) -> None:
+        own = self.config.backbone
+        if not own.train_norms:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.requires_grad_(False)
+        stem = [self.backbone.conv1, self.backbone.bn1] if own.frozen_stages >= 0 else []
+        stages = [self.backbone.get_submodule(f"layer{n}") for n in range(1, own.frozen_stages + 1)]
+        self._frozen = [*stem, *stages]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        norms = self.backbone.modules() if not self.config.backbone.train_norms else self._frozen
+        for part in norms:
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    @classmethod
+    def inputs(cls, config: BaseConfig) -> Inputs:
+        own = cast(BEVFormerConfig, config)
+        return Inputs(own.image_size_HW, own.history, memory=True, can_bus=True)
+
+    @classmethod
+    def describe_taps(cls, config: BaseConfig) -> Mapping[str, TapInfo]:
+        own = cast(BEVFormerConfig, config)
+        taps = [
+            TapInfo(
+                f"image.level{level}",
+                "image_feature",
+                (len(CAMERAS), own.channels, *size),
+                depends_on_images=True,
+            )
+            for level, size in enumerate(own.level_sizes)
+        ]
+        taps += [
+            TapInfo(
+                "bev.encoder",
+                "dense_bev",
+                (own.channels, *own.bev_size_YX),
+                grid=own.grid,
+                depends_on_images=True,
+            ),
+            TapInfo("query.last", "query_set", (own.queries, own.channels), depends_on_images=True),
+            TapInfo(
+                "head.boxes",
+                "box_set",
+                (own.loss.max_boxes, 11),
+                classes=CLASSES,
+                depends_on_images=True,
+            ),
+        ]
+        return {tap.name: tap for tap in taps}
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return adopt_published(tensors, self.state_dict())
+
+    def forward(self, batch: Batch) -> Output:
+        _refuse_bev_augmentation(batch)
+        assert batch.can_bus_B18 is not None, "the loader gave no CAN bus"
+        maps = self._see(batch)
+        can_bus_B18 = batch.can_bus_B18.double()
+        memory = batch.memory or {}
+        bev_BQC = self.encoder(
+            maps,
+            self._lidar_to_image(batch),
+            self.config.padded_HW,
+            since(can_bus_B18, memory.get("can_bus"), batch.known_B),
+            memory.get("bev"),
+            batch.known_B,
+        )
+        bev_BCYX = bev_BQC.transpose(1, 2).unflatten(2, self.config.bev_size_YX)
+        said = self.decoder(bev_BCYX)
+        taps = {f"image.level{level}": own for level, own in enumerate(maps)}
+        taps |= {"bev.encoder": bev_BCYX, "query.last": said.states_LBQC[-1]}
+        preds = {"logits": said.logits_LBQK, "codes": said.codes_LBQE}
+        return Output(taps, preds, {"bev": bev_BQC, "can_bus": can_bus_B18})
+
+    def _see(self, batch: Batch) -> list[Tensor]:
+        """Return the pyramid's maps, (B, V, C, H, W), finest first."""
+        assert batch.images_BVCHW is not None, "the loader gave no images"
+        images_NCHW = batch.images_BVCHW.flatten(0, 1)
+        if self.config.pixels == "bgr_caffe":  # ImageNet's mean is the same, its deviation is not
+            deviation_C11 = images_NCHW.new_tensor(STD_RGB)[:, None, None]
+            images_NCHW = (images_NCHW * deviation_C11).flip(1)
+        height, width = (
+            padded - own
+            for padded, own in zip(self.config.padded_HW, images_NCHW.shape[-2:], strict=True)
+        )
+        images_NCHW = nn.functional.pad(images_NCHW, (0, width, 0, height))  # the mean colour
+        maps = self.backbone(images_NCHW)
+        pyramid = self.pyramid([maps[level] for level in self.config.backbone.levels])
+        return [own.unflatten(0, batch.images_BVCHW.shape[:2]) for own in pyramid]
+
+    def _lidar_to_image(self, batch: Batch) -> Tensor:
+        """Return canonical LIDAR_TOP -> network pixels and depth, float32 (B, V, 4, 4)."""
+        assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
+        assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
+        assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
+        image_aug = batch.image_aug_BV33.double().clone()
+        if not self.config.half_pixel:
+            half_2 = image_aug.new_full((2,), 0.5)
+            image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
+        to_image = torch.eye(4, dtype=torch.float64, device=image_aug.device)
+        to_image = to_image.expand(*image_aug.shape[:2], 4, 4).clone()
+        to_image[..., :3, :3] = image_aug @ batch.intrinsics_BV33.double()
+        to_camera: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        return (to_image @ to_camera).float()
+
+    def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Return `class` and `box` of the last layer, `layer0/class` and on of the others."""
+        assert batch.labels is not None, "the loader gave no labels"
+        low, high = self.decoder.low_3[:2], self.decoder.high_3[:2]
+        truth = wanted(batch.labels.boxes, batch.labels.classes, low, high)
+        losses = {}
+        layers = list(zip(output.preds["logits"], output.preds["codes"], strict=True))
+        for number, (logits_BQK, codes_BQE) in enumerate(layers):
+            place = "" if number == len(layers) - 1 else f"layer{number}/"
+            losses[f"{place}class"], losses[f"{place}box"] = set_losses(
+                logits_BQK, codes_BQE, truth, self.config.loss, self.code_weights
+            )
+        return losses
+
+    def decode(self, output: Output) -> list[Detections]:
+        """Return the best pairs of query and class as boxes; nothing is suppressed."""
+        preds = output.preds
+        return decode_queries(preds["logits"][-1], preds["codes"][-1], self.config.loss)
+
+
+def since(now_B18: Tensor, before_B18: Tensor | None, known_B: Tensor | None) -> Tensor:
+    """Return the CAN bus as the network reads it: place and heading since the frame before.
+
+    Both are 0 where nothing is known of it; a turn over north gives about 360 degrees, as released.
+
+    Args:
+        now_B18: float64, see `Batch.can_bus_B18`.
+        before_B18: the same of the frames before.
+        known_B: bool; None where all of them are known.
+    """
+    gone = [0, 1, 2, 17]
+    read_B18 = now_B18.clone()
+    if before_B18 is None:
+        read_B18[:, gone] = 0
+        return read_B18
+    read_B18[:, gone] -= before_B18[:, gone]
+    if known_B is not None:
+        read_B18[:, gone] *= known_B[:, None]
+    return read_B18
+
+
+def _refuse_bev_augmentation(batch: Batch) -> None:
+    still = torch.eye(4, device=batch.bev_aug_B44.device, dtype=batch.bev_aug_B44.dtype)
+    if not bool(torch.isclose(batch.bev_aug_B44, still, atol=1e-6).all()):
+        raise ConfigError(
+            "bevformer is defined without BEV augmentation: its memory is moved by the ego's poses "
+            "alone. Leave augment.bev_rotation, bev_scale, bev_flip_x and bev_flip_y at their "
+            "defaults."
+        )

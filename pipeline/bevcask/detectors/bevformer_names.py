@@ -1,0 +1,127 @@
+"""The names of published BEVFormer files, and what they are called here."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bevcask.errors import CheckpointError
+
+_HEAD = "pts_bbox_head."
+_TRANSFORMER = f"{_HEAD}transformer."
+_WRAPPING = "student."  # a checkpoint of FocalDistiller holds its student so, and much else
+_OTHERS = ("teacher.", "bev_restore_layers.", "student_", "teacher_")
+
+# Row n of a published camera embedding belongs to CAM_FRONT, FRONT_RIGHT, FRONT_LEFT, BACK,
+# BACK_LEFT, BACK_RIGHT; this is where each of `geometry.CAMERAS` is among them.
+_CAMERA_ROWS = (2, 0, 1, 4, 3, 5)
+
+_LAYERS = {
+    "offsets": "sampling_offsets",
+    "weights": "attention_weights",
+    "value": "value_proj",
+    "output": "output_proj",
+}
+_FEED_FORWARD = {"inner": "layers.0.0", "outer": "layers.1"}
+
+_PUBLISHED: tuple[tuple[str, str], ...] = (
+    (r"backbone\.", "img_backbone."),
+    (r"pyramid\.laterals\.(\d+)\.", r"img_neck.lateral_convs.\1.conv."),
+    (r"pyramid\.outputs\.(\d+)\.", r"img_neck.fpn_convs.\1.conv."),
+    (r"code_weights", f"{_HEAD}code_weights"),
+    (r"encoder\.bev_queries", f"{_HEAD}bev_embedding.weight"),
+    (r"encoder\.row_positions", f"{_HEAD}positional_encoding.row_embed.weight"),
+    (r"encoder\.column_positions", f"{_HEAD}positional_encoding.col_embed.weight"),
+    (r"encoder\.camera_embeddings", f"{_TRANSFORMER}cams_embeds"),
+    (r"encoder\.level_embeddings", f"{_TRANSFORMER}level_embeds"),
+    (r"encoder\.can_bus\.4\.", f"{_TRANSFORMER}can_bus_mlp.norm."),
+    (r"encoder\.can_bus\.", f"{_TRANSFORMER}can_bus_mlp."),
+    (r"encoder\.layers\.(\d+)\.temporal\.", rf"{_TRANSFORMER}encoder.layers.\1.attentions.0."),
+    (
+        r"encoder\.layers\.(\d+)\.spatial\.output\.",
+        rf"{_TRANSFORMER}encoder.layers.\1.attentions.1.output_proj.",
+    ),
+    (
+        r"encoder\.layers\.(\d+)\.spatial\.",
+        rf"{_TRANSFORMER}encoder.layers.\1.attentions.1.deformable_attention.",
+    ),
+    (r"decoder\.queries", f"{_HEAD}query_embedding.weight"),
+    (r"decoder\.references\.", f"{_TRANSFORMER}reference_points."),
+    (r"decoder\.classify\.", f"{_HEAD}cls_branches."),
+    (r"decoder\.regress\.", f"{_HEAD}reg_branches."),
+    (
+        r"decoder\.layers\.(\d+)\.attention\.",
+        rf"{_TRANSFORMER}decoder.layers.\1.attentions.0.attn.",
+    ),
+    (r"decoder\.layers\.(\d+)\.read\.", rf"{_TRANSFORMER}decoder.layers.\1.attentions.1."),
+    (r"(encoder|decoder)\.layers\.(\d+)\.feed_forward\.", rf"{_TRANSFORMER}\1.layers.\2.ffns.0."),
+    (r"(encoder|decoder)\.layers\.", rf"{_TRANSFORMER}\1.layers."),
+)
+
+
+def published_name(name: str) -> str:
+    """Return what a tensor of `bevformer` is called in published files."""
+    for pattern, replacement in _PUBLISHED:
+        found, count = re.subn(rf"^{pattern}", replacement, name)
+        if count:
+            return _last_parts(found) if found.startswith(_TRANSFORMER) else found
+    return name
+
+
+def _last_parts(name: str) -> str:
+    head, part, leaf = ([*name.rsplit(".", 2), ""])[:3]
+    renamed = (_FEED_FORWARD if head.endswith("ffns.0") else _LAYERS).get(part, part)
+    return f"{head}.{renamed}.{leaf}"
+
+
+def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under the names and in the layout of this network.
+
+    Published files are known by their head; others are returned as they are. Step counters of batch
+    norms may be missing; offsets of deformable convolutions may have their older name.
+
+    Args:
+        tensors: of the file.
+        own: the state of the network that is to be filled.
+
+    Raises:
+        CheckpointError: published tensors are missing, surplus or of another shape; by name.
+    """
+    given = {name.replace("conv2_offset.", "conv2.conv_offset."): t for name, t in tensors.items()}
+    if any(name.startswith(_WRAPPING) for name in given):
+        given = {
+            name.removeprefix(_WRAPPING): tensor
+            for name, tensor in given.items()
+            if not name.startswith(_OTHERS)
+        }
+    if not any(name.startswith(_HEAD) for name in given):
+        return dict(tensors)
+    places = {published_name(name): name for name in own}
+    for name, place in places.items():
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, own[place])
+    shapes = {name: _published_shape(place, own[place]) for name, place in places.items()}
+    problems = [f"{name} is missing" for name in sorted(places.keys() - given.keys())]
+    problems += [f"{name} has no place" for name in sorted(given.keys() - places.keys())]
+    problems += [
+        f"{name} should have shape {shapes[name]}, has {tuple(given[name].shape)}"
+        for name in sorted(places.keys() & given.keys())
+        if tuple(given[name].shape) != shapes[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; {len(problems)} in all" if len(problems) > 3 else "")
+        raise CheckpointError(
+            f"a published BEVFormer that is not this one: {shown}. Pick the detector that the "
+            "file was trained as: bevformer_base, bevformer_small, bevformer_tiny, "
+            "bevformer_focal_small or bevformer_r50."
+        )
+    found = {place: given[name].reshape(own[place].shape) for name, place in places.items()}
+    cameras = "encoder.camera_embeddings"
+    found[cameras] = found[cameras][list(_CAMERA_ROWS)]
+    return found
+
+
+def _published_shape(name: str, own: Tensor) -> tuple[int, ...]:
+    """Return a tensor's shape in published files: values of attention are linear layers there."""
+    shape = tuple(own.shape)
+    return shape[:2] if name.endswith(".value.weight") else shape

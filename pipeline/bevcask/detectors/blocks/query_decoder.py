@@ -1,0 +1,138 @@
+"""Object queries that read a BEV and say boxes, layer by layer (Deformable DETR, BEVFormer)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bevcask.detectors.blocks.deformable import DeformableAttention
+from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid
+from bevcask.targets.query_code import QUERY_CODE_SIZE
+
+_PRIOR = 0.01  # probability of every class at the start
+
+
+class Decoded(NamedTuple):
+    """What the decoder says, layer by layer.
+
+    Attributes:
+        states_LBQC: queries after each layer.
+        logits_LBQK: of the classes.
+        codes_LBQE: `targets.query_code`, centres in metres.
+        references_LBQ3: where the queries were when they entered each layer, 0 to 1 over the range.
+    """
+
+    states_LBQC: Tensor
+    logits_LBQK: Tensor
+    codes_LBQE: Tensor
+    references_LBQ3: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, reading of the BEV, feed-forward; a norm behind each."""
+
+    def __init__(self, channels: int, heads: int, points: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, heads, dropout, batch_first=True)
+        self.read = DeformableAttention(channels, heads, points)
+        self.feed_forward = FeedForward(channels, width, dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, query_BQC: Tensor, position_BQC: Tensor, reference_BQ2: Tensor, bev_BCYX: Tensor
+    ) -> Tensor:
+        asked = query_BQC + position_BQC
+        heard, _ = self.attention(asked, asked, query_BQC, need_weights=False)
+        query_BQC = self.norms[0](query_BQC + self.dropout(heard))
+        read = self.read(query_BQC + position_BQC, reference_BQ2, [bev_BCYX])
+        query_BQC = self.norms[1](query_BQC + self.dropout(read))
+        return self.norms[2](self.feed_forward(query_BQC))  # type: ignore[no-any-return]
+
+
+class QueryDecoder(nn.Module):
+    """Learned queries to boxes; each layer moves the queries' references, without gradient.
+
+    Args:
+        layers: decoder layers, each with branches of its own.
+        queries: how many objects may be said.
+        channels: of the BEV and the queries.
+        heads: attention heads.
+        points: places a head reads in the BEV.
+        width: of the feed-forward layers.
+        dropout: in training.
+        classes: of the logits.
+        low: (x, y, z) of the range of centres, metres.
+        high: its other corner.
+    """
+
+    low_3: Tensor
+    high_3: Tensor
+
+    def __init__(
+        self,
+        layers: int,
+        queries: int,
+        channels: int,
+        heads: int,
+        points: int,
+        width: int,
+        dropout: float,
+        classes: int,
+        low: tuple[float, float, float],
+        high: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, 2 * channels))  # positions, then contents
+        self.references = nn.Linear(channels, 3)
+        self.layers = nn.ModuleList(
+            DecoderLayer(channels, heads, points, width, dropout) for _ in range(layers)
+        )
+        self.classify = nn.ModuleList(_classifier(channels, classes) for _ in range(layers))
+        self.regress = nn.ModuleList(_regressor(channels) for _ in range(layers))
+        self.register_buffer("low_3", torch.tensor(low), persistent=False)
+        self.register_buffer("high_3", torch.tensor(high), persistent=False)
+        nn.init.xavier_uniform_(self.references.weight)
+        nn.init.zeros_(self.references.bias)
+
+    def forward(self, bev_BCYX: Tensor) -> Decoded:
+        position_QC, content_QC = self.queries.chunk(2, dim=1)
+        query_BQC = content_QC.expand(len(bev_BCYX), -1, -1)
+        position_BQC = position_QC.expand_as(query_BQC)
+        reference_BQ3 = self.references(position_BQC).float().sigmoid()
+        states, logits, codes, references = [], [], [], []
+        branches = zip(self.layers, self.classify, self.regress, strict=True)
+        for layer, classify, regress in branches:
+            query_BQC = layer(query_BQC, position_BQC, reference_BQ3[..., :2], bev_BCYX)
+            said_BQE = regress(query_BQC).float()
+            centre_BQ3 = (said_BQE[..., [0, 1, 4]] + inverse_sigmoid(reference_BQ3)).sigmoid()
+            states.append(query_BQC)
+            logits.append(classify(query_BQC).float())
+            codes.append(self._code(said_BQE, centre_BQ3))
+            references.append(reference_BQ3)
+            reference_BQ3 = centre_BQ3.detach()
+        return Decoded(*(torch.stack(own) for own in (states, logits, codes, references)))
+
+    def _code(self, said_BQE: Tensor, centre_BQ3: Tensor) -> Tensor:
+        metres_BQ3 = self.low_3 + (self.high_3 - self.low_3) * centre_BQ3
+        return torch.cat(
+            [metres_BQ3[..., :2], said_BQE[..., 2:4], metres_BQ3[..., 2:], said_BQE[..., 5:]],
+            dim=-1,
+        )
+
+
+def _classifier(channels: int, classes: int) -> nn.Sequential:
+    hidden = [
+        layer
+        for _ in range(2)
+        for layer in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())
+    ]
+    last = nn.Linear(channels, classes)
+    nn.init.constant_(last.bias, -math.log(1 / _PRIOR - 1))
+    return nn.Sequential(*hidden, last)
+
+
+def _regressor(channels: int) -> nn.Sequential:
+    hidden = [layer for _ in range(2) for layer in (nn.Linear(channels, channels), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(channels, QUERY_CODE_SIZE))
