@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
@@ -24,7 +23,6 @@ from bevcask.data.join import JoinedDataset
 from bevcask.data.loader import build_loader
 from bevcask.data.presence import readable_frames
 from bevcask.data.samples import SampleReader
-from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector, Inputs
 from bevcask.errors import ConfigError
@@ -42,6 +40,7 @@ from bevcask.training.checkpoint import export, make_note, start
 from bevcask.training.keeper import Validation
 from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
+from bevcask.training.order import Order, order_of, training_order
 from bevcask.training.record import RunFolder
 from bevcask.training.teaching import Teaching, open_teaching
 from bevcask.training.trainer import fit, require_one_process
@@ -78,6 +77,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     detector, own = find_detector(config.student.detector, "student.detector")
     method = build_method(config.method)
     inputs = detector.inputs(own)
+    config = with_order(config, inputs)
     frames = readable_frames(
         labelled_frames(config.dataset), replace(inputs, depth=False), "dataset", config.on_missing
     )
@@ -91,8 +91,11 @@ def run(config: DistillConfig) -> dict[str, Any]:
     student = detector(own)
     loaded = start(student, config.student)
     _mention_head(config, teaching)
-    epochs = training_epochs(config, teaching)
-    about = describe(config, teaching, student, method, loaded) | {"draws_per_epoch": len(epochs)}
+    order = training_order(config, teaching, inputs)
+    about = describe(config, teaching, student, method, loaded) | {
+        "order": config.loader.order,
+        "draws_per_epoch": order.draws,
+    }
     if config.dry_run:
         return {"dry_run": True, **about}
     _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
@@ -105,8 +108,8 @@ def run(config: DistillConfig) -> dict[str, Any]:
             )
             return result
         note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
-        module = Distillation(student, method, teaching.source, config.trainer, note, inputs.memory)
-        steps = Steps(training_batches(config, teaching, epochs, inputs), num_batches(config))
+        module = Distillation(student, method, teaching.source, config.trainer, note, order.memory)
+        steps = Steps(training_batches(config, teaching, order), num_batches(config))
         clock = fit(config.trainer, device, folder, module, steps, validation)
         return finish(folder, clock, about)
 
@@ -126,13 +129,17 @@ def labelled_frames(dataset: DatasetConfig) -> Frames:
     return frames
 
 
-def training_batches(
-    config: DistillConfig, teaching: Teaching, epochs: Epochs, inputs: Inputs
-) -> Any:
+def with_order(config: DistillConfig, inputs: Inputs) -> DistillConfig:
+    """Return the configuration with `loader.order` said, so that a run is known by it."""
+    loader = config.loader.model_copy(update={"order": order_of(config.loader, inputs)})
+    return config.model_copy(update={"loader": loader})
+
+
+def training_batches(config: DistillConfig, teaching: Teaching, order: Order) -> Any:
     """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
     dataset = JoinedDataset(
         teaching.frames,
-        SampleReader(teaching.frames, inputs, config.augment, config.seed, teaching.replay),
+        SampleReader(teaching.frames, order.inputs, config.augment, config.seed, teaching.replay),
         cache=teaching.cache,
         names=[name for name in teaching.specs if name not in teaching.viewed],
         teacher=teaching.reader,
@@ -140,13 +147,8 @@ def training_batches(
     )
 
     def make(first: int) -> Any:
-        sampler = StepSampler(
-            epochs,
-            config.loader.batch_size,
-            start_step=first,
-            max_steps=num_batches(config),
-        )
-        return _own_generator(build_loader(dataset, sampler, config.loader.num_workers))
+        batches = order.batches(first, num_batches(config))
+        return _own_generator(build_loader(dataset, batches, config.loader.num_workers))
 
     return make
 
@@ -154,33 +156,6 @@ def training_batches(
 def num_batches(config: DistillConfig) -> int:
     """Return the batches of the whole run: `trainer.accumulate` of them make a step."""
     return config.trainer.max_steps * config.trainer.accumulate
-
-
-def training_epochs(config: DistillConfig, teaching: Teaching) -> Epochs:
-    """Return which frame is drawn when, as `loader.sampler` and `loader.shuffle` say.
-
-    Raises:
-        ConfigError: windows of shards without a cache.
-        DataError: nothing to balance.
-    """
-    loader, frames = config.loader, teaching.frames
-    counts = np.ones(len(frames), np.int64)
-    if loader.sampler == "cbgs":
-        counts = balanced_counts(frames, config.seed)
-        _log.info(
-            "loader.sampler=cbgs: an epoch is %d draws from %d frames, %d of them never drawn",
-            counts.sum(),
-            len(frames),
-            (counts == 0).sum(),
-        )
-    if loader.shuffle == "full":
-        return Epochs(counts, config.seed)
-    if teaching.shards is None:
-        raise ConfigError(
-            "loader.shuffle=window follows the shards of a cache, and this run reads none. Use "
-            "loader.shuffle=full."
-        )
-    return Epochs(counts, config.seed, teaching.shards, loader.window)
 
 
 def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:

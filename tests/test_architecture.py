@@ -28,6 +28,7 @@ RANKS = {
     "outputs": 0.5,
     "consent": 0.5,
     "config": 1,
+    "trainer_config": 1.2,
     "verbs": 1.5,
     "compose": 1.7,
     "synthetic": 2,

@@ -14,16 +14,14 @@ from bevcask.config import (
     DetectorConfig,
     ImageAugmentConfig,
     LoaderConfig,
-    OnlineConfig,
     PathText,
     PlannedStoreConfig,
     StoreConfig,
     StudentConfig,
     TeacherConfig,
-    TrainerConfig,
-    TrainingLoaderConfig,
     WrittenStoreConfig,
 )
+from bevcask.trainer_config import OnlineConfig, TrainerConfig, TrainingLoaderConfig
 
 CacheUrl = Annotated[PathText | None, Field(description="cache URL or catalog:NAME")]
 Device = Annotated[str, Field(description="auto | cpu | cuda | cuda:N")]

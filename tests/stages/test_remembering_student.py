@@ -1,12 +1,18 @@
 """A detector that remembers, of somebody else's package, from training to scores and a cache."""
 
+import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from bevcask.compose import words_for
 from bevcask.verbs import VerifyConfig
 from cache.test_writer import different_files
+from ending import at_step
 
 Call = Callable[..., tuple[int, str, str]]
 NAME = "detectors.remembering:Remembering"
@@ -48,6 +54,42 @@ def test_it_trains_on_windows_and_is_scored_in_lanes(
         assert code == 0, err
         found.append(sorted((place / "nuscenes").rglob("results_nusc.json"))[0].read_bytes())
     assert found[0] == found[1]
+
+
+def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
+    tiny_world: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a validation between two frames, or the average of weights, disturb it."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    trained = [
+        *words(tiny_world, "student", "all"),
+        *("method=none", "trainer=tiny", "trainer.max_steps=4", "trainer.warmup_steps=1"),
+        *("trainer.ema=0.9", "loader.order=scenes", "loader.batch_size=2", "--json"),
+    ]
+    scored = [f"val.root={tiny_world}", "val.version=v1.0-synthetic", "val.split=synthetic_val"]
+    val = [*scored, "trainer.validate_every=2"]
+    code, out, err = call("student-distill", *trained, *val, f"run={whole}")
+    assert code == 0, err
+    assert (json.loads(out)["order"], json.loads(out)["draws_per_epoch"]) == ("scenes", 6)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, signal.SIGINT)
+        assert call("student-distill", *trained, f"run={cut}")[0] == 130
+    last = cut / "checkpoints" / "last.ckpt"
+    kept = torch.load(last, weights_only=True)["stream"]
+    assert len(kept["tokens"]) == len(kept["memory"]["neck"]) == 2
+    code, _, err = call("student-distill", *trained, f"run={cut}")
+    assert code == 0, err
+    one, other = (
+        torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, cut)
+    )
+    assert one["stream"]["tokens"] == other["stream"]["tokens"]
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
+    assert torch.equal(one["stream"]["memory"]["neck"], other["stream"]["memory"]["neck"])
+    windows = [word for word in trained if word != "loader.order=scenes"]
+    code, _, err = call("student-distill", *windows, f"run={cut}")
+    assert code == 2
+    assert "loader.order: was scenes, now frames" in err
 
 
 def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path) -> None:

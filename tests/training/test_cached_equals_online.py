@@ -14,6 +14,7 @@ from bevcask.detectors import find_detector
 from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
+from bevcask.training.order import training_order
 from bevcask.training.sources import align_of
 from bevcask.training.teaching import open_teaching
 from bevcask.verbs import DistillConfig, ExtractConfig
@@ -79,8 +80,8 @@ def gradients(
     method.build(plugin.describe_taps(own), teaching.specs)
     student = plugin(own)
     module = Distillation(student, method, teaching.source, config.trainer, {})
-    epochs = student_distill.training_epochs(config, teaching)
-    reading = student_distill.training_batches(config, teaching, epochs, plugin.inputs(own))
+    order = training_order(config, teaching, plugin.inputs(own))
+    reading = student_distill.training_batches(config, teaching, order)
     batch = next(iter(reading(step)))
     every = module.losses(batch, align_of(batch.batch))
     terms = {name: term for name, term in every.items() if name.startswith(only)}

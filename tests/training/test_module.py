@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from bevcask.config import TrainerConfig
 from bevcask.detectors.base import Labels
 from bevcask.detectors.blocks.swin import WindowAttention
 from bevcask.errors import DivergedError
 from bevcask.geometry import bev_matrix
 from bevcask.targets.align import Align
+from bevcask.trainer_config import TrainerConfig
 from bevcask.training.module import (
     Distillation,
     build_schedule,

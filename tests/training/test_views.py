@@ -22,6 +22,7 @@ from bevcask.stages import plan as plan_stage
 from bevcask.stages import student_distill, teacher_extract, verify
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
+from bevcask.training.order import training_order
 from bevcask.training.teaching import open_teaching
 from bevcask.verbs import DistillConfig, ExtractConfig, PlanConfig, VerifyConfig
 from bevcask.viz.statistics import statistics
@@ -116,9 +117,8 @@ def test_a_student_is_shown_every_view_and_replays_it(cache: str, tiny_world: Pa
     method = build_method(config.method)
     teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
     assert teaching.replay is not None
-    epochs = student_distill.training_epochs(config, teaching)
-    inputs = Inputs(image_size_HW=(64, 96))
-    reading = student_distill.training_batches(config, teaching, epochs, inputs)
+    order = training_order(config, teaching, Inputs(image_size_HW=(64, 96)))
+    reading = student_distill.training_batches(config, teaching, order)
     opened = open_cache(cache)
     seen = set()
     for batch in reading(0):
@@ -286,9 +286,8 @@ def test_alignment_stays_that_of_the_bev(cache: str, tiny_world: Path) -> None:
     config = configure(tiny_world, f"cache={cache}", *IMAGES, *FLIPS)
     method = build_method(config.method)
     teaching = open_teaching(config, method, Frames.select(config.dataset), torch.device("cpu"))
-    epochs = student_distill.training_epochs(config, teaching)
-    inputs = Inputs(image_size_HW=(64, 96))
-    reading = student_distill.training_batches(config, teaching, epochs, inputs)
+    order = training_order(config, teaching, Inputs(image_size_HW=(64, 96)))
+    reading = student_distill.training_batches(config, teaching, order)
     batch = next(iter(reading(0)))
     assert len(Align(batch.batch.bev_aug_B44)) == 2
     assert len({tuple(matrix.flatten().tolist()) for matrix in batch.batch.bev_aug_B44}) > 1

@@ -5,12 +5,15 @@ A detector is shown one frame and what it said to remember of the frame before; 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from bevcask.detectors.base import Batch, Detector, Memory, Output
 from bevcask.errors import DataError
+
+Policy = Literal["none", "window", "scene"]
+"""Where memory begins anew: at every frame, before each frame's own window, or with a scene."""
 
 
 class Stream:
@@ -19,6 +22,11 @@ class Stream:
     def __init__(self) -> None:
         self._memory: Memory = {}
         self._row: dict[str, int] = {}
+        self._on_host: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Stream":
+        """Return a new one: a copy of a detector, as of a moving average, has seen no frames."""
+        return Stream()
 
     def recall(self, batch: Batch) -> Batch:
         """Return the batch with the memory of each sample's frame before; zeros for a new scene.
@@ -38,26 +46,46 @@ class Stream:
             return replace(batch, memory=None, known_B=None)
         row_B = torch.tensor([0 if token is None else self._row[token] for token in after])
 
-        def rows(value: torch.Tensor) -> torch.Tensor:
+        device = batch.bev_aug_B44.device
+
+        def rows(name: str, value: torch.Tensor) -> torch.Tensor:
+            if name not in self._on_host:
+                value = value.to(device)  # a checkpoint is read onto the host
             keep = known_B.to(value.device).view(-1, *[1] * (value.ndim - 1))
             return torch.where(keep, value[row_B.to(value.device)], torch.zeros_like(value[:1]))
 
-        memory = {name: rows(value) for name, value in self._memory.items()}
-        return replace(batch, memory=memory, known_B=known_B.to(batch.bev_aug_B44.device))
+        memory = {name: rows(name, value) for name, value in self._memory.items()}
+        return replace(batch, memory=memory, known_B=known_B.to(device))
 
     def keep(self, batch: Batch, memory: Memory) -> None:
-        """Keep what was said of a batch, without its gradients; what was kept before is dropped."""
-        self._memory = {name: value.detach() for name, value in memory.items()}
+        """Keep a copy of what was said of a batch, without gradients, in place of what was kept."""
+        here = batch.bev_aug_B44.device.type
+        self._memory = {name: value.detach().clone() for name, value in memory.items()}
         self._row = {token: row for row, token in enumerate(batch.tokens)}
+        self._on_host = {
+            name for name, value in memory.items() if value.device.type == "cpu" != here
+        }
+
+    def show(self, detector: Detector, batch: Batch) -> Output:
+        """Run a detector on a batch with what it remembers, and keep what it says to remember."""
+        shown = self.recall(batch)
+        output: Output = detector(shown)
+        self.keep(shown, output.memory)
+        return output
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a run resumed in mid-scene goes on exactly."""
-        return {"memory": dict(self._memory), "tokens": list(self._row)}
+        return {
+            "memory": dict(self._memory),
+            "tokens": list(self._row),
+            "on_host": sorted(self._on_host),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._memory = dict(state["memory"])
         self._row = {token: row for row, token in enumerate(state["tokens"])}
+        self._on_host = set(state["on_host"])
 
 
 def unroll(detector: Detector, batch: Batch) -> Output:
@@ -72,8 +100,7 @@ def unroll(detector: Detector, batch: Batch) -> Output:
     detector.eval()
     with torch.no_grad():
         for earlier in batch.history:
-            shown = stream.recall(earlier)
-            stream.keep(shown, detector(shown).memory)
+            stream.show(detector, earlier)
     for module, training in modes:
         module.training = training
     output: Output = detector(stream.recall(batch))

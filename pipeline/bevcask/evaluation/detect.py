@@ -43,10 +43,7 @@ def detect(
     stream = Stream()
     with torch.inference_mode():
         for batch in batches:
-            shown = stream.recall(batch.to(device))
-            output = detector(shown)
-            stream.keep(shown, output.memory)
-            boxes = detector.decode(output)
+            boxes = detector.decode(stream.show(detector, batch.to(device)))
             found |= dict(zip(batch.tokens, (on_host(b) for b in boxes), strict=True))
             if bar is not None:
                 bar.advance(len(batch.tokens))

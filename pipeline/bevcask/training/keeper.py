@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from bevcask.config import TrainerConfig
 from bevcask.data.loader import Loader
 from bevcask.detectors.base import Batch, Detector
 from bevcask.evaluation.detect import detect
 from bevcask.evaluation.nuscenes import Evaluation, Sense
 from bevcask.paths import write_whole
 from bevcask.progress import Ticker
+from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage
 from bevcask.training.checkpoint import student_in
 from bevcask.training.module import Distillation

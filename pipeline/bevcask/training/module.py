@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
-from bevcask.detectors.base import Detector
-from bevcask.detectors.memory import unroll
+from bevcask.detectors.base import Batch, Detector, Output
+from bevcask.detectors.memory import Policy, Stream, unroll
 from bevcask.errors import DivergedError
 from bevcask.methods.base import Method
 from bevcask.targets.align import Align
+from bevcask.trainer_config import TrainerConfig
 from bevcask.training.sources import TargetSource, align_of, meet
 
 Step = tuple[TrainBatch, Align]
@@ -31,7 +31,8 @@ class Distillation(LightningModule):
         method: the loss with its adapters, trained along and thrown away.
         note: strings kept in every checkpoint: architecture, cache id, command.
 
-    A student that remembers is shown the history of each frame first, from nothing.
+    A student that remembers is shown the history of each frame first, from nothing (`window`), or
+    goes on with what it said of the frame before (`scene`): that is kept in checkpoints.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Distillation(LightningModule):
         source: TargetSource,
         config: TrainerConfig,
         note: Mapping[str, str],
-        remembers: bool = False,
+        memory: Policy = "none",
     ) -> None:
         super().__init__()
         self.student = student
@@ -49,7 +50,8 @@ class Distillation(LightningModule):
         self.note = dict(note)
         self._source = source
         self._config = config
-        self._remembers = remembers
+        self._memory: Policy = memory
+        self._stream = Stream()
         self._loss: Tensor | None = None
         self._tokens: Sequence[str] = ()
         self._random: dict[str, Any] | None = None
@@ -78,7 +80,7 @@ class Distillation(LightningModule):
     def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
         """Return every loss term of a batch by name: `detection/...`, then the method's."""
         batch = joined.batch
-        output = unroll(self.student, batch) if self._remembers else self.student(batch)
+        output = self._shown(batch)
         terms = {
             f"detection/{name}": term for name, term in self.student.loss(output, batch).items()
         }
@@ -91,6 +93,14 @@ class Distillation(LightningModule):
         taps = {name: output.taps[name] for name in wanted}
         taught: dict[str, Tensor] = self.method(taps, targets, labels, align, self._progress())
         return terms | taught
+
+    def _shown(self, batch: Batch) -> Output:
+        if self._memory == "scene":
+            return self._stream.show(self.student, batch)
+        if self._memory == "window":
+            return unroll(self.student, batch)
+        output: Output = self.student(batch)
+        return output
 
     def _progress(self) -> float:
         return self.global_step / self._config.max_steps if self._trainer is not None else 0.0
@@ -130,14 +140,21 @@ class Distillation(LightningModule):
             self._require_finite({"loss": self._loss})
         self._require_finite({n: p.detach().sum() for n, p in self.named_parameters()})
         checkpoint["bevcask"] = self.note
+        if self._memory == "scene":
+            checkpoint["stream"] = self._stream.state_dict()
         checkpoint["random"] = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state for the first step; what comes before draws numbers too."""
+        """Go on with the memory; keep the random state for the first step.
+
+        What comes before that draws numbers too.
+        """
         self._random = checkpoint["random"]
+        if self._memory == "scene":
+            self._stream.load_state_dict(checkpoint["stream"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random numbers where the checkpoint was written."""

@@ -10,9 +10,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from bevcask.config import TrainerConfig
 from bevcask.data.join import TrainBatch
 from bevcask.errors import ConfigError, DivergedError
+from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage, StepClock
 from bevcask.training.keeper import Keeper, Validation
 from bevcask.training.loops import Steps
