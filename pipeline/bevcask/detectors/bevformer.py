@@ -28,10 +28,11 @@ from bevcask.targets.spec import TapInfo
 
 
 class BackboneConfig(BaseConfig):
-    """A ResNet of bottlenecks; defaults: the R101-DCN of BEVFormer-Base."""
+    """A ResNet; defaults: the R101-DCN of BEVFormer-Base."""
 
     blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
     width: int = Field(64, ge=1, description="channels of the stem")
+    bottlenecks: bool = Field(True, description="rather than basic blocks")
     stride_first: bool = Field(True, description="1x1 convolutions stride, as in Caffe's networks")
     deformable: tuple[int, ...] = Field((3, 4), description="stages with deformable convolutions")
     levels: tuple[Level, ...] = Field(("c3", "c4", "c5"), description="what the pyramid joins")
@@ -43,6 +44,7 @@ class BackboneConfig(BaseConfig):
         return Shape(
             self.blocks,
             self.width,
+            bottlenecks=self.bottlenecks,
             stride_first=self.stride_first,
             deformable=self.deformable,
         )
@@ -229,6 +231,10 @@ class BEVFormer(Detector):
             ),
         ]
         return {tap.name: tap for tap in taps}
+
+    @classmethod
+    def donors(cls) -> Mapping[str, Mapping[str, str]]:
+        return {"bevdepth": {"backbone": "backbone"}}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return adopt_published(tensors, self.state_dict())

@@ -134,7 +134,7 @@ class BEVFormerEncoder(nn.Module):
             EncoderLayer(config, channels, heads, levels, width, dropout)
             for _ in range(config.layers)
         )
-        centres_YX2 = torch.from_numpy(grid.centres())
+        centres_YX2 = torch.tensor(grid.centres())
         self.register_buffer("points_QD3", _pillars(config, centres_YX2), persistent=False)
         column_X, row_Y = ((torch.arange(size) + 0.5) / size for size in (columns, rows))
         centres = torch.stack(torch.meshgrid(column_X, row_Y, indexing="xy"), dim=-1)
