@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bevcask.errors import DataError
 from bevcask.geometry import Grid
+from bevcask.targets.focal import focal_map
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.spec import Region
 
@@ -42,6 +43,8 @@ def region_mask(
         mask_BYX = centre_mask(boxes, grid)
     elif region.name == "gaussians":
         mask_BYX = gaussian_mask(boxes, grid)
+    elif region.name == "focal":
+        mask_BYX = focal_map(boxes, grid, region.cell) > 0
     else:
         mask_BYX = box_mask(boxes, grid, region.margin, touched=region.name == "keypoints")
     return mask_BYX.to(values_BCYX.device)

@@ -52,7 +52,9 @@ class TapInfo:
     bins: tuple[float, ...] = ()
 
 
-RegionName = Literal["all", "confident", "foreground", "keypoints", "centres", "gaussians", "union"]
+RegionName = Literal[
+    "all", "confident", "foreground", "keypoints", "centres", "gaussians", "focal", "union"
+]
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class Region:
             float32 at extraction; `foreground`: the cell's centre lies in a box grown by `margin`,
             or is the cell of a box's centre; `keypoints`: bilinear interpolation at some point of a
             grown box reads the cell; `centres`: the cell of a box's centre; `gaussians`: the
-            ground-truth heatmap (`targets.heatmap`) is above zero; `union`: in any of `parts`.
+            ground-truth heatmap (`targets.heatmap`) is above zero; `focal`: a heatmap drawn on
+            cells of its own size is (`targets.focal`); `union`: in any of `parts`.
         threshold: used by `confident` only.
         margin: metres added to each side of a box; used by `foreground` and `keypoints`.
         parts: the regions of a union.
+        cell: metres, side of the cells a heatmap is drawn on; used by `focal` only.
     """
 
     name: RegionName = "all"
     threshold: float = 0.0
     margin: float = 0.0
     parts: tuple["Region", ...] = ()
+    cell: float = 0.0
 
     @property
     def reads_boxes(self) -> bool:
@@ -93,9 +98,16 @@ class Region:
         grown = self.name in ("foreground", "keypoints") and self.name == needed.name
         return grown and self.margin >= needed.margin
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; a region without cells of its own says nothing of them."""
+        data = asdict(self) | {"parts": [part.to_dict() for part in self.parts]}
+        if not self.cell:
+            del data["cell"]
+        return data
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Region":
-        """Rebuild a region from plain JSON data."""
+        """Rebuild a region from `to_dict`."""
         return cls(**data | {"parts": tuple(cls.from_dict(part) for part in data["parts"])})
 
     def __str__(self) -> str:
@@ -104,6 +116,8 @@ class Region:
             return " + ".join(map(str, self.parts))
         if self.name == "confident":
             return f"{self.name} > {self.threshold:g}"
+        if self.name == "focal":
+            return f"{self.name} {self.cell:g} m"
         grown = self.name in ("foreground", "keypoints")
         return f"{self.name} {self.margin:+g} m" if grown else self.name
 
@@ -163,7 +177,7 @@ class TargetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; a tap without bins says nothing of them."""
-        data = asdict(self)
+        data = asdict(self) | {"region": self.region.to_dict()}
         if not self.tap.bins:
             del data["tap"]["bins"]
         return data
