@@ -28,6 +28,7 @@ METHODS = {
     "distillbev": "bevcask.methods.distillbev:DistillBEV",
     "tigdistill": "bevcask.methods.tigdistill:TiGDistill",
     "simdistill": "bevcask.methods.simdistill:SimDistill",
+    "focaldistiller": "bevcask.methods.focaldistiller:FocalDistiller",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

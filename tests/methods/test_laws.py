@@ -14,7 +14,12 @@ from bevcask.methods.distillbev import attention
 from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from contracts.method import FLIP, TURN, MethodContract
-from methods import oracle_distillbev, simdistill_cases, tigdistill_cases
+from methods import (
+    focaldistiller_cases,
+    oracle_distillbev,
+    simdistill_cases,
+    tigdistill_cases,
+)
 from methods import oracle_simdistill as simdistill_loops
 from methods.distillbev_cases import (
     ONE,
@@ -32,6 +37,7 @@ CASES: dict[str, tuple[MethodContract, tuple[str, ...]]] = {
     "distillbev": (ONE, TERMS),
     "tigdistill": (tigdistill_cases.CASE, ("inter_channel", "inter_keypoint", "inner_depth")),
     "simdistill": (simdistill_cases.PLAIN, simdistill_cases.TERMS),
+    "focaldistiller": (focaldistiller_cases.PLAIN, ()),  # weights: test_focaldistiller
 }
 
 

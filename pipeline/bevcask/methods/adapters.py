@@ -3,6 +3,7 @@
 They see the whole map, so batch statistics are those of online training.
 """
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
@@ -82,3 +83,49 @@ def adapted_grid(student: Grid, target: Grid) -> Grid:
             f"does not divide into cells of {target.cell:g} m"
         )
     return Grid(student.x_min, student.y_min, target.cell, round(num_x), round(num_y))
+
+
+class Restore(nn.Module):
+    """Refine a student's map to a target's cells, FocalDistiller's way.
+
+    A stage halves the cells: transposed 4x4 convolution of stride 2 without bias, BN, ReLU; a 3x3
+    convolution with bias follows the last (released code: one stage, 100 x 100 to 200 x 200).
+
+    Args:
+        channels: of the student.
+        wanted: of the target; the last convolution brings them about.
+        student: the student's grid.
+        restored: its `restored_grid`.
+    """
+
+    def __init__(self, channels: int, wanted: int, student: Grid, restored: Grid) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(round(math.log2(restored.num_x / student.num_x))):
+            layers += [
+                nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+        layers.append(nn.Conv2d(channels, wanted, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, map_BCYX: Tensor) -> Tensor:
+        """Map (B, C_student, *student.shape_YX) to (B, C_target, *restored.shape_YX)."""
+        restored: Tensor = self.layers(map_BCYX)
+        return restored
+
+
+def restored_grid(student: Grid, target: Grid) -> Grid | None:
+    """Return the student's range in the target's cells; None unless halving leads there."""
+    stages = math.log2(student.cell / target.cell)
+    if stages < -1e-6 or abs(stages - round(stages)) > 1e-6:
+        return None
+    factor = 2 ** round(stages)
+    return Grid(
+        student.x_min,
+        student.y_min,
+        student.cell / factor,
+        student.num_x * factor,
+        student.num_y * factor,
+    )
