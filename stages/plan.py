@@ -57,16 +57,21 @@ def run(config: PlanConfig) -> dict[str, Any]:
     return {
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
-        "teacher_passes": result.teacher_passes,
+        "teacher_passes": result.teacher_passes * passes_each(teacher),
         **here,
         **result.to_dict(),
         **probed,
     }
 
 
+def passes_each(teacher: Teacher) -> int:
+    """Return how often a teacher runs to say something of one frame: once for each of a window."""
+    return 1 + teacher.inputs().history if teacher.memory == "window" else 1
+
+
 def files_here(frames: Frames, teacher: Teacher) -> dict[str, Any]:
     """Return how many scenes of a selection can be read here, and what to say where not all can."""
-    found = look(frames, teacher.inputs())
+    found = look(frames, teacher.reads())
     return {
         "scenes": len(set(frames.scenes)),
         "scenes_here": len(found.whole_scenes),
@@ -88,6 +93,11 @@ def probe_codecs(
         raise ConfigError(
             "probe measures a distillation loss, and method=none has none. Name a method, and the "
             "student it will teach: method=distillbev student=bevdepth_r50."
+        )
+    if teacher.remembers:
+        raise ConfigError(
+            "probe asks a teacher about single frames, and this one remembers whole scenes. Show "
+            "it windows: teacher.memory=window."
         )
     device = pick_device(config.device)
     frames = readable_frames(Frames.select(config.dataset), teacher.inputs(), "dataset", "skip")
@@ -111,7 +121,12 @@ def probe_codecs(
     batches = (dataset.collate([dataset[Key(index)]]).to(device) for index in range(wanted))
     with progress_bar("probe", wanted) as bar:
         rows = probe(
-            student.to(device), method.to(device), teacher, ticked(batches, bar), config.store
+            student.to(device),
+            method.to(device),
+            teacher,
+            ticked(batches, bar),
+            config.store,
+            detector.inputs(own).memory,
         )
     return {
         "probe": [
@@ -138,8 +153,12 @@ def ticked(batches: Iterable[TrainBatch], bar: Ticker) -> Iterator[TrainBatch]:
 def render(result: dict[str, Any]) -> Group:
     """Show the plan as a table with totals."""
     table = Table(title="targets (uncompressed: an upper bound)")
-    for column in ("target", "kind", "shape", "codec", "region", "alignment", "MB a frame", "GB"):
-        table.add_column(column, justify="right" if column in ("MB a frame", "GB") else "left")
+    remembered = any(row["context"] != "none" for row in result["targets"])
+    words = ["target", "kind", "shape", "codec", "region", "alignment"]
+    for column in words + ["context"] * remembered:
+        table.add_column(column)
+    for column in ("MB a frame", "GB"):
+        table.add_column(column, justify="right")
     for row in result["targets"]:
         table.add_row(
             row["name"],
@@ -148,6 +167,7 @@ def render(result: dict[str, Any]) -> Group:
             row["codec"],
             row["region"],
             row["alignment"],
+            *([row["context"]] if remembered else []),
             f"{row['bytes_per_frame'] / 1e6:.3f}",
             gigabytes(row["bytes"] / 1e9),
         )

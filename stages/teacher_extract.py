@@ -134,7 +134,7 @@ def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Te
     partial = config.part or config.repair or config.store.reuse or not is_missing(url)
     if config.on_missing == "raise" and partial:
         return frames
-    return readable_frames(frames, teacher.inputs(), "dataset", config.on_missing)
+    return readable_frames(frames, teacher.reads(), "dataset", config.on_missing)
 
 
 def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
@@ -142,7 +142,7 @@ def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scene
     if whole_scenes:
         raise ConfigError(
             f"{views}: this teacher remembers the frames before, and a scene cannot be shown in "
-            "several views at once. Use store.views=0."
+            "several views at once. Use store.views=0, or show it windows: teacher.memory=window."
         )
     if not any(spec.view for spec in specs):
         _log.info("%s changes nothing: this teacher does not look at images", views)
@@ -227,12 +227,12 @@ def _fill(
     if not steps:
         return
     wanted = needs_pixels(writer.specs)
-    read = replace(teacher.inputs(), depth=True) if wanted else teacher.inputs()
+    read = replace(teacher.reads(), depth=True) if wanted else teacher.reads()
     tokens = dict.fromkeys(frames.tokens[key.frame] for step in steps for key in step.keys)
     readable_frames(frames.keep(tokens), read, "dataset")
     device = pick_device(config.device)
     teacher.load(device)
-    inputs = teacher.inputs().frame_by_frame()
+    inputs = teacher.reads()
     clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted)
     views = SampleReader(frames, inputs, images_only(config.augment), config.seed)
     loader = build_loader(

@@ -1,7 +1,7 @@
 """verify: is a cache still what was committed, does it make sense, does its teacher agree?
 
 digests of all files -> values, frames (check=meaning) -> the teacher again (resample=N)
--> the teacher, augmented (equivariance=N)
+-> the teacher, augmented (equivariance=N) -> the teacher, shown windows (windows=N)
 """
 
 import json
@@ -20,7 +20,7 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.verify_bytes import Problem, verify
 from bevcask.cache.verify_values import check_values
 from bevcask.catalog import resolve
-from bevcask.config import AugmentConfig, validate
+from bevcask.config import AugmentConfig, TeacherConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
 from bevcask.data.samples import SampleReader
@@ -33,6 +33,7 @@ from bevcask.errors import (
 )
 from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
 from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
+from bevcask.evaluation.windows import remembered_targets, window_gap
 from bevcask.outputs import output_file
 from bevcask.paths import write_whole
 from bevcask.progress import progress_bar
@@ -53,7 +54,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     Returns:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
         `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
-        per target, `equivariance` per augmentation and target, `repair`; `unfinished` says what
+        per target, `equivariance` per augmentation and target, `windows` per target, `repair`;
+        `unfinished` says what
         came in the way of a deeper look at a damaged cache.
 
     Raises:
@@ -63,17 +65,18 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     """
     if config.cache is None:
         raise ConfigError("verify needs a cache URL: bevcask verify URL.")
-    if (config.resample or config.equivariance) and not config.teacher.detector:
+    asked = config.resample or config.equivariance or config.windows
+    if asked and not config.teacher.detector:
         raise ConfigError(
-            "resample= and equivariance= run the teacher again: name it, and the dataset, as for "
-            "teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
+            "resample=, equivariance= and windows= run the teacher again: name it and the dataset, "
+            "as for teacher-extract (teacher=NAME teacher.checkpoint=FILE dataset.root=FOLDER)."
         )
     url = resolve("cache", config.cache)
     mend = None if config.repair is None else output_file("repair", config.repair, ".jsonl")
     with progress_bar("verify", 0, unit="bytes") as bar:
         report = verify(url, progress=bar.move_to)
     problems, suspicions, result = list(report.problems), list[Problem](), dict[str, Any]()
-    if config.check == "meaning" or config.resample or config.equivariance:
+    if config.check == "meaning" or asked:
         try:
             cache = open_cache(url, allow_unsealed=True)
         except (CacheCorruptError, CacheIdentityError, StoreError) as error:
@@ -84,7 +87,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
             try:
                 if config.check == "meaning":
                     suspicions = _meaning(config, cache, problems, result)
-                if config.resample or config.equivariance:
+                if asked:
                     _ask_teacher(config, cache, suspicions, problems, result)
             except BevcaskError as error:
                 if not problems:
@@ -133,6 +136,10 @@ def _ask_teacher(
     """Run the teacher again: on suspicious shards first, then on others."""
     if config.equivariance:
         clean_maps(cache)  # said before the teacher is loaded
+    if config.windows:
+        result["windows"] = _show_windows(config, cache)
+    if not (config.resample or config.equivariance):
+        return
     teacher, source, device = open_teacher(config, cache)
     if config.resample:
         first = list(_suspects(cache, suspicions))
@@ -150,6 +157,16 @@ def _ask_teacher(
             )
 
 
+def _show_windows(config: VerifyConfig, cache: Cache) -> dict[str, Any]:
+    remembered_targets(cache)  # said before the teacher is loaded
+    teacher = config.teacher.model_copy(update={"memory": "window"})
+    windowed = config.model_copy(update={"teacher": teacher})
+    asked, source, device = open_teacher(windowed, cache, same_memory=False)
+    tokens = spread_tokens(cache, config.windows, config.seed)
+    with progress_bar("windows", len(tokens)) as bar:
+        return dict(window_gap(cache, asked, source.reader, tokens, device, bar))
+
+
 def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
     """Yield the first frame of every suspicious shard."""
     for suspicion in suspicions:
@@ -157,19 +174,25 @@ def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
             yield cache.frames.tokens[cache.layout.frames_of(suspicion.shard)[0]]
 
 
-def open_teacher(config: VerifyConfig, cache: Cache) -> tuple[Teacher, ViewSource, torch.device]:
+def open_teacher(
+    config: VerifyConfig, cache: Cache, same_memory: bool = True
+) -> tuple[Teacher, ViewSource, torch.device]:
     """Load the teacher that made a cache, and what reads its frames, clean and in every view.
 
     Raises:
         ConfigError: it looks at whole scenes.
-        CacheIdentityError: it is another teacher.
+        CacheIdentityError: it is another teacher, or its memory goes on otherwise.
     """
-    teacher = build_teacher(config.teacher, config.seed)
+    teacher = build_teacher(_with_memory_of(cache, config.teacher), config.seed)
     check_identity(cache, {"teacher": teacher.fingerprint()})
     if teacher.remembers:
         raise ConfigError(
-            "a teacher that looks at whole scenes cannot be asked about single frames."
+            "a teacher that looks at whole scenes cannot be asked about single frames: resample= "
+            "and equivariance= are of teachers without memory, or shown windows "
+            "(teacher.memory=window). windows=N compares what this one said with windows."
         )
+    if same_memory and teacher.memory == "window":
+        check_identity(cache, {"memory": teacher.remembering()})
     device = pick_device(config.device)
     teacher.load(device)
     frames = Frames.select(config.dataset.over(cache.plan.get("dataset", {})).whole())
@@ -179,6 +202,15 @@ def open_teacher(config: VerifyConfig, cache: Cache) -> tuple[Teacher, ViewSourc
     augment = validate(AugmentConfig, shown["augment"], "views.augment")
     views = SampleReader(frames, teacher.inputs(), augment, int(shown["seed"]))
     return teacher, ViewSource(clean, views), device
+
+
+def _with_memory_of(cache: Cache, teacher: TeacherConfig) -> TeacherConfig:
+    """Return a detector's section with the memory of the cache, unless it says its own."""
+    stored = cache.fingerprint.get("memory", {})
+    if teacher.type != "native" or teacher.memory or stored.get("policy") != "window":
+        return teacher
+    kept = {"memory": "window", "history": stored["history"]}
+    return teacher.model_copy(update=kept)
 
 
 def write_repair_list(
@@ -241,6 +273,11 @@ def render(result: dict[str, Any]) -> Group:
         ]
         title = "aligned target against the augmented teacher (a study, not a check)"
         columns = ["augmentation", "target", "relative L2", "on objects", "cosine"]
+        parts.append(_table(title, columns, rows))
+    if windows := result.get("windows"):
+        rows = [[target, *gap.values()] for target, gap in windows.items()]
+        title = "windows against the memory of whole scenes (a study, not a check)"
+        columns = ["target", "frames", "relative L2", "cosine", "L2 where the scene had just begun"]
         parts.append(_table(title, columns, rows))
     if any(problem["shard"] is not None for problem in result["problems"]):
         parts.append(

@@ -94,6 +94,15 @@ class NativeTeacherConfig(Config):
     trust_checkpoint: bool = Field(
         False, description="read a pickle (.pth), which can run any code that is in it"
     )
+    memory: Literal["window", "scene"] | None = Field(
+        None,
+        description="of a detector that remembers: scene (the default) carries memory from a "
+        "scene's first frame on; window begins anew before the history of each frame, so that any "
+        "frame can be asked about",
+    )
+    history: int | None = Field(
+        None, ge=1, description="memory=window: keyframes before each; none: as the detector says"
+    )
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"
     )

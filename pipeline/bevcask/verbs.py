@@ -156,6 +156,9 @@ class VerifyConfig(Config):
     )
     resample: int = Field(0, ge=0, description="ask the teacher again about N frames")
     equivariance: int = Field(0, ge=0, description="study the gap on N augmented frames")
+    windows: int = Field(
+        0, ge=0, description="study the gap between memory of scenes and of windows on N frames"
+    )
     repair: PathText | None = Field(
         None, description="write what another extraction can mend to this file, a JSON line each"
     )

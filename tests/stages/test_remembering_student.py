@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevcask.compose import words_for
-from bevcask.verbs import VerifyConfig
+from bevcask.verbs import PlanConfig, VerifyConfig
 from cache.test_writer import different_files
 from ending import at_step
 
@@ -95,18 +95,58 @@ def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
 def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path) -> None:
     one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
     taught = [*words(tiny_world, "teacher", "all"), "store.codec=float32", "store.shard_rows=2"]
-    method = ["method=none", "seed=5"]
+    method = ["method=distillbev", "seed=5"]
     for url, width in ((one, 1), (two, 2)):
         code, _, err = call("teacher-extract", url, *taught, *method, f"loader.batch_size={width}")
         assert code == 0, err
     assert different_files(one, two) == []
-    code, _, err = call("verify", one, "resample=1", "seed=5", *words_for(VerifyConfig, taught))
+    again = [*words_for(VerifyConfig, taught), "seed=5", "--json"]
+    code, _, err = call("verify", one, "resample=1", *again)
     assert code == 2
     assert "whole scenes" in err
+    code, out, err = call("verify", one, "windows=6", "teacher.history=1", *again)
+    assert code == 0, err
+    gap = json.loads(out)["windows"]["bev.neck"]
+    assert gap["frames"] == 2  # of three a scene: two have all of it in their window
+    assert gap["begun"] < 1e-6
+    assert gap["l2"] > 1e-4
+    assert gap["cosine"] < 1
+    code, _, err = call("teacher-extract", one, *taught, *method, "teacher.memory=window")
+    assert code == 2
+    assert "memory.policy" in err
+
+
+def test_a_window_can_be_asked_about_alone(tiny_world: Path, call: Call, tmp_path: Path) -> None:
+    url = tmp_path / "window.zarr"
+    taught = [*words(tiny_world, "teacher", "all"), "store.codec=float32", "store.shard_rows=2"]
+    windows = [*taught, "method=distillbev", "seed=5", "teacher.memory=window"]
+    code, out, err = call("plan", *words_for(PlanConfig, windows), "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["teacher_passes"] == 3 * planned["frames"] == 18
+    assert {row["context"] for row in planned["targets"]} == {"window of 2"}
+    code, _, err = call("teacher-extract", url, *windows, "loader.batch_size=4")
+    assert code == 0, err
+    again = [*words_for(VerifyConfig, taught), "seed=5", "--json"]
+    code, out, err = call("verify", url, "resample=3", *again)
+    assert code == 0, err
+    assert json.loads(out)["ok"]
+    code, out, err = call("inspect", url, "--json")
+    assert json.loads(out)["targets"][0]["context"] == "window of 2"
+    code, _, err = call(
+        "verify", url, "resample=1", *again, "teacher.memory=window", "teacher.history=1"
+    )
+    assert (code, "memory.history" in err) == (2, True)
+    code, _, err = call("verify", url, "windows=1", *again)
+    assert (code, "memory window" in err) == (2, True)
 
 
 def test_it_cannot_be_asked_out_of_order(tiny_world: Path, call: Call, tmp_path: Path) -> None:
-    online = [*words(tiny_world, "teacher", "all"), "student=bevdepth_tiny", "targets=online"]
+    taught = words(tiny_world, "teacher", "all")
+    online = [*taught, "student=bevdepth_tiny", "targets=online"]
     code, _, err = call("student-distill", *online, "trainer=tiny", f"run={tmp_path}")
     assert code == 2
     assert "this teacher remembers the frames before" in err
+    probe = [*words_for(PlanConfig, taught), "student=bevdepth_tiny", "probe=1"]
+    code, _, err = call("plan", *probe)
+    assert (code, "this one remembers whole scenes" in err) == (2, True)

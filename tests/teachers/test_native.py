@@ -12,7 +12,7 @@ from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
 from bevcask.errors import ConfigError
 from bevcask.groups import load_group
-from bevcask.teachers import find_teacher
+from bevcask.teachers import build_teacher, find_teacher
 from contracts.teacher import TeacherContract
 from detectors.scenes import camera_batch, scan
 
@@ -55,3 +55,44 @@ def test_weights_of_a_file_are_claimed_without_being_loaded(tmp_path: Path) -> N
 def test_an_unknown_key_of_a_native_teacher_is_refused_when_it_is_said() -> None:
     with pytest.raises(ConfigError, match=r"chekpoint: unknown key\. Did you mean 'checkpoint'"):
         validate(TeacherConfig, {"chekpoint": "x"}, "teacher")
+
+
+REMEMBERS = {"type": "detectors.remembering:Remembering"}
+
+
+@pytest.mark.parametrize(
+    ("detector", "keys", "said"),
+    [
+        ({}, {"memory": "window"}, "does not remember"),
+        ({}, {"history": 2}, "does not remember"),
+        (REMEMBERS, {"history": 2}, r"teacher\.history=2 is the length of a window"),
+        (REMEMBERS, {"memory": "scene", "history": 2}, "is the length of a window"),
+    ],
+)
+def test_memory_and_detector_go_together(
+    detector: dict[str, Any], keys: dict[str, Any], said: str
+) -> None:
+    section = small("centerpoint_tiny", **detector)
+    with pytest.raises(ConfigError, match=said):
+        build_teacher(TeacherConfig.model_validate({**section, **keys}), 0)
+
+
+def test_what_a_teacher_reads_and_what_its_taps_depend_on_follow_its_memory() -> None:
+    section = small("centerpoint_tiny", **REMEMBERS)
+
+    def make(**keys: Any) -> Any:
+        return build_teacher(TeacherConfig.model_validate({**section, **keys}), 0)
+
+    scene, window, short = make(), make(memory="window"), make(memory="window", history=1)
+    assert [t.memory for t in (scene, window, short)] == ["scene", "window", "window"]
+    assert [t.reads().history for t in (scene, window, short)] == [0, 2, 1]
+    context = [t.offers()["bev.neck"].context for t in (scene, window, short)]
+    assert context == ["scene", "window of 2", "window of 1"]
+    assert scene.remembering() == {"policy": "scene"}
+    assert window.remembering() == {"policy": "window", "history": 2, "gaps": [2, 1]}
+    forgets = TestCenterPoint().make()
+    assert (forgets.memory, forgets.offers()["bev.neck"].context) == ("none", "none")
+    section = small("bevdepth_tiny", num_frames=2)
+    two_frames = build_teacher(TeacherConfig.model_validate(section), 0)
+    assert two_frames.offers()["bev.neck"].context == "window of 1"
+    assert two_frames.offers()["image.fpn0"].context == "none"

@@ -115,6 +115,24 @@ def test_cached_equals_online(augment: list[str], cache: tuple[str, str], tiny_w
     assert gap(cached[1], online[1]) < 1e-6
 
 
+def test_windows_of_a_teacher_that_remembers_are_the_same_cached_and_online(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    named = "teacher.detector.type=detectors.remembering:Remembering"
+    words = [named, "trust_code=true", "teacher.memory=window", "store.codec=float32"]
+    url = f"cache={tmp_path / 'window.zarr'}"
+    teacher_extract.run(
+        configure(tiny_world, *words, url, "loader.batch_size=2", verb=ExtractConfig)
+    )
+    cached = gradients(configure(tiny_world, url, *words, *FLIPS))
+    online = gradients(configure(tiny_world, *words, *ONLINE, *FLIPS))
+    assert any(name.startswith("distillbev/") for name in cached[0])
+    assert gap(cached[0], online[0]) < 1e-6
+    assert gap(cached[1], online[1]) < 1e-6
+    shorter = gradients(configure(tiny_world, *words, *ONLINE, *FLIPS, "teacher.history=1"))
+    assert gap(shorter[0], online[0]) > 1e-6
+
+
 def test_quantised_targets_stay_near_the_exact_ones(
     cache: tuple[str, str], tiny_world: Path
 ) -> None:

@@ -10,13 +10,17 @@ from bevcask.fingerprint import ABSENT, canonical, differences
 from bevcask.targets.spec import TargetSpec
 
 _NUM_SHOWN = 4
-_CAUSES_FIRST = ("teacher", "selection", "dataset", "classes", "preprocessing", "targets")
+_CAUSES_FIRST = (
+    "teacher", "memory", "selection", "dataset", "classes", "preprocessing", "targets",
+)  # fmt: skip
 _WIDTH = 64
 _ADVICE = {
     "selection": "The frames of a cache are fixed when it is created: extract this selection to "
     "another URL, or ask for the cache's own (dataset.split, dataset.scenes, dataset.limit).",
     "teacher": "Name the teacher (config and checkpoint) that made the cache, or extract with this "
     "one to another URL.",
+    "memory": "Show the teacher scenes or windows as the cache did (teacher.memory, "
+    "teacher.history), or extract to another URL.",
     "dataset": "The dataset on disk is not the one the teacher saw: restore it, or extract to "
     "another URL.",
     "targets": "Ask for the targets, codec and region the cache holds, or extract to another URL.",

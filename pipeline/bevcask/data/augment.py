@@ -13,11 +13,9 @@ import numpy as np
 
 from bevcask.config import AugmentConfig, ImageAugmentConfig
 from bevcask.data.images import ImageTransform
+from bevcask.detectors.base import CLEAN_GAP
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix
-
-CLEAN_GAP = 3
-"""Keyframes, 1.5 s on nuScenes: how far BEVDet4D looks back at test time."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ def draw(
     nearest, farthest = config.frame_gap
     gap = stream(seed, token, view, "frame").integers(nearest, farthest + 1)
     return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")), int(gap))
-
-
-def frame_gap(history: int) -> int:
-    """Return how many keyframes back a detector with a history looks at clean samples."""
-    return CLEAN_GAP if history else 0
 
 
 def images_only(config: ImageAugmentConfig) -> AugmentConfig:

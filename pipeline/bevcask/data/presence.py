@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bevcask.data.augment import frame_gap
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
@@ -118,9 +117,7 @@ def _files(frames: Frames, inputs: Inputs, row: int) -> list[bytes]:
     """Return the paths below the root of all that is read of a frame, by its row of the index."""
     index, paths = frames.index, list[bytes]()
     if inputs.image_size_HW is not None:
-        window = range(1, inputs.history + 1)
-        gaps = window if inputs.memory else [frame_gap(inputs.history)]
-        shown = {row, *(frames.previous_row(row, gap) for gap in gaps)}
+        shown = {row, *(frames.previous_row(row, gap) for gap in inputs.gaps)}
         paths += [name for own in sorted(shown) for name in index["frame_image"][own].tolist()]
     if inputs.num_sweeps or inputs.depth:
         scans = frames.chain(row, max(1, inputs.num_sweeps))

@@ -148,12 +148,13 @@ class SampleReader:
             )
             drawn = replace(drawn, images=seen.images)
         history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
+        goes_on = bool(history) and self.inputs.memory and history[-1].token != token
         return Sample(
             token=token,
             view=replayed,
             pixels_P5=read_pixels(self.frames, token, boxes=True) if self.pixels else None,
             history=history,
-            after=history[-1].token if history and self.inputs.memory else None,
+            after=history[-1].token if goes_on else None,
             **self._sensed(row, drawn),
             **self._depth(token, drawn),
             **self._labels(token, drawn),
@@ -175,10 +176,10 @@ class SampleReader:
         """Read the keyframes before one, oldest first, each a frame of its own.
 
         All share one augmentation. Where the scene begins later than the window, its first frame
-        stands in, and begins anew each time it is shown.
+        stands in, and begins anew each time it is shown, as it does when it is the frame itself.
         """
         index = self.frames.index
-        rows = [self.frames.previous_row(row, gap) for gap in range(self.inputs.history, 0, -1)]
+        rows = [self.frames.previous_row(row, gap) for gap in self.inputs.gaps]
         window: list[Sample] = []
         for place, earlier in enumerate(rows):
             goes_on = place > 0 and rows[place - 1] != earlier

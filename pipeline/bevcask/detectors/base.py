@@ -92,6 +92,9 @@ class Batch:
         )
 
 
+CLEAN_GAP = 3
+"""Keyframes, 1.5 s on nuScenes: how far BEVDet4D looks back at test time."""
+
 Memory = dict[str, Tensor]
 """What a detector remembers, batch first; only the detector that said it reads it."""
 
@@ -183,6 +186,13 @@ class Inputs:
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"
     pad: Literal["missing", "empty", "never"] = "missing"
     virtual_points: bool = False
+
+    @property
+    def gaps(self) -> tuple[int, ...]:
+        """How many keyframes back each earlier one is read of a clean sample, farthest first."""
+        if self.memory:
+            return tuple(range(self.history, 0, -1))
+        return (CLEAN_GAP,) if self.history else ()
 
     def frame_by_frame(self) -> "Inputs":
         """Return what is loaded where memory is carried from frame to frame: no window."""

@@ -124,12 +124,13 @@ def clean_maps(cache: Cache) -> dict[str, TargetSpec]:
 
 
 def augmented(batch: Batch, matrix: Matrix) -> Batch:
-    """Return a clean batch under a BEV augmentation: points moved, cameras' BEV matrix set."""
-    matrix_B44 = torch.from_numpy(matrix).float().expand(len(batch.tokens), 4, 4)
+    """Return a clean batch under a BEV augmentation: points and history too."""
+    matrix_B44 = torch.from_numpy(matrix).float() @ batch.bev_aug_B44
+    history = tuple(augmented(earlier, matrix) for earlier in batch.history)
     points = None
     if batch.points is not None:
         points = [transform_points(own, matrix) for own in batch.points]
-    return replace(batch, bev_aug_B44=matrix_B44, points=points)
+    return replace(batch, bev_aug_B44=matrix_B44, points=points, history=history)
 
 
 def _add(gap: _Gap, cache: Cache, spec: TargetSpec, batch: Batch, said_1CYX: Tensor) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bevcask.cache.frames import FrameTable
-from bevcask.data.augment import frame_gap, image_ranges
+from bevcask.data.augment import image_ranges
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
@@ -58,19 +58,20 @@ def identity(
         annotations: whether ground truth decides bytes too: a region follows it, say.
         all_sensors: whether cameras and LiDAR decide bytes that the teacher does not look at.
     """
-    inputs = teacher.inputs()
+    inputs = teacher.reads()
     sensors = (CAMERAS if inputs.image_size_HW or all_sensors else ()) + (
         ("LIDAR_TOP",) if inputs.num_sweeps or all_sensors else ()
     )
-    return {
+    tree = {
         "teacher": teacher.fingerprint(),
         "dataset": frames.identity(
             sensors,
             max(inputs.num_sweeps, 1),
             annotations,
-            frame_gap(inputs.history),
+            inputs.gaps,
             inputs.virtual_points,
             inputs.can_bus,
+            inputs.memory,
         ),
         "classes": list(CLASSES),
         "preprocessing": {
@@ -83,3 +84,6 @@ def identity(
             "ego_points": inputs.ego_points,
         },
     }
+    if inputs.memory:
+        tree["memory"] = teacher.remembering()
+    return tree

@@ -26,9 +26,12 @@ def encoded_shards(
     parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
-        shown = stream.recall(batch.to(device))
+        shown = batch.to(device)
+        if teacher.remembers:
+            shown = stream.recall(shown)
         outputs = teacher.targets(shown, [spec.name for spec in own])
-        stream.keep(shown, memory_in(outputs))
+        if teacher.remembers:
+            stream.keep(shown, memory_in(outputs))
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, shard in enumerate(step.shards):
             if shard is not None:

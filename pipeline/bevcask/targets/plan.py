@@ -81,6 +81,7 @@ class Plan:
                 "codec": spec.codec,
                 "region": str(spec.region),
                 "alignment": spec.alignment,
+                "context": spec.tap.context,
                 "bytes_per_frame": size[spec.key],
                 "bytes": size[spec.key] * self.num_frames,
             }

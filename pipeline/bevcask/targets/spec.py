@@ -40,6 +40,8 @@ class TapInfo:
             replay it.
         bins: metres that each channel stands for (`image.depth`: the depth its features are lifted
             to), else empty.
+        context: which other frames the value depends on: `none`, `window of N` keyframes before
+            this one, or `scene`, all of them since its first.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TapInfo:
     classes: tuple[str, ...] = ()
     depends_on_images: bool = False
     bins: tuple[float, ...] = ()
+    context: str = "none"
 
 
 RegionName = Literal[
@@ -176,10 +179,12 @@ class TargetSpec:
         return self.region.covers(needed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data; a tap without bins says nothing of them."""
+        """Return plain JSON data; a tap without bins or context says nothing of them."""
         data = asdict(self) | {"region": self.region.to_dict()}
         if not self.tap.bins:
             del data["tap"]["bins"]
+        if self.tap.context == "none":
+            del data["tap"]["context"]
         return data
 
     @classmethod

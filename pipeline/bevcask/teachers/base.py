@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from bevcask.cache.identity import check_identity
 from bevcask.config import Config as AnyConfig
 from bevcask.detectors.base import Batch, Inputs, Memory
+from bevcask.detectors.memory import Policy
 from bevcask.targets.pixels import PIXELS, pad
 from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import TapInfo
@@ -67,9 +69,25 @@ class Teacher(ABC):
         """Return every tap by name; cheap, without weights."""
 
     @property
+    def memory(self) -> Policy:
+        """How its memory goes on: `scene` unless it loads and runs windows itself."""
+        return "scene" if self.inputs().memory else "none"
+
+    @property
     def remembers(self) -> bool:
         """True if it must be shown each scene from its first frame on, in order."""
-        return self.inputs().memory
+        return self.memory == "scene"
+
+    def reads(self) -> Inputs:
+        """Return what is loaded with each frame: no history where memory is carried along."""
+        return self.inputs().frame_by_frame() if self.remembers else self.inputs()
+
+    def remembering(self) -> dict[str, Any]:
+        """Return what identifies its memory."""
+        if self.memory != "window":
+            return {"policy": self.memory}
+        inputs = self.inputs()
+        return {"policy": "window", "history": inputs.history, "gaps": list(inputs.gaps)}
 
     @abstractmethod
     def load(self, device: torch.device | str) -> None:
@@ -107,8 +125,18 @@ class Teacher(ABC):
         """
 
     def offers(self) -> Mapping[str, TapInfo]:
-        """Return what can be planned with this teacher: its taps, and what the data alone says."""
-        return {**self.taps(), PIXELS.name: PIXELS}
+        """Return what can be planned with this teacher: its taps, and what the data alone says.
+
+        Taps say which other frames they depend on; image features are of one frame.
+        """
+        context = "scene" if self.remembers else "none"
+        if history := self.reads().history:
+            context = f"window of {history}"
+        taps = {
+            name: tap if tap.kind == "image_feature" else replace(tap, context=context)
+            for name, tap in self.taps().items()
+        }
+        return {**taps, PIXELS.name: PIXELS}
 
     def targets(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         """Return what is stored of a batch by name: taps as `__call__` gives them, and data.

@@ -4,22 +4,27 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from bevcask.cache.identity import check_identity
 from bevcask.catalog import resolve
 from bevcask.config import Config as AnyConfig
 from bevcask.config import NativeTeacherConfig
 from bevcask.detectors import find_detector
-from bevcask.detectors.base import Batch, Detections, Detector, Inputs
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.memory import Policy, unroll
 from bevcask.detectors.weights import identify, load_weights, read_tensors
-from bevcask.errors import TargetMismatchError
+from bevcask.errors import ConfigError, TargetMismatchError
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import MEMORY, Teacher
+
+if TYPE_CHECKING:
+    from bevcask.cache.reader import Cache
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +41,10 @@ class NativeTeacher(Teacher):
         self._checkpoint = config.checkpoint
         self._trust = config.trust_checkpoint
         self._detector: Detector | None = None
+        self._inputs = replace(self._plugin.inputs(self._config), depth=False)
+        self._memory = _policy(config, self._inputs)
+        if self._memory == "window" and config.history is not None:
+            self._inputs = replace(self._inputs, history=config.history)
 
     @classmethod
     def claims(cls, config: AnyConfig) -> dict[str, Any]:
@@ -50,11 +59,24 @@ class NativeTeacher(Teacher):
             said["weights"] = identify(read_tensors(path, own.trust_checkpoint))
         return said
 
+    @classmethod
+    def matches(cls, config: AnyConfig, cache: "Cache") -> None:
+        super().matches(config, cache)
+        own = cast(NativeTeacherConfig, config)
+        asked = {"policy": own.memory, "history": own.history}
+        said = {key: value for key, value in asked.items() if value is not None}
+        if said:
+            check_identity(cache, {"memory": said})
+
+    @property
+    def memory(self) -> Policy:
+        return self._memory
+
     def taps(self) -> Mapping[str, TapInfo]:
         return self._plugin.describe_taps(self._config)
 
     def inputs(self) -> Inputs:
-        return replace(self._plugin.inputs(self._config), depth=False)
+        return self._inputs
 
     @property
     def detector(self) -> Detector:
@@ -104,10 +126,11 @@ class NativeTeacher(Teacher):
                 f"Known: {', '.join(taps)}."
             )
         with torch.inference_mode():
-            output = self.detector(batch)
+            output = (unroll if self._memory == "window" else _alone)(self.detector, batch)
             found = {name: output.taps[name] for name in names if taps[name].kind != "box_set"}
             missing = len(found) < len(names)
-            found |= {MEMORY + name: value for name, value in output.memory.items()}
+            if self.remembers:
+                found |= {MEMORY + name: value for name, value in output.memory.items()}
             if missing:
                 detections = self.detector.decode(output)
                 for name in names:
@@ -117,6 +140,40 @@ class NativeTeacher(Teacher):
                         )
         assert not any(module.training for module in self.detector.modules())
         return found
+
+
+def _alone(detector: Detector, batch: Batch) -> Output:
+    output: Output = detector(batch)
+    return output
+
+
+def _policy(config: NativeTeacherConfig, inputs: Inputs) -> Policy:
+    """Return how memory goes on, as the configuration and the detector say.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    kind = config.detector["type"]
+    if not inputs.memory:
+        if config.memory or config.history:
+            raise ConfigError(
+                f"teacher.memory={config.memory}, teacher.history={config.history}: {kind} does "
+                "not remember. Leave them out."
+            )
+        return "none"
+    if config.memory != "window":
+        if config.history is not None:
+            raise ConfigError(
+                f"teacher.history={config.history} is the length of a window, and memory goes on "
+                "through whole scenes. Say teacher.memory=window, or leave it out."
+            )
+        return "scene"
+    if not (config.history or inputs.history):
+        raise ConfigError(
+            f"teacher.memory=window: {kind} does not say how many frames a window has. Say "
+            "teacher.history=N."
+        )
+    return "window"
 
 
 def pad_boxes(detections: list[Detections], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

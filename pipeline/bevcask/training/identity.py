@@ -9,9 +9,9 @@ import numpy as np
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
 from bevcask.config import DatasetConfig, TeacherConfig
-from bevcask.data.augment import frame_gap
 from bevcask.data.index.arrays import pose_tolerance
 from bevcask.data.index.frames import Frames
+from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, DataError
 from bevcask.geometry import CLASSES
 
@@ -50,6 +50,7 @@ def check_dataset(
     """
     stored: dict[str, Any] = cache.fingerprint["dataset"]
     read: dict[str, Any] = cache.fingerprint["preprocessing"]
+    memory = "memory" in cache.fingerprint
     frames = Frames.select(dataset.whole())
     gone = [token for token in cache.frames.tokens if token not in frames]
     if gone:
@@ -63,12 +64,14 @@ def check_dataset(
         sensors=tuple(stored["calibration"]),
         num_sweeps=max(1, int(read["num_sweeps"])),
         annotations=annotations and "annotations" in stored,
-        frame_gap=frame_gap(int(read["num_frames"]) - 1),
+        gaps=Inputs(history=int(read["num_frames"]) - 1, memory=memory).gaps,
         virtual_points="virtual_points" in stored and dataset.virtual_points is not None,
         can_bus="can_bus" in stored,
+        motion=memory,
     )
     if not exact and _same_within_rounding(cache, frames, found):
-        found |= {name: stored[name] for name in ("calibration", "poses")}
+        rounded = {"calibration", "poses", "can_bus"} & stored.keys()
+        found |= {name: stored[name] for name in rounded}
     check_identity(cache, {"dataset": found})
 
 

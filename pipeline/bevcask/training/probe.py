@@ -19,6 +19,7 @@ from bevcask.cache.quantize import encode_targets
 from bevcask.config import StoreConfig
 from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Detector
+from bevcask.detectors.memory import unroll
 from bevcask.methods.base import Method, Target
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, stored_dtype
@@ -82,6 +83,7 @@ def probe(
     teacher: Teacher,
     batches: Iterable[TrainBatch],
     store: StoreConfig,
+    remembers: bool = False,
 ) -> list[Row]:
     """Measure every candidate on the given batches.
 
@@ -92,6 +94,7 @@ def probe(
         batches: what the student sees, and what the teacher sees of the same frames.
         store: everything but the codec. Replayed views are probed as the clean frame is; each
             takes the same bytes.
+        remembers: the student is shown the history of each frame first.
 
     Returns:
         One row a candidate, largest first, dominated ones marked.
@@ -113,7 +116,7 @@ def probe(
         assert batch.teacher_batch is not None
         with torch.inference_mode():
             said = teacher.targets(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
-        learn = _Lesson(student, method, batch)
+        learn = _Lesson(student, method, batch, remembers)
         exact = _Exact(said, chosen[_EXACT], batch, learn)
         total_loss += abs(exact.loss)
         total_gradient += float(exact.gradient.square().sum())
@@ -173,9 +176,11 @@ def _specs(method: Method, teacher: Teacher, store: StoreConfig) -> tuple[Target
 class _Lesson:
     """One student forward; gives the distillation loss and its gradient for any targets."""
 
-    def __init__(self, student: Detector, method: Method, batch: TrainBatch) -> None:
+    def __init__(
+        self, student: Detector, method: Method, batch: TrainBatch, remembers: bool
+    ) -> None:
         self._method = method
-        output = student(batch.batch)
+        output = unroll(student, batch.batch) if remembers else student(batch.batch)
         self._taps = {name: output.taps[name] for name in method.student_taps()}
         self._weights = [p for p in student.parameters() if p.requires_grad]
         assert batch.batch.labels is not None

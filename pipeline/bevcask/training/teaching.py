@@ -181,7 +181,8 @@ def _online(
     if teacher.remembers:
         raise ConfigError(
             "targets=online: this teacher remembers the frames before, and training shows them in "
-            "no order. Extract a cache of it, and name that with cache=URL."
+            "no order. Extract a cache of it and name that with cache=URL, or show it windows: "
+            "teacher.memory=window."
         )
     canonical = config.online.input == "canonical"
     what = plan(

@@ -59,6 +59,7 @@ def _describe_target(cache: Cache, name: str) -> dict[str, Any]:
         "dtype": spec.codec,
         "region": spec.region.name,
         "alignment": spec.alignment,
+        "context": spec.tap.context,
         "cell": spec.tap.grid.cell if spec.tap.grid else None,
         "raw_bytes": raw,
         "stored_bytes": stored,
@@ -94,7 +95,9 @@ def _headline(result: dict[str, Any]) -> Text:
 
 
 def _targets(result: dict[str, Any]) -> Table:
-    left = ("target", "kind", "shape", "stored as", "region", "alignment")
+    remembered = any(row["context"] != "none" for row in result["targets"])
+    words = ("target", "kind", "shape", "stored as", "region", "alignment")
+    left = words + ("context",) * remembered
     right = ("raw MB", "stored MB", "ratio")
     table = _table(f"targets of {result['committed_frames']} frames, raw = float32", left, right)
     for row in result["targets"]:
@@ -103,12 +106,12 @@ def _targets(result: dict[str, Any]) -> Table:
         sizes = (f"{row[key] / 1e6:,.2f}" for key in ("raw_bytes", "stored_bytes"))
         table.add_row(
             row["name"], row["kind"], shape, row["dtype"], row["region"], row["alignment"],
-            *sizes, ratio,
+            *([row["context"]] if remembered else []), *sizes, ratio,
         )  # fmt: skip
     if len(result["targets"]) > 1 and result["stored_bytes"]:
         table.add_section()
         table.add_row(
-            "all", *[""] * 5, f"{result['raw_bytes'] / 1e6:,.2f}",
+            "all", *[""] * (len(left) - 1), f"{result['raw_bytes'] / 1e6:,.2f}",
             f"{result['stored_bytes'] / 1e6:,.2f}",
             f"{result['raw_bytes'] / result['stored_bytes']:.1f}",
         )  # fmt: skip

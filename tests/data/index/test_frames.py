@@ -235,7 +235,7 @@ def _leaves(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
 def test_identity_covers_only_what_is_read(tiny_frames: Frames) -> None:
     lidar_only = tiny_frames.identity(sensors=["LIDAR_TOP"], num_sweeps=3, annotations=False)
     assert set(_leaves(lidar_only)) == {"tokens", "calibration.LIDAR_TOP", "poses.LIDAR_TOP"}
-    two = tiny_frames.identity(frame_gap=1)
+    two = tiny_frames.identity(gaps=[1])
     whole = tiny_frames.identity()
     assert two["poses"]["CAM_FRONT"] != whole["poses"]["CAM_FRONT"]
     assert two["calibration"] == whole["calibration"]

@@ -222,25 +222,27 @@ class Frames:
         sensors: Sequence[str] = SENSORS,
         num_sweeps: int = 1,
         annotations: bool = True,
-        frame_gap: int = 0,
+        gaps: Sequence[int] = (),
         virtual_points: bool = False,
         can_bus: bool = False,
+        motion: bool = False,
     ) -> dict[str, Any]:
         """Return digests of what a reader of these frames depends on, as a tree.
 
         Leaves: `tokens`; `calibration.SENSOR` (mounting and intrinsics); `poses.SENSOR` (ego pose
-        at exposure; for LIDAR_TOP also of its sweeps, with scan times); `annotations`;
-        `virtual_points`, every byte of them; `can_bus.values`, and `can_bus.frames_without`, those
-        that zeros stand in for. The dataset's own files and their names are not part
-        of it.
+        at exposure; for LIDAR_TOP also of its sweeps, with scan times); `poses.frames` (times and
+        poses of keyframes); `annotations`; `virtual_points`, every byte of them; `can_bus.values`,
+        and `can_bus.frames_without`, how many of the frames zeros stand in for. The dataset's own
+        files and their names are not part of it.
 
         Args:
             sensors: those that are read.
             num_sweeps: LiDAR sweeps that are read.
             annotations: whether ground truth is read.
-            frame_gap: how many keyframes back an earlier one is read; 0 for none.
+            gaps: how many keyframes back earlier ones are read with each frame.
             virtual_points: whether virtual points are read.
             can_bus: whether `data.can_bus` is read.
+            motion: whether the ways between keyframes are looked at, as memory does.
 
         Raises:
             ConfigError, DataError: see `virtual_digest` and `CanBus.values`.
@@ -250,6 +252,8 @@ class Frames:
             "calibration": {},
             "poses": {},
         }
+        earlier = [self.previous_row(int(row), gap) for gap in gaps for row in self.rows]
+        read = [*self.rows.tolist(), *earlier]
         for sensor in sensors:
             k = SENSORS.index(sensor)
             calibration = self.index["frame_calibration"][self.rows, k]
@@ -258,13 +262,16 @@ class Frames:
                 self.index["calibration_intrinsics"][calibration],
             )
             poses = [self.index["frame_ego_pose"][self.rows, k]]
-            if frame_gap:
-                earlier = [self.previous_row(int(row), frame_gap) for row in self.rows]
+            if gaps:
                 poses.append(self.index["frame_ego_pose"][earlier, k])
             if sensor == "LIDAR_TOP":
                 scans = [scan for row in self.rows for scan in self.chain(int(row), num_sweeps)]
                 poses += [self.index["scan_time"][scans], self.index["scan_ego_pose"][scans]]
             tree["poses"][sensor] = _digest(*poses)
+        if motion:
+            tree["poses"]["frames"] = _digest(
+                self.index["frame_time"][read], self.index["frame_lidar_to_global"][read]
+            )
         if annotations:
             tree["annotations"] = _digest(self.index["frame_annotations"][self.rows])
         if virtual_points:
@@ -272,7 +279,7 @@ class Frames:
         if can_bus:
             told = CanBus(self.index)
             tree["can_bus"] = {
-                "values": _digest(np.stack([told.values(int(row)) for row in self.rows])),
+                "values": _digest(np.stack([told.values(row) for row in read])),
                 "frames_without": told.without(self.rows),
             }
         return tree
