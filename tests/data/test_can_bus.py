@@ -146,6 +146,10 @@ def test_batches_carry_it_where_it_is_asked_for(tiny_frames: Frames) -> None:
         assert isinstance(shown.can_bus_B18, Tensor)
         assert shown.can_bus_B18.dtype == torch.float64
         assert shown.can_bus_B18[0].tolist() == told.values(row).tolist()
+    there = batch.to("meta")
+    for shown in (there, *there.history):
+        assert shown.can_bus_B18 is not None
+        assert shown.can_bus_B18.device == shown.bev_aug_B44.device == torch.device("meta")
     silent = SampleReader(tiny_frames, Inputs(history=1, memory=True), None, 0)
     assert collate([silent.read(token)]).can_bus_B18 is None
 

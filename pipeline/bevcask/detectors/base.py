@@ -32,11 +32,11 @@ class Batch:
         pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
             where no target needs them.
         labels: ground truth; None when the split has none.
-        seconds_B: float64, time of the keyframe.
-        lidar_to_global_B44: float64, canonical LIDAR_TOP -> global.
+        seconds_B: float64, time of the keyframe; stays on the host.
+        lidar_to_global_B44: float64, canonical LIDAR_TOP -> global; stays on the host.
         can_bus_B18: float64, absolute values of this frame as `data.can_bus.CanBus` says them: a
             detector that wants differences remembers those of the frame before. None unless it asks
-            for them. On the host, as times and poses are, whatever the device.
+            for them.
         after: per sample the token of the frame whose memory this one goes on with, None to begin
             anew.
         memory: what the detector said to remember after those frames; None where none of the
@@ -86,6 +86,7 @@ class Batch:
             depth_BVHW=move(self.depth_BVHW),
             pixels=each(self.pixels),
             labels=None if self.labels is None else self.labels.to(device),
+            can_bus_B18=move(self.can_bus_B18),
             memory=None if self.memory is None else _moved(self.memory, device),
             known_B=move(self.known_B),
             history=tuple(earlier.to(device) for earlier in self.history),
