@@ -149,7 +149,8 @@ def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scene
     elif not changes_pixels(config.augment):
         raise ConfigError(
             f"{views}: all views would be alike, for augment changes no image. Give what the "
-            "student will: augment.resize, crop, image_flip, image_rotation; or store.views=0."
+            "student will: augment.resize, crop, image_flip, image_rotation, photometric, "
+            "grid_mask; or store.views=0."
         )
 
 

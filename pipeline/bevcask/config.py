@@ -207,6 +207,19 @@ class ImageAugmentConfig(Config):
     crop: bool = Field(False, description="random horizontal crop instead of the centre")
     image_flip: bool = False
     image_rotation: float = Field(0.0, ge=0, description="+- degrees")
+    photometric: bool = Field(
+        False,
+        description="brightness, contrast, saturation, hue and order of the channels, camera by "
+        "camera, as in BEVFormer's release",
+    )
+    grid_mask: float = Field(
+        0.0, ge=0, le=1, description="share of frames that keep the stripes of a grid alone"
+    )
+    image_size_HW: tuple[int, int] | None = Field(
+        None,
+        description="network input that this is drawn for, where teacher and student differ: the "
+        "smaller one; larger ones see the same, enlarged. null: each draws for its own",
+    )
 
     @field_validator("resize")
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bevcask.config import AugmentConfig, ImageAugmentConfig
+from bevcask.data.colours import Colours, GridMask, draw_colours, draw_grid_mask
 from bevcask.data.images import ImageTransform
 from bevcask.detectors.base import CLEAN_GAP
 from bevcask.errors import ConfigError
@@ -26,11 +27,15 @@ class Draw:
         images: one transform a camera; empty without images.
         bev_aug: 4x4, canonical LIDAR_TOP to augmented LIDAR_TOP.
         frame_gap: keyframes from a two-frame detector's earlier frame to this one.
+        colours: one change a camera; empty where colours stay.
+        grid_mask: what is kept of all images; None for all of it.
     """
 
     images: list[ImageTransform]
     bev_aug: Matrix
     frame_gap: int = CLEAN_GAP
+    colours: tuple[Colours, ...] = ()
+    grid_mask: GridMask | None = None
 
 
 def draw(
@@ -55,10 +60,30 @@ def draw(
     if config is None:
         return Draw([clean_image(size, network_HW) for size in sizes if network_HW], np.eye(4))
     camera_stream = stream(seed, token, view, "image")
-    images = [_draw_image(config, camera_stream, size, network_HW) for size in sizes if network_HW]
+    drawn_HW = config.image_size_HW or network_HW
+    images = [_draw_image(config, camera_stream, size, drawn_HW) for size in sizes if drawn_HW]
     nearest, farthest = config.frame_gap
     gap = stream(seed, token, view, "frame").integers(nearest, farthest + 1)
-    return Draw(images, _draw_bev(config, stream(seed, token, view, "bev")), int(gap))
+    colours = stream(seed, token, view, "colours")
+    return Draw(
+        images=[_fit(image, network_HW) for image in images if network_HW],
+        bev_aug=_draw_bev(config, stream(seed, token, view, "bev")),
+        frame_gap=int(gap),
+        colours=tuple(draw_colours(colours) for _ in images if config.photometric),
+        grid_mask=draw_grid_mask(config, stream(seed, token, view, "grid"), drawn_HW),
+    )
+
+
+def _fit(image: ImageTransform, network_HW: tuple[int, int]) -> ImageTransform:
+    """Return what was drawn for one size at another of the same proportions."""
+    try:
+        return image.enlarged(network_HW)
+    except ValueError as error:
+        raise ConfigError(
+            f"augment.image_size_HW={list(image.size_HW)} cannot be enlarged to the network input "
+            f"{list(network_HW)}: {error}. Give the smaller of the image sizes of teacher and "
+            "student, which must have the same proportions; or leave it out."
+        ) from None
 
 
 def images_only(config: ImageAugmentConfig) -> AugmentConfig:
@@ -68,7 +93,7 @@ def images_only(config: ImageAugmentConfig) -> AugmentConfig:
 
 def image_ranges(config: ImageAugmentConfig) -> dict[str, Any]:
     """Return what decides the image part of an augmentation, as plain data."""
-    names = ("resize", "crop", "image_flip", "image_rotation")
+    names = ImageAugmentConfig.model_fields
     values = config.model_dump(mode="json")
     return {name: values[name] for name in names}
 

@@ -6,7 +6,7 @@ image; the centre of the first pixel is (0, 0) in both.
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,6 +57,21 @@ class ImageTransform:
     size_HW: tuple[int, int]
     flip: bool = False
     rotation: float = 0.0
+
+    def enlarged(self, size_HW: tuple[int, int]) -> "ImageTransform":
+        """Return the same at another network size.
+
+        Raises:
+            ValueError: of other proportions, or a crop would begin within a pixel.
+        """
+        times = Fraction(size_HW[0], self.size_HW[0])
+        if times * self.size_HW[1] != size_HW[1]:
+            raise ValueError("the proportions differ")
+        left, top = times * self.crop_left, times * self.crop_top
+        if left.denominator != 1 or top.denominator != 1:
+            raise ValueError(f"a crop at ({left}, {top}) begins within a pixel")
+        scale = float(times) * self.scale
+        return replace(self, scale=scale, crop_left=int(left), crop_top=int(top), size_HW=size_HW)
 
     def matrix(self) -> Matrix:
         """Return the 3x3 from original pixels (u, v, 1) to network pixels."""
@@ -204,7 +219,9 @@ def _other_format(data: bytes) -> str | None:
         return None
 
 
-def normalise(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
+def normalise(
+    image_HW3: Pixels | npt.NDArray[np.float32], out_CHW: npt.NDArray[np.float32]
+) -> None:
     """Write (image - mean) / std into a float32 (3, H, W) array; ImageNet statistics, RGB."""
     for channel, plane_HW in enumerate(cv2.split(image_HW3)):  # planes first: half the time
         np.multiply(plane_HW, _SCALE_3[channel], out=out_CHW[channel])

@@ -33,6 +33,10 @@ from bevcask.targets.target import Target
 _log = logging.getLogger(__name__)
 
 
+_SAME_SIZE = 1e-9  # of a factor
+_PIXELS = 1e-3  # what rounding of matrices may move a pixel
+
+
 @dataclass
 class TrainBatch:
     """What one training step gets.
@@ -221,15 +225,25 @@ def _require_same_view(samples: Sequence[Sample], stored_BV33: npt.NDArray[Any])
     """
     for sample, stored_V33 in zip(samples, stored_BV33, strict=True):
         shown_V33 = sample.image_aug_V33
-        if shown_V33 is None or np.array_equal(shown_V33, stored_V33):
+        if shown_V33 is None or _same_view(shown_V33, stored_V33):
             continue
         camera = int(np.argmax(np.abs(shown_V33 - stored_V33).max(axis=(1, 2))))
         raise TargetMismatchError(
             f"sample {sample.token}, view {sample.view}, {CAMERAS[camera]}: the cached targets are "
             f"of images moved by {stored_V33[camera].tolist()}, the student is shown "
-            f"{shown_V33[camera].tolist()}. Train at the teacher's image size, or extract views "
-            "with a teacher of the student's."
+            f"{shown_V33[camera].tolist()}. Train at the teacher's image size, extract views with "
+            "a teacher of the student's, or let both draw for one size: augment.image_size_HW."
         )
+
+
+def _same_view(shown_V33: npt.NDArray[Any], stored_V33: npt.NDArray[Any]) -> bool:
+    """Tell whether one is the other, or the same enlarged."""
+    times = float(np.sqrt(np.linalg.det(stored_V33[0]) / np.linalg.det(shown_V33[0])))
+    if abs(times - 1) < _SAME_SIZE:
+        return np.array_equal(shown_V33, stored_V33)
+    half = (times - 1) / 2
+    enlarge = np.array([[times, 0, half], [0, times, half], [0, 0, 1]])
+    return bool(np.abs(enlarge @ shown_V33 - stored_V33).max() < _PIXELS * times)
 
 
 def _pack(target: Encoded[Any]) -> Encoded[Tensor]:

@@ -146,7 +146,7 @@ class SampleReader:
             seen = draw(
                 self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
             )
-            drawn = replace(drawn, images=seen.images)
+            drawn = replace(seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap)
         history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
         goes_on = bool(history) and self.inputs.memory and history[-1].token != token
         return Sample(
@@ -181,6 +181,7 @@ class SampleReader:
         index = self.frames.index
         rows = [self.frames.previous_row(row, gap) for gap in self.inputs.gaps]
         window: list[Sample] = []
+        drawn = replace(drawn, grid_mask=None)  # released code masks the frame that is trained
         for place, earlier in enumerate(rows):
             goes_on = place > 0 and rows[place - 1] != earlier
             sample = Sample(
@@ -219,7 +220,10 @@ class SampleReader:
             path = self.frames.root / index["frame_image"][row, camera].decode()
             height, width = index["frame_image_size"][row, camera]
             image = load_image(path, (int(height), int(width)), transform)
-            normalise(image, images_VCHW[camera])
+            coloured = drawn.colours[camera].apply(image) if drawn.colours else image
+            normalise(coloured, images_VCHW[camera])
+        if drawn.grid_mask is not None:
+            images_VCHW *= drawn.grid_mask.at(self.inputs.image_size_HW)
         intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
         return {
             "images_VCHW": images_VCHW,

@@ -57,6 +57,12 @@ class BEVFormerConfig(BaseConfig):
     pad_divisor: int = Field(
         32, ge=1, description="images are padded at the right and bottom to multiples of it"
     )
+    enlarge: int = Field(
+        1,
+        ge=1,
+        description="padded images are enlarged so many times: FocalDistiller's teacher sees the "
+        "pixels of its student doubled",
+    )
     pixels: Literal["bgr_caffe", "rgb_imagenet"] = Field(
         "bgr_caffe", description="what the backbone was trained on: mean taken, or deviation too"
     )
@@ -109,7 +115,7 @@ class BEVFormerConfig(BaseConfig):
     def padded_HW(self) -> tuple[int, int]:
         """Size of the images as the backbone sees them."""
         height, width = (-(-s // self.pad_divisor) * self.pad_divisor for s in self.image_size_HW)
-        return height, width
+        return height * self.enlarge, width * self.enlarge
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -268,10 +274,14 @@ class BEVFormer(Detector):
             deviation_C11 = images_NCHW.new_tensor(STD_RGB)[:, None, None]
             images_NCHW = (images_NCHW * deviation_C11).flip(1)
         height, width = (
-            padded - own
+            padded // self.config.enlarge - own
             for padded, own in zip(self.config.padded_HW, images_NCHW.shape[-2:], strict=True)
         )
         images_NCHW = nn.functional.pad(images_NCHW, (0, width, 0, height))  # the mean colour
+        if self.config.enlarge > 1:
+            images_NCHW = nn.functional.interpolate(
+                images_NCHW, self.config.padded_HW, mode="bilinear", align_corners=False
+            )
         maps = self.backbone(images_NCHW)
         pyramid = self.pyramid([maps[level] for level in self.config.backbone.levels])
         return [own.unflatten(0, batch.images_BVCHW.shape[:2]) for own in pyramid]
@@ -285,6 +295,7 @@ class BEVFormer(Detector):
         if not self.config.half_pixel:
             half_2 = image_aug.new_full((2,), 0.5)
             image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
+        image_aug[..., :2, :] *= self.config.enlarge
         to_image = torch.eye(4, dtype=torch.float64, device=image_aug.device)
         to_image = to_image.expand(*image_aug.shape[:2], 4, 4).clone()
         to_image[..., :3, :3] = image_aug @ batch.intrinsics_BV33.double()

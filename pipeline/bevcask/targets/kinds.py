@@ -323,6 +323,8 @@ def changes_pixels(augment: ImageAugmentConfig) -> bool:
         or augment.crop
         or augment.image_flip
         or augment.image_rotation > 0
+        or augment.photometric
+        or augment.grid_mask > 0
     )
 
 

@@ -1,0 +1,105 @@
+"""A BEVFormer teaches a smaller one: what is cached of windows is what a teacher in the loop says.
+
+Colours and stripes are replayed, at twice the student's image size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bevcask.cache import open_cache
+from bevcask.compose import compose, words_for
+from bevcask.data.index.frames import Frames
+from bevcask.data.join import JoinedDataset
+from bevcask.data.samples import Key, Replay, SampleReader
+from bevcask.detectors.base import Inputs
+from bevcask.errors import TargetMismatchError
+from bevcask.stages import teacher_extract
+from bevcask.verbs import DistillConfig, ExtractConfig
+from training.test_cached_equals_online import gap, gradients
+
+SHARED = (
+    "backbone.width=4",
+    "channels=16",
+    "heads=2",
+    "feed_forward=16",
+    "encoder.layers=1",
+    "decoder_layers=1",
+    "queries=8",
+)
+SMALL = [
+    "dataset=synthetic",
+    "dataset.split=synthetic_train",
+    "method=focaldistiller",
+    "seed=3",
+    "device=cpu",
+    "loader.num_workers=0",
+    "loader.batch_size=1",
+    "trainer=tiny",
+    "store.shard_rows=2",
+    "store.codec=float32",
+    "store.views=2",
+    "augment.photometric=true",
+    "augment.grid_mask=0.7",
+    "augment.image_size_HW=[28,50]",
+    "teacher=bevformer_tiny",
+    "teacher.memory=window",
+    "student=bevformer_tiny_student",
+    *(f"{role}.detector.{key}" for role in ("teacher", "student") for key in SHARED),
+    "teacher.detector.image_size_HW=[56,100]",
+    "teacher.detector.bev_size_YX=[8,8]",
+    "student.detector.image_size_HW=[28,50]",
+    "student.detector.bev_size_YX=[4,4]",
+]
+
+
+def configure(world: Path, *more: str, verb: type[Any] = DistillConfig) -> Any:
+    return compose(verb, words_for(verb, [*SMALL, f"dataset.root={world}", *more]))
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("windows") / "cache.zarr")
+    teacher_extract.run(configure(tiny_world, f"cache={url}", verb=ExtractConfig))
+    return url
+
+
+def test_cached_equals_online(cache: str, tiny_world: Path) -> None:
+    cached = gradients(configure(tiny_world, f"cache={cache}"))
+    exact = gradients(configure(tiny_world, "targets=online", "online.input=canonical"))
+    terms = {name for name in cached[0] if name.startswith("focaldistiller/")}
+    assert len(terms) == 5
+    assert gap(cached[0], exact[0]) < 1e-6
+    assert gap(cached[1], exact[1]) < 1e-6
+
+
+def test_views_differ_by_their_colours_alone(cache: str) -> None:
+    opened = open_cache(cache)
+    read = opened.read(opened.frames.tokens[0])
+    one, other = (read[f"image.level0.view{view}"].values for view in (1, 2))
+    assert not np.allclose(one, other, atol=1e-3)
+    matrices = [read[f"image_transform.view{view}"].values for view in (1, 2)]
+    np.testing.assert_array_equal(*matrices)
+    assert opened.fingerprint["views"]["augment"]["photometric"] is True
+    assert opened.fingerprint["views"]["augment"]["image_size_HW"] == [28, 50]
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [((28, 50), True), ((56, 100), True), ((28, 60), False)], ids=str
+)
+def test_a_view_is_the_same_at_another_size_of_the_same_proportions(
+    size: tuple[int, int], fits: bool, cache: str, tiny_world: Path
+) -> None:
+    config = configure(tiny_world)
+    frames = Frames.select(config.dataset)
+    augment = config.augment.model_copy(update={"image_size_HW": None})
+    reader = SampleReader(frames, Inputs(image_size_HW=size), augment, 3, Replay(3, 2))
+    dataset = JoinedDataset(frames, reader, cache, viewed=["image.level0"])
+    samples = [dataset[Key(0)]]
+    if fits:
+        assert dataset.collate(samples).targets["image.level0"].values.shape[0] == 1
+        return
+    with pytest.raises(TargetMismatchError, match=r"augment\.image_size_HW"):
+        dataset.collate(samples)
