@@ -11,6 +11,8 @@ import torch
 
 from bevcask.config import AugmentConfig
 from bevcask.data import workers
+from bevcask.data.augment import draw
+from bevcask.data.images import load_image, normalise
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import FrameSource, build_loader, in_order
 from bevcask.data.samples import Key, SampleReader, collate
@@ -123,6 +125,32 @@ def test_an_earlier_frame_comes_from_the_same_scene(tiny_frames: Frames) -> None
         np.testing.assert_array_equal(before.images_VCHW, alone.read(earlier).images_VCHW)
         assert before.points_P5 is before.boxes_N9 is None
         np.testing.assert_array_equal(sample.images_VCHW, alone.read(token).images_VCHW)
+
+
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+def test_a_two_frame_student_is_shown_to_the_bit_what_it_was_before_memory(
+    tiny_frames: Frames, augment: AugmentConfig | None
+) -> None:
+    """One earlier frame under the draw of this one; its matrix holds augmentation and motion."""
+    reader = SampleReader(tiny_frames, TWO_FRAMES, augment, 0)
+    token, index = tiny_frames.tokens[2], tiny_frames.index
+    sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][2]]
+    drawn = draw(augment, 0, token, 1, sizes, TWO_FRAMES.image_size_HW)
+    (earlier,) = collate([reader.read(token, 1)]).history
+    row = tiny_frames.previous_row(2, drawn.frame_gap)
+    to_global = index["frame_lidar_to_global"]
+    motion = np.linalg.inv(to_global[2]) @ to_global[row]
+    assert earlier.images_BVCHW is not None
+    for camera, transform in enumerate(drawn.images):
+        path = tiny_frames.root / index["frame_image"][row, camera].decode()
+        pixels = np.empty((3, 56, 96), np.float32)
+        normalise(load_image(path, sizes[camera], transform), pixels)
+        np.testing.assert_array_equal(earlier.images_BVCHW[0, camera], pixels)
+    np.testing.assert_array_equal(
+        earlier.bev_aug_B44[0], (drawn.bev_aug @ motion).astype(np.float32)
+    )
+    assert earlier.points is earlier.labels is earlier.memory is None
+    assert earlier.history == ()
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
