@@ -17,7 +17,7 @@ from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 from detectors.scenes import VIEWS, camera_batch, camera_to_lidar
 
 SMALL = BEVDepthConfig.model_validate(
@@ -42,7 +42,7 @@ SMALL = BEVDepthConfig.model_validate(
 )
 
 
-class TestBEVDepth(DetectorContract):
+class TestBEVDepth(CenterHeadContract):
     detector = BEVDepth
     config = SMALL
 

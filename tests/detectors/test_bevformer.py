@@ -10,12 +10,13 @@ from bevcask.detectors.bevformer import BEVFormer, since
 from bevcask.detectors.blocks.set_loss import wanted
 from bevcask.errors import ConfigError
 from bevcask.geometry import CLASSES, bev_matrix
-from contracts.detector import DetectorContract, boxes_of_all_classes, labels_of, no_boxes
+from contracts.detector import DetectorContract
+from contracts.stream import StreamContract
 from detectors.scenes import camera_batch
 from detectors.small_bevformer import SMALL, can_bus, seen, shipped, small_bevformer
 
 
-class TestBEVFormer(DetectorContract):
+class TestBEVFormer(DetectorContract, StreamContract):
     detector = BEVFormer
     config = SMALL
 
@@ -42,9 +43,6 @@ class TestBEVFormer(DetectorContract):
         batch = replace(self.inputs(len(labels.boxes), 0), labels=labels)
         return sum(float(value) for value in detector.loss(output, batch).values())
 
-    def test_heatmaps_are_probabilities_of_the_ten_classes(self) -> None:
-        assert "head.heatmap" not in BEVFormer.describe_taps(SMALL)
-
     def test_rows_are_y_and_columns_are_x(self) -> None:
         """A landmark that one camera shows moves the cells it sees."""
         detector = self.make().eval()
@@ -59,20 +57,6 @@ class TestBEVFormer(DetectorContract):
         change_YX = (maps[1].taps["bev.encoder"] - maps[0].taps["bev.encoder"])[0].abs().sum(0)
         assert change_YX.shape == SMALL.bev_size_YX
         assert change_YX[6:].sum() > 3 * change_YX[:4].sum()
-
-    def test_perfect_output_decodes_to_the_boxes(self) -> None:
-        """A query says a box of every class; those that nothing is said for have no score."""
-        detector = self.make()
-        samples = [boxes_of_all_classes(1), no_boxes(), boxes_of_all_classes(2)]
-        found = detector.decode(self.perfect(detector, labels_of(*samples)))
-        for own, (boxes, classes) in zip(found, samples, strict=True):
-            said = own.scores_N > 0.5
-            assert bool((own.scores_N[1:] <= own.scores_N[:-1]).all())
-            assert int(said.sum()) == len(boxes)
-            for box, cls in zip(boxes, classes, strict=True):
-                near = (own.boxes_N9[said, :2] - box[:2]).norm(dim=1).argmin()
-                torch.testing.assert_close(own.boxes_N9[said][near], box, atol=1e-4, rtol=1e-4)
-                assert own.classes_N[said][near] == cls
 
     def test_samples_see_what_their_own_cameras_see(self) -> None:
         """Sample 1 has its cameras elsewhere; the release would give it sample 0's cells."""

@@ -9,7 +9,7 @@ from bevcask.detectors.bevfusion import BEVFusion, BEVFusionConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 from detectors.scenes import camera_batch, scan
 
 SMALL = BEVFusionConfig.model_validate(
@@ -46,7 +46,7 @@ SMALL = BEVFusionConfig.model_validate(
 )
 
 
-class TestBEVFusion(DetectorContract):
+class TestBEVFusion(CenterHeadContract):
     detector = BEVFusion
     config = SMALL
 

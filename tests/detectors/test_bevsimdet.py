@@ -9,7 +9,7 @@ from bevcask.detectors.bevsimdet import BEVSimDet, BEVSimDetConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 from detectors.scenes import camera_batch
 
 SMALL = BEVSimDetConfig.model_validate(
@@ -38,7 +38,7 @@ SMALL = BEVSimDetConfig.model_validate(
 )
 
 
-class TestBEVSimDet(DetectorContract):
+class TestBEVSimDet(CenterHeadContract):
     detector = BEVSimDet
     config = SMALL
 

@@ -7,7 +7,7 @@ from bevcask.detectors.centerpoint import CenterPoint, CenterPointConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 from detectors.scenes import scan
 
 SMALL = CenterPointConfig.model_validate(
@@ -25,7 +25,7 @@ SMALL = CenterPointConfig.model_validate(
 )
 
 
-class TestCenterPoint(DetectorContract):
+class TestCenterPoint(CenterHeadContract):
     detector = CenterPoint
     config = SMALL
 
@@ -37,7 +37,7 @@ class TestCenterPoint(DetectorContract):
         )
 
 
-class TestMVP(DetectorContract):
+class TestMVP(CenterHeadContract):
     detector = CenterPoint
     config = SMALL.model_copy(update={"point_channels": 17})
 

@@ -104,6 +104,17 @@ def test_what_is_kept_has_no_gradient_and_does_not_change() -> None:
     assert torch.equal(batch.memory["seen"], before)
 
 
+def test_what_is_kept_is_a_copy() -> None:
+    """A detector may remember what it began with, which training then changes."""
+    stream, start = Stream(), torch.nn.Parameter(torch.ones(1, 3))
+    stream.keep(load([Key(0)]), {"start": start.expand(1, 3)})
+    with torch.no_grad():
+        start.zero_()
+    memory = stream.recall(load([Key(1, after=0)])).memory
+    assert memory is not None
+    assert memory["start"].tolist() == [[1, 1, 1]]
+
+
 def test_a_new_scene_has_no_memory_beside_one_that_goes_on() -> None:
     stream = Stream()
     show(Counts(), stream, [Key(0), Key(4)])

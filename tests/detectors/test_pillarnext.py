@@ -8,7 +8,7 @@ from bevcask.detectors.pillarnext import PillarNeXt, PillarNeXtConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 from detectors.scenes import scan
 
 SMALL = PillarNeXtConfig.model_validate(
@@ -27,7 +27,7 @@ SMALL = PillarNeXtConfig.model_validate(
 )
 
 
-class TestPillarNeXt(DetectorContract):
+class TestPillarNeXt(CenterHeadContract):
     detector = PillarNeXt
     config = SMALL
 

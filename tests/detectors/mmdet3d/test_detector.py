@@ -11,7 +11,7 @@ from bevcask.detectors.mmdet3d.detector import Mmdet3dDetector, _rows
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig
 from bevcask.geometry import Grid
 from bevcask.groups import load_group
-from contracts.detector import DetectorContract
+from contracts.detector import CenterHeadContract
 
 pytestmark = pytest.mark.mmdet3d
 
@@ -48,7 +48,7 @@ def scan(seed: int) -> torch.Tensor:
     return low + span * torch.rand((1500 + seed % 7 * 100, 5), generator=generator)
 
 
-class TestMmdet3dDetector(DetectorContract):
+class TestMmdet3dDetector(CenterHeadContract):
     """mmdet3d's own CenterPoint, loss and decoding, through our contract."""
 
     detector = Mmdet3dDetector
