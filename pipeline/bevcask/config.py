@@ -144,6 +144,9 @@ class DetectorConfig(CheckpointConfig):
     )
 
 
+Inherit = Literal["none", "surviving_subset", "full_head"]
+
+
 class StudentConfig(DetectorConfig):
     """Who is trained."""
 
@@ -154,6 +157,11 @@ class StudentConfig(DetectorConfig):
     )
     head: PathText | None = Field(
         None, description="head file exported at extraction (head inheritance)"
+    )
+    inherit: Inherit = Field(
+        "full_head",
+        description="what of it: all that fits, or, of bevformer, what survived in "
+        "FocalDistiller's release, whose initialisation ran behind it; none: nothing",
     )
 
 

@@ -97,9 +97,11 @@ def test_the_head_comes_after_the_checkpoint(tmp_path: Path) -> None:
     assert loaded["head_tensors"] == sum(name.startswith(HEAD) for name in state)
 
 
-def test_imagenet_weights_need_an_image_backbone() -> None:
+def test_imagenet_weights_need_an_image_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "resnet50.pth"
+    torch.save({"conv1.weight": torch.ones(1)}, path)
     with pytest.raises(ConfigError, match="CenterPoint has no image backbone"):
-        start(detector(1), StudentConfig(init="resnet50.pth"))
+        start(detector(1), StudentConfig(init=str(path)))
 
 
 def test_two_detectors_start_a_fusion_teacher() -> None:

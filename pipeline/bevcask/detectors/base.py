@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.config import Config as AnyConfig
+from bevcask.config import Inherit
+from bevcask.errors import ConfigError
 from bevcask.targets.spec import TapInfo
 
 
@@ -236,10 +238,33 @@ class Detector(nn.Module, ABC):
         """Return the tensors of a checkpoint under the names and in the layout of this network."""
         return tensors
 
+    def starts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return what published weights of other detectors start, under the names of this one.
+
+        None for files that it does not know.
+        """
+        return None
+
     def head_weights(self) -> dict[str, Tensor]:
-        """Return the head's branches as `head.tasks.*`, named as in `blocks.heads`; or nothing."""
+        """Return what students may inherit, named as in this detector; or nothing.
+
+        Here the head's branches, `head.tasks.*`, named as in `blocks.heads`.
+        """
         state = self.state_dict()
         return {name: state[name] for name in state if name.startswith("head.tasks.")}
+
+    def inherits(self, what: Inherit) -> tuple[str, ...]:
+        """Return the modules and parameters that a student takes from a head file.
+
+        Raises:
+            ConfigError: this detector knows no such share.
+        """
+        if what == "surviving_subset":
+            raise ConfigError(
+                f"student.inherit={what} is of bevformer alone; {type(self).__name__} inherits "
+                "full_head or none."
+            )
+        return ("head.tasks",) if what == "full_head" else ()
 
     @abstractmethod
     def forward(self, batch: Batch) -> Output:

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
+from bevcask.config import Inherit
 from bevcask.data.images import STD_RGB
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
-from bevcask.detectors.bevformer_names import adopt_published
+from bevcask.detectors.bevformer_names import adopt_published, published_start
 from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
@@ -25,6 +26,9 @@ from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES, Grid
 from bevcask.targets.spec import TapInfo
+
+_OF_THE_BEV = ("encoder.bev_queries", "encoder.row_positions", "encoder.column_positions")
+_SURVIVING = ("0", "1", "3", "4", "6.weight")  # of a classifier, whose last bias is filled anew
 
 
 class BackboneConfig(BaseConfig):
@@ -241,6 +245,29 @@ class BEVFormer(Detector):
     @classmethod
     def donors(cls) -> Mapping[str, Mapping[str, str]]:
         return {"bevdepth": {"backbone": "backbone"}}
+
+    def starts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        return published_start(tensors, self.state_dict())
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the encoder without what has the size of the BEV, and the decoder."""
+        return {
+            name: own
+            for name, own in self.state_dict().items()
+            if name.startswith(("encoder.", "decoder.")) and name not in _OF_THE_BEV
+        }
+
+    def inherits(self, what: Inherit) -> tuple[str, ...]:
+        """Return as in FocalDistiller: the head, or what its initialisation did not fill anew."""
+        if what == "none":
+            return ()
+        layers = range(self.config.decoder_layers)
+        if what == "surviving_subset":
+            kept = [f"decoder.classify.{n}.{part}" for n in layers for part in _SURVIVING]
+            return ("decoder.queries", "decoder.regress", *kept)
+        encoder = [f"encoder.layers.{n}" for n in range(self.config.encoder.layers)]
+        embeddings = ("encoder.camera_embeddings", "encoder.level_embeddings")
+        return ("decoder", "encoder.can_bus", *embeddings, *encoder)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return adopt_published(tensors, self.state_dict())

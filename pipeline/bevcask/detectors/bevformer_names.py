@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bevcask.errors import CheckpointError
 
+_SHOWN = 3
 _HEAD = "pts_bbox_head."
 _TRANSFORMER = f"{_HEAD}transformer."
 _WRAPPING = "student."  # a checkpoint of FocalDistiller holds its student so, and much else
@@ -109,16 +110,60 @@ def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
         if tuple(given[name].shape) != shapes[name]
     ]
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; {len(problems)} in all" if len(problems) > 3 else "")
         raise CheckpointError(
-            f"a published BEVFormer that is not this one: {shown}. Pick the detector that the "
-            "file was trained as: bevformer_base, bevformer_small, bevformer_tiny, "
+            f"a published BEVFormer that is not this one: {_few(problems)}. Pick the "
+            "detector that the file was trained as: bevformer_base, bevformer_small, bevformer_tiny_published, "
             "bevformer_focal_small or bevformer_r50."
         )
     found = {place: given[name].reshape(own[place].shape) for name, place in places.items()}
     cameras = "encoder.camera_embeddings"
     found[cameras] = found[cameras][list(_CAMERA_ROWS)]
     return found
+
+
+def published_start(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """Return what a published detector of the family starts: the backbone, and levels of the neck.
+
+    Made for the FCOS3D network that BEVFormer's training begins with. Its heads have no place here,
+    and levels of the neck are taken where their shapes agree, as its release does.
+
+    Args:
+        tensors: of the file; without `img_backbone.` it is not one of the family.
+        own: the state of the network that is to be started.
+
+    Raises:
+        CheckpointError: the backbone is another one; by name.
+    """
+    given = {name.replace("conv2_offset.", "conv2.conv_offset."): t for name, t in tensors.items()}
+    if not any(name.startswith("img_backbone.") for name in given):
+        return None
+    places = {published_name(name): name for name in own}
+    wanted = {n for n in places if n.startswith("img_backbone.") and "num_batches" not in n}
+    have = {
+        name for name in given if name.startswith("img_backbone.") and "num_batches" not in name
+    }
+    problems = [f"{name} is missing" for name in sorted(wanted - have)]
+    problems += [f"{name} has no place" for name in sorted(have - wanted)]
+    problems += [
+        f"{name} should have shape {tuple(own[places[name]].shape)}, has {tuple(given[name].shape)}"
+        for name in sorted(wanted & have)
+        if given[name].shape != own[places[name]].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the image backbone of this file is another one: {_few(problems)}. Give weights of "
+            "the same network."
+        )
+    neck = {n for n in places.keys() & given.keys() if n.startswith("img_neck.")}
+    fits = {n for n in neck if given[n].shape == own[places[n]].shape}
+    return {places[name]: given[name] for name in wanted | fits}
+
+
+def _few(problems: list[str]) -> str:
+    more = f"; {len(problems)} in all" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _published_shape(name: str, own: Tensor) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Student weights in and out: starts, inherited heads, and what a run leaves behind."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from bevcask.cache.files import Files
 from bevcask.catalog import resolve
-from bevcask.config import DetectorConfig, StudentConfig
+from bevcask.config import DetectorConfig, Inherit, StudentConfig
 from bevcask.consent import require_consent
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Detector
@@ -24,6 +25,7 @@ from bevcask.paths import local_path, split_url
 from bevcask.provenance import command, git_revision
 from bevcask.training.saving import read_checkpoint
 
+_log = logging.getLogger(__name__)
 HEAD = "head.tasks"
 _SHOWN = 3
 
@@ -69,7 +71,7 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
         loaded["checkpoint"] = config.checkpoint
     if config.head is not None:
         with _near(config.head) as head:
-            loaded["head_tensors"] = inherit_head(student, head)
+            loaded["head_tensors"] = inherit_head(student, head, config.inherit)
     return loaded
 
 
@@ -95,6 +97,16 @@ def _start_part(student: Detector, source: str) -> None:
     path = Path(resolve("checkpoint", source))
     donor = _detector_of(path)
     if donor is None:
+        tensors = read_tensors(path, plain=True)
+        if (known := student.starts(tensors)) is not None:
+            student.load_state_dict(known, strict=False)
+            _log.info(
+                "student.init=%s: %d tensors start the student, %d are of other parts",
+                source,
+                len(known),
+                len(tensors) - len(known),
+            )
+            return
         backbone = getattr(student, "backbone", None)
         if not isinstance(backbone, ImageBackbone):
             raise ConfigError(
@@ -141,9 +153,10 @@ def _noted_detector(path: Path) -> dict[str, Any]:
     return section
 
 
-def inherit_head(student: nn.Module, path: Path) -> int:
-    """Copy a teacher's task branches into the student's head; see `copy_modules`."""
-    return copy_modules(student, path, {HEAD: HEAD}, "student.head")
+def inherit_head(student: Detector, path: Path, what: Inherit = "full_head") -> int:
+    """Copy what a student inherits of a teacher's head; see `copy_modules`."""
+    names = student.inherits(what)
+    return copy_modules(student, path, {own: own for own in names}, "student.head") if names else 0
 
 
 def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key: str) -> int:
@@ -152,7 +165,7 @@ def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key
     Args:
         student: takes them.
         path: safetensors of another detector, or of a part of it.
-        modules: own module -> the other's.
+        modules: own module or parameter -> the other's.
         key: the configuration key that asked for it, for messages.
 
     Returns:
@@ -167,12 +180,13 @@ def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key
         name: theirs + name.removeprefix(ours)
         for ours, theirs in modules.items()
         for name in own
-        if name.startswith(ours + ".")
+        if _is_in(name, ours)
     }
-    prefixes = tuple(theirs + "." for theirs in modules.values())
     missing = sorted({name for name in source.values() if name not in given})
     unexpected = sorted(
-        name for name in given if name.startswith(prefixes) and name not in source.values()
+        name
+        for name in given.keys() - set(source.values())
+        if any(_is_in(name, theirs) for theirs in modules.values())
     )
     reshaped = [
         f"{name} (expected {tuple(own[name].shape)}, got {tuple(given[theirs].shape)})"
@@ -188,6 +202,11 @@ def copy_modules(student: nn.Module, path: Path, modules: Mapping[str, str], key
         )
     student.load_state_dict({name: given[theirs] for name, theirs in source.items()}, strict=False)
     return len(source)
+
+
+def _is_in(name: str, module: str) -> bool:
+    """Tell whether a tensor is a module's, or is itself the parameter that is named."""
+    return name == module or name.startswith(module + ".")
 
 
 def _few(names: list[str]) -> str:
