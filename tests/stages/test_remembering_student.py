@@ -114,6 +114,10 @@ def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path)
     code, _, err = call("teacher-extract", one, *taught, *method, "teacher.memory=window")
     assert code == 2
     assert "memory.policy" in err
+    student = [*words(tiny_world, "student", "all"), *taught[:-2], "teacher.memory=window"]
+    student += ["method=distillbev", "trainer=tiny", "dry_run=true"]
+    code, _, err = call("student-distill", one, *student)
+    assert (code, "memory.policy" in err) == (2, True)
 
 
 def test_a_window_can_be_asked_about_alone(tiny_world: Path, call: Call, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from torch import Tensor
 from bevcask.cache.reader import open_cache
 from bevcask.compose import compose
 from bevcask.detectors.base import Batch, Inputs
+from bevcask.errors import DataError
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
 from bevcask.verbs import ExtractConfig
 from cache.test_writer import different_files
+from ending import Killed
 
 
 class Counting(Teacher):
@@ -85,6 +87,38 @@ def test_a_resumed_scene_begins_with_its_first_frame(extract: Any, tmp_path: Pat
         url / f"boxes/head.boxes/values/c.{lost}.0.0"
     }
     assert different_files(whole, url) == []
+
+
+def test_a_scene_that_was_killed_is_the_same_in_the_end(
+    extract: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, url = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
+    extract(whole)
+    asked = Counting.__call__
+
+    def until_the_fifth(self: Counting, batch: Batch, names: Collection[str]) -> Any:
+        if len(self.seen) == 4:
+            raise Killed
+        return asked(self, batch, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "__call__", until_the_fifth)
+        with pytest.raises(Killed):
+            extract(url, "loader.batch_size=1")
+    left = open_cache(str(url), allow_unsealed=True)
+    assert 0 < len(left.committed) < 6
+    _, seen = extract(url, "loader.batch_size=1")
+    assert seen[-3:] == left.frames.tokens[3:]  # the second scene from its first frame
+    assert different_files(whole, url) == []
+
+
+def test_frames_out_of_order_are_refused(
+    extract: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_order = teacher_extract.steps_of
+    monkeypatch.setattr(teacher_extract, "steps_of", lambda *given: in_order(*given)[::-1])
+    with pytest.raises(DataError, match="which it was not shown just before"):
+        extract(tmp_path / "shuffled.zarr", "loader.batch_size=1")
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
