@@ -63,16 +63,22 @@ def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     trained = [
         *words(tiny_world, "student", "all"),
-        *("method=none", "trainer=tiny", "trainer.max_steps=4", "trainer.warmup_steps=1"),
-        *("trainer.ema=0.9", "loader.order=scenes", "loader.batch_size=2", "--json"),
+        *("method=none", "trainer=tiny", "trainer.max_steps=2", "trainer.warmup_steps=1"),
+        *(
+            "trainer.ema=0.9",
+            "trainer.accumulate=2",
+            "loader.order=scenes",
+            "loader.batch_size=2",
+            "--json",
+        ),
     ]
     scored = [f"val.root={tiny_world}", "val.version=v1.0-synthetic", "val.split=synthetic_val"]
-    val = [*scored, "trainer.validate_every=2"]
+    val = [*scored, "trainer.validate_every=1"]
     code, out, err = call("student-distill", *trained, *val, f"run={whole}")
     assert code == 0, err
     assert (json.loads(out)["order"], json.loads(out)["draws_per_epoch"]) == ("scenes", 6)
     with monkeypatch.context() as patch:
-        at_step(patch, 1, signal.SIGINT)
+        at_step(patch, 0, signal.SIGINT)
         assert call("student-distill", *trained, f"run={cut}")[0] == 130
     last = cut / "checkpoints" / "last.ckpt"
     kept = torch.load(last, weights_only=True)["stream"]
@@ -124,9 +130,11 @@ def test_a_window_can_be_asked_about_alone(tiny_world: Path, call: Call, tmp_pat
     url = tmp_path / "window.zarr"
     taught = [*words(tiny_world, "teacher", "all"), "store.codec=float32", "store.shard_rows=2"]
     windows = [*taught, "method=distillbev", "seed=5", "teacher.memory=window"]
-    code, out, err = call("plan", *words_for(PlanConfig, windows), "--json")
+    probed = [*words_for(PlanConfig, words(tiny_world, "student", "all")), "probe=1", "--json"]
+    code, out, err = call("plan", *words_for(PlanConfig, windows), *probed)
     assert code == 0, err
     planned = json.loads(out)
+    assert planned["probed_frames"] == 1
     assert planned["teacher_passes"] == 3 * planned["frames"] == 18
     assert {row["context"] for row in planned["targets"]} == {"window of 2"}
     code, _, err = call("teacher-extract", url, *windows, "loader.batch_size=4")
