@@ -39,13 +39,12 @@ from PIL import Image
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import draw
 from bevcask.data.images import (
-    MEAN_RGB,
-    STD_RGB,
     ImageTransform,
     Pixels,
     load_image,
     normalise,
 )
+from bevcask.detectors.base import MEAN_RGB, STD_RGB
 
 SEED = 0
 CAMERA_HW = (900, 1600)

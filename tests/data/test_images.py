@@ -9,15 +9,14 @@ from PIL import Image
 
 from bevcask.data.augment import clean_image
 from bevcask.data.images import (
-    MEAN_RGB,
     REDUCTIONS,
-    STD_RGB,
     ImageTransform,
     Pixels,
     load_image,
     normalise,
     read_image,
 )
+from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
 
 NETWORK = (64, 176)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevcask.data.images import MEAN_RGB, STD_RGB
-from bevcask.detectors.base import Batch, Labels
+from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Labels
 from bevcask.detectors.bevformer import BEVFormerConfig
 
 FOLDER = Path(os.environ.get("BEVCASK_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))

@@ -16,11 +16,10 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix
 
-MEAN_RGB = (123.675, 116.28, 103.53)  # ImageNet, 0..255
-STD_RGB = (58.395, 57.12, 57.375)
 REDUCTIONS = (8, 4, 2, 1)
 RESAMPLING = (
     "JPEG decoded 8, 4, 2 or 1 times smaller, never below the target scale; one bilinear step: "

@@ -13,6 +13,11 @@ from bevcask.config import Inherit
 from bevcask.errors import ConfigError
 from bevcask.targets.spec import TapInfo
 
+MEAN_RGB = (123.675, 116.28, 103.53)
+"""ImageNet's, of 0..255: what images are normalised with, and `STD_RGB`."""
+
+STD_RGB = (58.395, 57.12, 57.375)
+
 
 @dataclass
 class Batch:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
 from bevcask.config import Inherit
-from bevcask.data.images import STD_RGB
-from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.base import STD_RGB, Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.bevformer_names import adopt_published, published_start
 from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid

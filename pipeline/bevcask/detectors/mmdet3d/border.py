@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevcask.detectors.base import Batch, Detections, Labels
+from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Detections, Labels
 from bevcask.detectors.mmdet3d.families import IMAGE_AUG_APART
 from bevcask.detectors.mmdet3d.recipe import Recipe
 from bevcask.geometry import CAMERAS, CLASSES, transform_points
 
 MAX_BOXES = 500
-_MEAN_RGB = (123.675, 116.28, 103.53)  # data.images; detectors import no data
-_STD_RGB = (58.395, 57.12, 57.375)
 # Merging the views of a monocular model, as mmdet3d's nuScenes metric does.
 _MERGE_OVERLAP = 0.05
 _MERGE_SCORE = 0.01
@@ -69,7 +67,7 @@ def _images(batch: Batch, recipe: Recipe) -> tuple[list[Tensor], list[dict[str, 
     assert batch.camera_to_lidar_BV44 is not None
     views = [CAMERAS.index(name) for name in recipe.cameras]
     std_311, mean_311 = (
-        batch.images_BVCHW.new_tensor(values).view(3, 1, 1) for values in (_STD_RGB, _MEAN_RGB)
+        batch.images_BVCHW.new_tensor(values).view(3, 1, 1) for values in (STD_RGB, MEAN_RGB)
     )
     # Pixels were whole numbers before our normalisation; its rounding errors are not passed on.
     pixels_BVCHW = (batch.images_BVCHW[:, views] * std_311 + mean_311).round().flip(2)
