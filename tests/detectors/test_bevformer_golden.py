@@ -164,7 +164,8 @@ def test_decoder(run: Run) -> None:
         said = run.detector.decoder(output.taps["bev.encoder"])
         run.close(said.references_LBQ3[0, 0], f"f{frame}/reference0")
         for layer in range(run.config.decoder_layers):
-            run.close(run.said[frame][f"decoder.layers.{layer}"][0], f"f{frame}/dec{layer}")
+            states_BQC, _ = run.said[frame][f"decoder.layers.{layer}"]
+            run.close(states_BQC[0], f"f{frame}/dec{layer}")
         refined = said.references_LBQ3[1:, 0]
         if len(refined):
             assert gap(refined.detach(), run.golden[f"f{frame}/references"][:-1]) < BAR

@@ -9,6 +9,7 @@ i of n lies at (i + 0.5) / n (`align_corners=False`). What lies outside is 0.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,20 @@ def start_linear(*layers: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
+class Reading(NamedTuple):
+    """What queries read of maps, and where.
+
+    Attributes:
+        places_BQALP2: (x, y), 0 to 1 over the maps.
+        shares_BQALP: weight of each place, sum 1 a head.
+        sums_BQC: weighted sums of values, before the output layer.
+    """
+
+    places_BQALP2: Tensor
+    shares_BQALP: Tensor
+    sums_BQC: Tensor
+
+
 class DeformableAttention(nn.Module):
     """Read a few places around each query's reference point, with learned offsets and weights.
 
@@ -127,6 +142,13 @@ class DeformableAttention(nn.Module):
             reference_BQ2: (x, y) of each query, 0 to 1 over the maps.
             maps_BCYX: one map a level.
         """
+        sums_BQC = self.gather(query_BQC, reference_BQ2, maps_BCYX).sums_BQC
+        return self.output(sums_BQC)  # type: ignore[no-any-return]
+
+    def gather(
+        self, query_BQC: Tensor, reference_BQ2: Tensor, maps_BCYX: Sequence[Tensor]
+    ) -> Reading:
+        """Return what `forward` reads before its output layer, and where it reads that."""
         shape = (*query_BQC.shape[:2], *self.shape_ALP)
         wide_BQC = query_BQC.to(torch.promote_types(query_BQC.dtype, torch.float32))
         with torch.autocast(query_BQC.device.type, enabled=False):  # places need the digits
@@ -138,8 +160,8 @@ class DeformableAttention(nn.Module):
         )
         weights_BQALP = scores.softmax(dim=-1).view(shape)
         values = [self.value(own) for own in maps_BCYX]
-        read_BQC: Tensor = self.output(sum_of_samples(values, locations_BQALP2, weights_BQALP))
-        return read_BQC
+        sums_BQC = sum_of_samples(values, locations_BQALP2, weights_BQALP)
+        return Reading(locations_BQALP2, weights_BQALP, sums_BQC)
 
 
 class MapSelfAttention(nn.Module):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bevcask.detectors.blocks.deformable import DeformableAttention
+from bevcask.detectors.blocks.deformable import DeformableAttention, Reading
 from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid
 from bevcask.targets.query_code import QUERY_CODE_SIZE
 
@@ -21,12 +21,14 @@ class Decoded(NamedTuple):
         logits_LBQK: of the classes.
         codes_LBQE: `targets.query_code`, centres in metres.
         references_LBQ3: where the queries were when they entered each layer, 0 to 1 over the range.
+        readings: what they read of the BEV in each layer.
     """
 
     states_LBQC: Tensor
     logits_LBQK: Tensor
     codes_LBQE: Tensor
     references_LBQ3: Tensor
+    readings: tuple[Reading, ...]
 
 
 class DecoderLayer(nn.Module):
@@ -42,13 +44,15 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self, query_BQC: Tensor, position_BQC: Tensor, reference_BQ2: Tensor, bev_BCYX: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Reading]:
+        """Return the queries (B, Q, C), and what they read."""
         asked = query_BQC + position_BQC
         heard, _ = self.attention(asked, asked, query_BQC, need_weights=False)
         query_BQC = self.norms[0](query_BQC + self.dropout(heard))
-        read = self.read(query_BQC + position_BQC, reference_BQ2, [bev_BCYX])
+        reading = self.read.gather(query_BQC + position_BQC, reference_BQ2, [bev_BCYX])
+        read = self.read.output(reading.sums_BQC)
         query_BQC = self.norms[1](query_BQC + self.dropout(read))
-        return self.norms[2](self.feed_forward(query_BQC))  # type: ignore[no-any-return]
+        return self.norms[2](self.feed_forward(query_BQC)), reading
 
 
 class QueryDecoder(nn.Module):
@@ -101,18 +105,25 @@ class QueryDecoder(nn.Module):
         query_BQC = content_QC.expand(len(bev_BCYX), -1, -1)
         position_BQC = position_QC.expand_as(query_BQC)
         reference_BQ3 = self.references(position_BQC).float().sigmoid()
-        states, logits, codes, references = [], [], [], []
+        states, logits, codes, references, readings = [], [], [], [], []
         branches = zip(self.layers, self.classify, self.regress, strict=True)
         for layer, classify, regress in branches:
-            query_BQC = layer(query_BQC, position_BQC, reference_BQ3[..., :2], bev_BCYX)
+            query_BQC, reading = layer(query_BQC, position_BQC, reference_BQ3[..., :2], bev_BCYX)
             said_BQE = regress(query_BQC).float()
             centre_BQ3 = (said_BQE[..., [0, 1, 4]] + inverse_sigmoid(reference_BQ3)).sigmoid()
             states.append(query_BQC)
             logits.append(classify(query_BQC).float())
             codes.append(self._code(said_BQE, centre_BQ3))
             references.append(reference_BQ3)
+            readings.append(reading)
             reference_BQ3 = centre_BQ3.detach()
-        return Decoded(*(torch.stack(own) for own in (states, logits, codes, references)))
+        return Decoded(
+            torch.stack(states),
+            torch.stack(logits),
+            torch.stack(codes),
+            torch.stack(references),
+            tuple(readings),
+        )
 
     def _code(self, said_BQE: Tensor, centre_BQ3: Tensor) -> Tensor:
         metres_BQ3 = self.low_3 + (self.high_3 - self.low_3) * centre_BQ3
