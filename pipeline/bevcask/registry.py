@@ -36,6 +36,7 @@ KINDS = {
     "box_code": "bevcask.targets.kinds:BoxCode",
     "box_set": "bevcask.targets.kinds:BoxSet",
     "query_set": "bevcask.targets.kinds:QuerySet",
+    "query_places": "bevcask.targets.kinds:QueryPlaces",
     "point_set": "bevcask.targets.pixels:PointSet",
     "image_feature": "bevcask.targets.kinds:ImageFeature",
     "image_transform": "bevcask.targets.kinds:ImageTransform",

@@ -179,6 +179,32 @@ class TestQuerySet(KindContract):
         assert self.kind.alignment(self.tap, PIXELS) == "exact"
 
 
+class TestQueryPlaces(KindContract):
+    tap = TapInfo("query.places", "query_places", (10, 24))
+
+    def good(self) -> torch.Tensor:
+        return torch.rand(2, 10, 24)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        negative = self.good()
+        negative[1, 3, 5] = -0.1
+        return {"expected shape": torch.rand(2, 10, 23), "weights of places": negative}
+
+    def test_places_beyond_the_border_are_lawful(self) -> None:
+        outside = self.good()
+        outside[0, 0, :2] = torch.tensor([-0.4, 1.7])
+        self.kind.check(self.tap, outside)
+
+    def test_columns_are_triples(self) -> None:
+        [problem] = self.kind.describe_problems(replace(self.tap, shape=(10, 25)))
+        assert "3 columns (x, y, weight), got 25" in problem
+
+    def test_always_float32_and_followed_by_the_map(self) -> None:
+        assert self.kind.codecs == ("float32",)
+        assert self.kind.alignment(self.tap, FLIPS) == "aligned"
+        assert self.kind.alignment(self.tap, PIXELS) == "exact"
+
+
 class TestImageFeature(KindContract):
     tap = TapInfo("image.fpn0", "image_feature", (6, 4, 3, 5), depends_on_images=True)
 

@@ -31,6 +31,7 @@ _MAX_BYTES = 1 << 30  # of a row, and of a shard's scales
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
+    "query_places": ("queries", ("row", "query", "place")),
     "point_set": ("points", ("row", "point", "channel")),
 }
 _DENSE = {

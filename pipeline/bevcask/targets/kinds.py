@@ -26,6 +26,7 @@ from bevcask.targets.spec import (
 )
 
 BOX_COLUMNS = 11  # nine box fields, score, class
+PLACE_COLUMNS = 3  # x, y, weight
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
 SCALE_BYTES = 4  # one float32 a (row, [camera,] channel)
 COUNT_BYTES = 8  # one int64 a row
@@ -269,6 +270,44 @@ class QuerySet(Kind):
 
     def scales(self, tap: TapInfo) -> int:
         return tap.shape[1]
+
+
+class QueryPlaces(Kind):
+    """Where queries read a BEV map (Q, 3 places): x, y and weight of each, head by head.
+
+    x and y are 0 to 1 over the map's range, borders included; weights of a head sum to 1. They stay
+    canonical: the student's map is brought to the cells they were read from.
+    """
+
+    axes: tuple[str, ...] = ("Q", "3 places")
+    codecs: tuple[Codec, ...] = ("float32",)  # half precision would move them by tenths of a cell
+    padded = True
+
+    def describe_problems(self, tap: TapInfo) -> list[str]:
+        found = super().describe_problems(tap)
+        if not found and tap.shape[1] % PLACE_COLUMNS:
+            found.append(
+                f"{tap.name}: a place has {PLACE_COLUMNS} columns (x, y, weight), got "
+                f"{tap.shape[1]} in all"
+            )
+        return found
+
+    def problems(self, tap: TapInfo, values: Tensor) -> list[str]:
+        found = super().problems(tap, values)
+        if (
+            not found
+            and values.numel()
+            and values[..., PLACE_COLUMNS - 1 :: PLACE_COLUMNS].min() < 0
+        ):
+            found.append(f"{tap.name}: weights of places must not be negative")
+        return found
+
+    def codec(self, tap: TapInfo, region: Region) -> Codec:
+        return "float32"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        """Return how the map they read is aligned; its grid is not known here."""
+        return "aligned" if moves_bev(augment) else "exact"
 
 
 class ImageFeature(Kind):
