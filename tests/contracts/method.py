@@ -69,7 +69,12 @@ class Step:
         }
         images = self.align.images
         if images is not None:
-            images = replace(images, matrices_BV33=images.matrices_BV33[one])
+            to_image = images.lidar_to_image_BV44
+            images = replace(
+                images,
+                matrices_BV33=images.matrices_BV33[one],
+                lidar_to_image_BV44=None if to_image is None else to_image[one],
+            )
         align = Align(torch.as_tensor(self.align.matrices_B44[one]), images)
         return Step(student, targets, labels, align)
 

@@ -57,10 +57,13 @@ class ImageAug:
     Attributes:
         matrices_BV33: `Batch.image_aug_BV33`, original -> network pixels, on the host.
         size_HW: of the network images.
+        lidar_to_image_BV44: canonical LIDAR_TOP -> (u d, v d, d, 1), original pixels and depth,
+            float64, on the host; None where nothing is projected.
     """
 
     matrices_BV33: Tensor
     size_HW: tuple[int, int]
+    lidar_to_image_BV44: Tensor | None = None
 
 
 class Align:

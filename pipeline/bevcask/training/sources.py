@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from bevcask.cache.quantize import encode_targets
 from bevcask.data.join import TrainBatch, dequantised
@@ -101,7 +102,18 @@ def align_of(batch: Batch) -> Align:
     if batch.images_BVCHW is None or batch.image_aug_BV33 is None:
         return Align(batch.bev_aug_B44)
     height, width = batch.images_BVCHW.shape[-2:]
-    return Align(batch.bev_aug_B44, ImageAug(batch.image_aug_BV33, (height, width)))
+    images = ImageAug(batch.image_aug_BV33, (height, width), lidar_to_image(batch))
+    return Align(batch.bev_aug_B44, images)
+
+
+def lidar_to_image(batch: Batch) -> Tensor | None:
+    """Return canonical LIDAR_TOP -> original pixels, see `ImageAug`; None without calibration."""
+    if batch.intrinsics_BV33 is None or batch.camera_to_lidar_BV44 is None:
+        return None
+    to_camera_BV44: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+    to_image_BV44 = to_camera_BV44.clone()
+    to_image_BV44[..., :3, :] = batch.intrinsics_BV33.double() @ to_camera_BV44[..., :3, :]
+    return to_image_BV44
 
 
 def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Align]:
@@ -112,4 +124,8 @@ def meet(source: TargetSource, labels: Labels, align: Align) -> tuple[Labels, Al
     """
     if source.canonical:
         return labels, align
-    return replace(labels, canonical_boxes=labels.boxes), Align.identity(len(align), align.images)
+    images = align.images
+    if images is not None and images.lidar_to_image_BV44 is not None:
+        back_B144 = torch.from_numpy(align.inverse().matrices_B44)[:, None]
+        images = replace(images, lidar_to_image_BV44=images.lidar_to_image_BV44 @ back_B144)
+    return replace(labels, canonical_boxes=labels.boxes), Align.identity(len(align), images)
