@@ -29,6 +29,7 @@ METHODS = {
     "tigdistill": "bevcask.methods.tigdistill:TiGDistill",
     "simdistill": "bevcask.methods.simdistill:SimDistill",
     "focaldistiller": "bevcask.methods.focaldistiller:FocalDistiller",
+    "fd3d": "bevcask.methods.fd3d:FD3D",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

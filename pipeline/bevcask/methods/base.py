@@ -69,7 +69,7 @@ class Pair:
 
 
 class Method(nn.Module, ABC):
-    """A distillation loss. Pure: no files, no device moves, no logging, no randomness."""
+    """A distillation loss. Pure: no files, no device moves, no logging, no hidden randomness."""
 
     Config: type[Config]
 

@@ -81,13 +81,12 @@ class FocalDistiller(Method):
 
     def pairs(self) -> list[Pair]:
         config = self.config
-        images = [
-            Pair(own.name, own.student, own.teacher, "image_feature", whole=True)
-            for own in self._levels
-        ]
-        region = Region("focal", cell=config.cell)
-        bev = [Pair("bev", config.student, config.teacher, region=region)] if config.masked else []
-        return images + bev
+        bev = [Pair("bev", config.student, config.teacher, region=self._mask_region)]
+        return image_pairs(self._levels) + (bev if config.masked else [])
+
+    @property
+    def _mask_region(self) -> Region:
+        return Region("focal", cell=self.config.cell)
 
     def misfits(self, pair: Pair, near: TapInfo, far: TapInfo) -> Iterator[str]:
         if pair.kind == "image_feature":
@@ -169,6 +168,11 @@ class FocalDistiller(Method):
                 drawn_in_both(labels, source, target, self.config.cell), target, self.config.cell
             )
             return self.config.masked * masked_square(read_BCYX, far_BCYX, weight_BYX * valid_BYX)
+
+
+def image_pairs(levels: tuple[ImageLevel, ...]) -> list[Pair]:
+    """Return a pair a level, read whole."""
+    return [Pair(own.name, own.student, own.teacher, "image_feature", whole=True) for own in levels]
 
 
 def channelwise(
