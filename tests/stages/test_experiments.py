@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bevcask.compose import compose
+from bevcask.config import AugmentConfig
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Batch, Detector, Labels
 from bevcask.geometry import CAMERAS
@@ -25,14 +26,16 @@ TINY = [name for name in group_members("experiment") if name.startswith("tiny_")
 
 
 def needs_mmdet3d(name: str) -> bool:
-    return bool(compose(PlanConfig, [f"experiment={name}"]).teacher.detector["type"] == "mmdet3d")
+    teacher = compose(PlanConfig, [f"experiment={name}"]).teacher.detector
+    return teacher.get("type") == "mmdet3d"
 
 
 PUBLISHED = [
     pytest.param(name, marks=pytest.mark.mmdet3d if needs_mmdet3d(name) else ())
     for name in group_members("experiment")
-    if name not in (*TINY, "demo", "toy_study")
+    if name not in (*TINY, "demo", "toy_study") and not name.startswith("bevformer_")
 ]
+ALONE = [name for name in group_members("experiment") if name.startswith("bevformer_")]
 PAPER_SIZE = [
     n for n in group_members("student") if n.endswith(("_r50", "_r101", "_swint", "_cell08"))
 ]
@@ -66,6 +69,7 @@ RECIPES = {
     "tigdistill_bevfusion": TIGDISTILL_CBGS._replace(batch=16),
     "simdistill": Recipe(20, EPOCH_CBGS, 48, 1e-3, 0.01, (), 20_597, 35.0, "16-mixed"),
 }
+BEVFORMER = Recipe(24, EPOCH, 8, 2e-4, 0.01, (), 500, 35.0)
 
 
 def student_of(config: DistillConfig) -> Detector:
@@ -95,17 +99,12 @@ def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for row in PUBLISHED for n in row.values])
 def test_a_published_row_trains_as_its_script_does(name: str) -> None:
-    (recipe,) = (own for start, own in RECIPES.items() if str(name).startswith(start))
     config = compose(DistillConfig, [f"experiment={name}"])
-    trainer, loader = config.trainer, config.loader
-    steps = recipe.draws / recipe.batch
-    assert loader.batch_size * trainer.accumulate == recipe.batch
-    assert loader.sampler == ("cbgs" if recipe.draws == EPOCH_CBGS else "uniform")
-    assert trainer.max_steps == math.ceil(recipe.epochs * steps)
-    assert trainer.milestones == pytest.approx([e * steps for e in recipe.drops], abs=1)
-    assert trainer.lr == recipe.lr
-    assert (trainer.weight_decay, trainer.warmup_steps) == (recipe.decay, recipe.warmup)
-    assert (trainer.clip, trainer.precision, trainer.ema) == (recipe.clip, recipe.precision, 0)
+    if config.student.detector["type"] == "bevformer":
+        assert_trains_as_bevformer(config)
+        return
+    (recipe,) = (own for start, own in RECIPES.items() if str(name).startswith(start))
+    assert_recipe(config, recipe)
     assert config.method.get("inter_channel") == recipe.inter_channel
     augment = config.augment
     assert (augment.resize, augment.image_rotation) == ((-0.06, 0.11), 5.4)
@@ -116,6 +115,53 @@ def test_a_published_row_trains_as_its_script_does(name: str) -> None:
     assert augment.bev_flip_y
     frames = config.student.detector.get("num_frames", 1)
     assert config.student.detector["head"]["velocity_weight"] == (1.0 if frames == 2 else 0.2)
+
+
+def assert_recipe(config: DistillConfig, recipe: Recipe) -> None:
+    trainer, loader = config.trainer, config.loader
+    steps = recipe.draws / recipe.batch
+    assert loader.batch_size * trainer.accumulate == recipe.batch
+    assert loader.sampler == ("cbgs" if recipe.draws == EPOCH_CBGS else "uniform")
+    assert trainer.max_steps == math.ceil(recipe.epochs * steps)
+    assert trainer.milestones == pytest.approx([e * steps for e in recipe.drops], abs=1)
+    assert trainer.lr == recipe.lr
+    assert (trainer.weight_decay, trainer.warmup_steps) == (recipe.decay, recipe.warmup)
+    assert (trainer.clip, trainer.precision, trainer.ema) == (recipe.clip, recipe.precision, 0)
+
+
+def assert_trains_as_bevformer(config: DistillConfig) -> None:
+    """24 epochs of 8, cosine, colours and stripes, no BEV augmentation, a window of 3 behind it."""
+    assert_recipe(config, BEVFORMER)
+    assert config.trainer.backbone_lr == 0.1
+    assert config.trainer.schedule == "cosine"
+    augment = config.augment
+    assert augment == AugmentConfig(photometric=True, grid_mask=0.7)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_student_alone_is_the_student_of_a_published_row(name: str) -> None:
+    config = compose(DistillConfig, [f"experiment={name}"])
+    assert_trains_as_bevformer(config)
+    assert config.method["type"] == "none"
+    with torch.device("meta"):
+        student = student_of(config)
+    student.inputs(student.config)  # type: ignore[arg-type]
+
+
+def test_the_transformer_line_weighs_as_its_script_does() -> None:
+    """DistillBEV on BEVFormer: no false positives, the teacher's attention, no BEV augmentation."""
+    method = compose(DistillConfig, ["experiment=distillbev_centerpoint_bevformer_r50"]).method
+    assert (method["foreground"], method["background"]) == (5e-3, 4e-3)
+    assert (method["false_positive"], method["spatial"]) == (0.0, 5e-4)
+    assert (method["attention"], method["unmoved"]) == ("teacher", True)
+
+
+def test_focaldistiller_teaches_what_its_release_does() -> None:
+    config = compose(DistillConfig, ["experiment=focaldistiller_bevformer_base_small"])
+    teacher, student = config.teacher.detector, config.student.detector
+    assert teacher["image_size_HW"] == student["image_size_HW"]
+    assert teacher["enlarge"] == 2
+    assert (config.teacher.memory, config.store.views) == ("window", 2)
 
 
 def test_simdistill_cycles_rate_and_momentum_as_mmcv_does() -> None:
@@ -144,6 +190,7 @@ def a_frame(size_HW: tuple[int, int]) -> Batch:
         image_aug_BV33=scale.expand(1, num, 3, 3),
         camera_to_lidar_BV44=to_lidar.expand(1, num, 4, 4),
         points=[20 * torch.randn((500, 5), generator=generator)],
+        can_bus_B18=torch.zeros((1, 18), dtype=torch.float64),
         labels=Labels(nothing, [torch.zeros(0, dtype=torch.int64)], nothing),
     )
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from bevcask.cache.reader import open_cache
+from bevcask.compose import words_for
+from bevcask.verbs import ExtractConfig
 
 Call = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.nuscenes
@@ -80,7 +82,7 @@ def test_twenty_finite_steps_of_a_tiny_student(
     nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:
     words = ["student=bevdepth_tiny", "method=distillbev", *data(nuscenes_root)]
-    words += ["student.detector.image_size_HW=[64,96]"]
+    words += ["student.detector.image_size_HW=[64,96]", FLIPPED]
     assert_twenty_finite_steps(call, cache, tmp_path / "run", words)
 
 
@@ -96,6 +98,9 @@ SMALL_FUSION = tuple(
 )
 
 
+FLIPPED = "augment.bev_flip_x=true"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
@@ -106,17 +111,35 @@ SMALL_FUSION = tuple(
             "teacher=centerpoint_tiny",
             "student=bevdepth_tiny",
             "student.detector.image_size_HW=[64,96]",
+            FLIPPED,
         ),
-        ("method=simdistill", "teacher=bevfusion_tiny", "student=bevsimdet_tiny", *SMALL_FUSION),
+        (
+            "method=simdistill",
+            "teacher=bevfusion_tiny",
+            "student=bevsimdet_tiny",
+            *SMALL_FUSION,
+            FLIPPED,
+        ),
+        (
+            "method=focaldistiller",
+            "teacher=bevformer_tiny",
+            "student=bevformer_tiny_student",
+        ),
+        (
+            "method=distillbev_bevformer",
+            "teacher=centerpoint_tiny",
+            "student=bevformer_tiny",
+        ),
     ],
-    ids=["tigdistill", "simdistill"],
+    ids=["tigdistill", "simdistill", "focaldistiller", "distillbev_transformer"],
 )
 def test_every_method_takes_twenty_finite_steps(
     pair: tuple[str, ...], nuscenes_root: Path, call: Call, tmp_path: Path
 ) -> None:
     words = [*pair, *data(nuscenes_root, "dataset.limit=4")]
     url = tmp_path / "own.zarr"
-    code, _, err = call("teacher-extract", str(url), "loader.num_workers=0", *words)
+    here = words_for(ExtractConfig, words)
+    code, _, err = call("teacher-extract", str(url), "loader.num_workers=0", *here)
     assert code == 0, err
     assert_twenty_finite_steps(call, url, tmp_path / "run", words)
 
@@ -133,7 +156,6 @@ def assert_twenty_finite_steps(call: Call, cache: Path, run: Path, words: list[s
         "trainer.log_every=1",
         "loader.batch_size=1",
         "loader.num_workers=0",
-        "augment.bev_flip_x=true",
         "--json",
     )
     assert code == 0, err

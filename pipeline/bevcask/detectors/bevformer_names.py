@@ -112,8 +112,8 @@ def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     if problems:
         raise CheckpointError(
             f"a published BEVFormer that is not this one: {_few(problems)}. Pick the "
-            "detector that the file was trained as: bevformer_base, bevformer_small, bevformer_tiny_published, "
-            "bevformer_focal_small or bevformer_r50."
+            "detector that the file was trained as: bevformer_base, bevformer_small, "
+            "bevformer_tiny_published, bevformer_focal_small or bevformer_r50."
         )
     found = {place: given[name].reshape(own[place].shape) for name, place in places.items()}
     cameras = "encoder.camera_embeddings"
