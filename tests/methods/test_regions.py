@@ -149,6 +149,14 @@ def test_false_positives_keep_away_from_truth() -> None:
     assert torch.equal(regions.background_BYX[0], expected)
 
 
+def test_a_gaussian_that_just_reaches_the_threshold_is_truth() -> None:
+    everywhere = torch.ones(1, 16, 16, dtype=torch.bool)
+    nowhere = (~everywhere, torch.zeros(1, 16, 16))
+    boxes = [box(0.5, 0.5, 0.5, 0.5)[None]]
+    regions = split(boxes, GRID, everywhere, everywhere, 1.0, owner=lambda *_: nowhere)
+    assert (~regions.false_positive_BYX).nonzero().tolist() == [[0, 8, 8]]
+
+
 def test_levels_without_false_positives() -> None:
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
     regions = split([crowd(3)], GRID, valid, None, 0.1)

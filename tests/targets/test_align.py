@@ -156,6 +156,15 @@ def test_samples_move_apart() -> None:
         assert torch.equal(valid[b : b + 1], alone_valid)
 
 
+def test_lattice_moves_of_one_batch_are_permutations_each() -> None:
+    matrices = [bev_matrix(flip_x=True), bev_matrix(flip_y=True), bev_matrix(QUARTER)]
+    map_BCYX = noise(batch_size=3)
+    moved, valid = batch(*matrices).cells(map_BCYX, GRID, GRID)
+    assert valid.all()
+    for map_CYX, own_CYX, matrix in zip(map_BCYX, moved, matrices, strict=True):
+        assert torch.equal(own_CYX, brute_force(map_CYX, matrix, GRID))
+
+
 def test_gradient_reaches_the_student() -> None:
     for matrix in (np.eye(4), bev_matrix(QUARTER, 1.0, True), FREE[1]):
         map_BCYX = noise(Grid.square(1.5, 0.5), channels=2).double().requires_grad_()
