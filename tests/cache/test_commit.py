@@ -8,9 +8,10 @@ import pytest
 from bevcask.cache import open_cache
 from bevcask.cache.chunks import encode_chunk, encode_shard
 from bevcask.cache.commit import Committed
+from bevcask.cache.files import Files
 from bevcask.cache.layout import ArraySpec, commit_key
 from bevcask.cache.reader import Cache
-from bevcask.errors import CacheCorruptError
+from bevcask.errors import CacheCorruptError, StoreError
 from cache.example import begin, build, commit_folder, damage_commit, encoded
 
 
@@ -72,18 +73,29 @@ def test_lenient_opening_leaves_out_the_damaged_shard_alone(copied: Path) -> Non
 
 def test_a_damaged_commit_of_an_unsealed_cache_is_found(tmp_path: Path) -> None:
     writer = begin(tmp_path)
-    writer.write(1, encoded(writer, 1))
+    for shard in (1, 2):
+        writer.write(shard, encoded(writer, shard))
     path = tmp_path / commit_key(writer.cache.id, 1)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CacheCorruptError, match=r"\.open/c.1.0.0: checksum or length"):
         open_cache(str(tmp_path), allow_unsealed=True)
-    assert Cache(str(tmp_path), allow_unsealed=True, lenient=True).commit.damaged == [1]
+    commit = Cache(str(tmp_path), allow_unsealed=True, lenient=True).commit
+    assert (commit.missing, commit.damaged) == ([0, 1, 3], [1])
 
 
 def test_the_packed_commit_is_read_in_pieces(sealed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = open_cache(sealed).commit
     monkeypatch.setattr("bevcask.cache.commit._PIECE", 1)
     np.testing.assert_array_equal(open_cache(sealed).commit.lengths_SA, whole.lengths_SA)
+
+
+def test_a_store_that_is_away_is_no_damage(sealed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(files: Files, key: str, start: int, stop: int) -> bytes:
+        raise StoreError(f"{key}: away")
+
+    monkeypatch.setattr(Files, "get_range", fail)
+    with pytest.raises(StoreError, match=r"commit/\w{16}/c.0.0.0: away"):
+        open_cache(sealed)
 
 
 def test_no_single_commit_is_left_in_a_sealed_cache(tmp_path: Path) -> None:
