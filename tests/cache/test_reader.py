@@ -145,8 +145,9 @@ def test_no_cache(tmp_path: Path) -> None:
 def test_unsealed_is_refused_unless_asked_for(tmp_path: Path) -> None:
     writer = begin(tmp_path / "c")
     writer.write(2, encoded(writer, 2))
-    with pytest.raises(CacheIncompleteError, match=r"1 of 4 shards .*teacher-extract"):
-        open_cache(str(tmp_path / "c"))
+    for opening in (open_cache, Cache):
+        with pytest.raises(CacheIncompleteError, match=r"1 of 4 shards .*teacher-extract"):
+            opening(str(tmp_path / "c"))
     cache = open_cache(str(tmp_path / "c"), allow_unsealed=True)
     assert cache.coverage == {"scene-0": (0, 3), "scene-1": (2, 2), "scene-2": (0, 1)}
     assert_says_the_truth(cache, 4)
@@ -222,6 +223,16 @@ def test_opening_touches_few_files_and_little_memory_however_many_rows(tmp_path:
     assert peak < 80 * 20_000
 
 
+def test_floats_are_what_was_said_and_sets_end_where_they_do(sealed: str) -> None:
+    cache = open_cache(sealed)
+    for frame, token in enumerate(cache.frames.tokens[:3]):
+        for name, values in cache.read_float(token, ["head.boxes", "bev.neck"]).items():
+            [spec] = [spec for spec in SPECS if spec.name == name]
+            said = truth(spec, frame).numpy()[: count_of(frame) if name == "head.boxes" else None]
+            assert values.dtype == np.float32
+            np.testing.assert_allclose(values, said, atol=said.max() / 255)
+
+
 def sealed_of_nothing(url: Path, num: int) -> str:
     """Seal a cache of one silent target without ever writing a shard."""
     frames = FrameTable(
@@ -248,8 +259,9 @@ def test_poses_are_read_when_they_are_asked_for(copied: Path) -> None:
     assert cache.frames.lidar_to_global is cache.frames.lidar_to_global
 
 
+@pytest.mark.parametrize("allow_unsealed", [False, True])
 def test_a_cache_sealed_while_it_is_opened_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow_unsealed: bool
 ) -> None:
     with begin(tmp_path) as writer:
         for shard in writer.missing():
@@ -264,6 +276,6 @@ def test_a_cache_sealed_while_it_is_opened_is_whole(
         return found
 
     monkeypatch.setattr(Files, "list", sealed_meanwhile)
-    cache = open_cache(str(tmp_path))
+    cache = open_cache(str(tmp_path), allow_unsealed)
     assert cache.sealed
     assert_says_the_truth(cache, 2)
