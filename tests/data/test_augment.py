@@ -71,6 +71,20 @@ def test_no_augmentation_draws_the_clean_sample() -> None:
     assert _same(drawn, _draw(None))
 
 
+@pytest.mark.parametrize("config", [None, AugmentConfig()], ids=["clean", "nothing drawn"])
+def test_what_is_too_wide_is_cropped_in_the_middle(config: AugmentConfig | None) -> None:
+    [image] = draw(config, 0, TOKEN, 0, [(450, 1600)], NETWORK).images
+    assert (image.crop_left, image.crop_top) == (103, 0)
+
+
+def test_turns_go_both_ways() -> None:
+    config = AugmentConfig(bev_rotation=0.3)
+    planes = [_draw(config, view=view).bev_aug[:2, :2] for view in range(200)]
+    turns = np.array([math.atan2(plane[1, 0], plane[0, 0]) for plane in planes])
+    assert -0.3 <= turns.min() < -0.28
+    assert 0.28 < turns.max() <= 0.3
+
+
 def test_draws_fill_their_ranges_and_stay_inside() -> None:
     draws = [_draw(view=view) for view in range(200)]
     images = [image for drawn in draws for image in drawn.images]
@@ -119,9 +133,10 @@ def test_impossible_ranges_are_refused(words: str, message: str) -> None:
         compose(DistillConfig, [words])
 
 
-def test_a_resize_that_leaves_no_image_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"augment.resize=\[-0.5, 0.1\].*above -0.440"):
-        _draw(AugmentConfig(resize=(-0.5, 0.1)))
+@pytest.mark.parametrize("low", [-0.5, -0.44])
+def test_a_resize_that_leaves_no_image_is_refused(low: float) -> None:
+    with pytest.raises(ConfigError, match=rf"augment.resize=\[{low}, 0.1\].*above -0.440"):
+        _draw(AugmentConfig(resize=(low, 0.1)))
 
 
 def test_the_covering_scale_covers_both_sides() -> None:
