@@ -90,3 +90,19 @@ def test_boxes_lie_in_the_same_pixels_whichever_frame_is_canonical() -> None:
         masks.append(rectangle_mask(seen.canonical_boxes, met.images, (8, 16)))
     assert masks[0].any()
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "not shown"])
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "not moved"])
+def test_points_meet_images_that_are_shown_and_whose_move_is_known(
+    shown: bool, moved: bool
+) -> None:
+    images = torch.zeros(1, 6, 3, 16, 24) if shown else None
+    matrices = torch.eye(3).expand(1, 6, 3, 3) if moved else None
+    align = align_of(Batch(["0" * 32], torch.eye(4)[None], images, image_aug_BV33=matrices))
+    if shown and moved:
+        assert align.images is not None
+        assert align.images.size_HW == (16, 24)
+        assert align.images.matrices_BV33 is matrices
+    else:
+        assert align.images is None
