@@ -33,11 +33,11 @@ def rectangle(rows: range, columns: range) -> set[tuple[int, int]]:
 
 
 def test_margin_grows_each_side() -> None:
-    """A 2 x 2 m box on cells 8 and 9; half a metre more reaches no further centre, 0.51 does."""
+    """A 2 x 2 m box on cells 8 and 9; half a metre more reaches the next centres, 0.49 does not."""
     boxes = [box(1.0, 1.0, 2.0, 2.0)]
     assert cells(box_mask(boxes, GRID, 0.0, False)[0]) == rectangle(range(8, 10), range(8, 10))
     assert cells(box_mask(boxes, GRID, 0.49, False)[0]) == rectangle(range(8, 10), range(8, 10))
-    assert cells(box_mask(boxes, GRID, 0.51, False)[0]) == rectangle(range(7, 11), range(7, 11))
+    assert cells(box_mask(boxes, GRID, 0.5, False)[0]) == rectangle(range(7, 11), range(7, 11))
 
 
 def test_keypoints_reach_the_neighbours_interpolation_reads() -> None:
