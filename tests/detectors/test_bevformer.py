@@ -179,4 +179,6 @@ def test_shapes_of_shipped_detectors(
         assert taps[f"image.level{number}"].shape == (6, config.channels, *size)
     assert taps["bev.encoder"].shape == (config.channels, *bev)
     assert taps["query.last"].shape == (config.queries, config.channels)
-    assert len(taps) == len(levels) + 3
+    rows = config.decoder_layers * config.queries
+    assert taps["query.places"].shape == (rows, config.heads * config.decoder_points * 3)
+    assert len(taps) == len(levels) + 7

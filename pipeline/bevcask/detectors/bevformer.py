@@ -19,7 +19,7 @@ from bevcask.detectors.bevformer_names import adopt_published, published_start
 from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
-from bevcask.detectors.blocks.query_decoder import QueryDecoder
+from bevcask.detectors.blocks.query_decoder import QueryDecoder, query_taps
 from bevcask.detectors.blocks.resnet import ResNet, Shape
 from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set_losses, wanted
 from bevcask.errors import ConfigError
@@ -140,8 +140,8 @@ class BEVFormer(Detector):
     Its memory is the BEV of the frame and where the ego was. BEV augmentation is refused: the
     memory is moved by the ego's poses alone, as published.
 
-    Taps: `image.level0` and on (outputs of the pyramid), `bev.encoder`, `query.last` (states after
-    the last decoder layer), `head.boxes`.
+    Taps: `image.level0` and on (outputs of the pyramid), `bev.encoder`, those of
+    `blocks.query_decoder.query_taps`, `head.boxes`.
 
     Attributes:
         backbone: the image backbone that ImageNet weights fill (`blocks.backbone.load_imagenet`).
@@ -230,7 +230,14 @@ class BEVFormer(Detector):
                 grid=own.grid,
                 depends_on_images=True,
             ),
-            TapInfo("query.last", "query_set", (own.queries, own.channels), depends_on_images=True),
+            *query_taps(
+                own.decoder_layers,
+                own.queries,
+                own.channels,
+                own.heads,
+                own.decoder_points,
+                len(CLASSES),
+            ),
             TapInfo(
                 "head.boxes",
                 "box_set",
@@ -288,7 +295,7 @@ class BEVFormer(Detector):
         bev_BCYX = bev_BQC.transpose(1, 2).unflatten(2, self.config.bev_size_YX)
         said = self.decoder(bev_BCYX)
         taps = {f"image.level{level}": own for level, own in enumerate(maps)}
-        taps |= {"bev.encoder": bev_BCYX, "query.last": said.states_LBQC[-1]}
+        taps |= {"bev.encoder": bev_BCYX, **self.decoder.taps(said)}
         preds = {"logits": said.logits_LBQK, "codes": said.codes_LBQE}
         return Output(taps, preds, {"bev": bev_BQC, "can_bus": can_bus_B18})
 

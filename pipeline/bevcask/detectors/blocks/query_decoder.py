@@ -1,6 +1,7 @@
 """Object queries that read a BEV and say boxes, layer by layer (Deformable DETR, BEVFormer)."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from bevcask.detectors.blocks.deformable import DeformableAttention, Reading
 from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid
 from bevcask.targets.query_code import QUERY_CODE_SIZE
+from bevcask.targets.spec import TapInfo
 
 _PRIOR = 0.01  # probability of every class at the start
 
@@ -55,6 +57,27 @@ class DecoderLayer(nn.Module):
         return self.norms[2](self.feed_forward(query_BQC)), reading
 
 
+def query_taps(
+    layers: int, queries: int, channels: int, heads: int, points: int, classes: int
+) -> list[TapInfo]:
+    """Return what a decoder that reads a BEV offers.
+
+    `query.last`: states after the last layer. `query.reads`, `query.places`, `query.scores`: what
+    the queries read in each layer before the output projection, where and with what weight, and
+    the class probabilities after it, layer by layer. `query.values`: rows of each layer's value
+    projection, its bias last; the same for every frame.
+    """
+    rows = layers * queries
+    taps = [
+        TapInfo("query.last", "query_set", (queries, channels)),
+        TapInfo("query.reads", "query_set", (rows, channels)),
+        TapInfo("query.places", "query_places", (rows, heads * points * 3)),
+        TapInfo("query.scores", "query_set", (rows, classes), nonnegative=True),
+        TapInfo("query.values", "query_set", (layers * channels, channels + 1)),
+    ]
+    return [replace(tap, depends_on_images=tap.name != "query.values") for tap in taps]
+
+
 class QueryDecoder(nn.Module):
     """Learned queries to boxes; each layer moves the queries' references, without gradient.
 
@@ -99,6 +122,25 @@ class QueryDecoder(nn.Module):
         self.register_buffer("high_3", torch.tensor(high), persistent=False)
         nn.init.xavier_uniform_(self.references.weight)
         nn.init.zeros_(self.references.bias)
+
+    def taps(self, said: Decoded) -> dict[str, Tensor]:
+        """Return the decoder's taps, as `query_taps` describes them."""
+        num_samples = said.states_LBQC.shape[1]
+        places = [
+            torch.cat([own.places_BQALP2, own.shares_BQALP[..., None]], dim=-1).flatten(2)
+            for own in said.readings
+        ]
+        projections = [layer.read.value for layer in self.layers]  # type: ignore[union-attr]
+        values_RD = torch.cat(
+            [torch.cat([own.weight.flatten(1), own.bias[:, None]], dim=1) for own in projections]  # type: ignore[union-attr,index,operator]
+        )
+        return {
+            "query.last": said.states_LBQC[-1],
+            "query.reads": torch.cat([own.sums_BQC for own in said.readings], dim=1),
+            "query.places": torch.cat(places, dim=1),
+            "query.scores": said.logits_LBQK.sigmoid().transpose(0, 1).flatten(1, 2),
+            "query.values": values_RD.expand(num_samples, -1, -1),
+        }
 
     def forward(self, bev_BCYX: Tensor) -> Decoded:
         position_QC, content_QC = self.queries.chunk(2, dim=1)
