@@ -253,6 +253,11 @@ class AugmentConfig(ImageAugmentConfig):
         description="keyframes from the earlier frame of a two-frame detector to this one; nothing "
         "tells it which of a range was drawn, so velocities blur",
     )
+    drop_history: bool = Field(
+        False,
+        description="windows of a detector that remembers reach one keyframe further back, and one "
+        "of their frames, drawn, is left out (BEVFormer's release)",
+    )
 
     @field_validator("bev_scale", "frame_gap")
     @classmethod

@@ -7,7 +7,7 @@ import pytest
 
 from bevcask.compose import compose
 from bevcask.config import AugmentConfig
-from bevcask.data.augment import Draw, covering_scale, draw, stream
+from bevcask.data.augment import Draw, covering_scale, draw, stream, window_gaps
 from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
 from bevcask.verbs import DistillConfig
@@ -185,3 +185,11 @@ def test_a_moved_velocity_is_the_velocity_of_the_moved_box() -> None:
     bev_aug = _draw(view=3).bev_aug
     moved, moved_later = transform_boxes(boxes, bev_aug), transform_boxes(later, bev_aug)
     np.testing.assert_allclose(moved_later[:, :2] - moved[:, :2], 0.5 * moved[:, 7:], atol=1e-4)
+
+
+def test_one_frame_of_a_longer_window_is_left_out() -> None:
+    config = AugmentConfig(drop_history=True)
+    windows = [window_gaps((3, 2, 1), _draw(config, view=view).dropped) for view in range(100)]
+    assert set(windows) == {(3, 2, 1), (4, 2, 1), (4, 3, 1), (4, 3, 2)}
+    assert window_gaps((3, 2, 1), _draw(AugmentConfig()).dropped) == (3, 2, 1)
+    assert window_gaps((), 0.5) == ()

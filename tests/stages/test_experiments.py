@@ -135,7 +135,7 @@ def assert_trains_as_bevformer(config: DistillConfig) -> None:
     assert config.trainer.backbone_lr == 0.1
     assert config.trainer.schedule == "cosine"
     augment = config.augment
-    assert augment == AugmentConfig(photometric=True, grid_mask=0.7)
+    assert augment == AugmentConfig(photometric=True, grid_mask=0.7, drop_history=True)
 
 
 @pytest.mark.parametrize("name", ALONE)

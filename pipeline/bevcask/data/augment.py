@@ -27,6 +27,7 @@ class Draw:
         images: one transform a camera; empty without images.
         bev_aug: 4x4, canonical LIDAR_TOP to augmented LIDAR_TOP.
         frame_gap: keyframes from a two-frame detector's earlier frame to this one.
+        dropped: which earlier frame of a window is left out, 0 to 1 over them; None for none.
         colours: one change a camera; empty where colours stay.
         grid_mask: what is kept of all images; None for all of it.
     """
@@ -34,6 +35,7 @@ class Draw:
     images: list[ImageTransform]
     bev_aug: Matrix
     frame_gap: int = CLEAN_GAP
+    dropped: float | None = None
     colours: tuple[Colours, ...] = ()
     grid_mask: GridMask | None = None
 
@@ -63,15 +65,31 @@ def draw(
     drawn_HW = config.image_size_HW or network_HW
     images = [_draw_image(config, camera_stream, size, drawn_HW) for size in sizes if drawn_HW]
     nearest, farthest = config.frame_gap
-    gap = stream(seed, token, view, "frame").integers(nearest, farthest + 1)
+    frame_stream = stream(seed, token, view, "frame")
+    gap = frame_stream.integers(nearest, farthest + 1)
     colours = stream(seed, token, view, "colours")
     return Draw(
         images=[_fit(image, network_HW) for image in images if network_HW],
         bev_aug=_draw_bev(config, stream(seed, token, view, "bev")),
         frame_gap=int(gap),
+        dropped=frame_stream.random() if config.drop_history else None,
         colours=tuple(draw_colours(colours) for _ in images if config.photometric),
         grid_mask=draw_grid_mask(config, stream(seed, token, view, "grid"), drawn_HW),
     )
+
+
+def window_gaps(gaps: tuple[int, ...], dropped: float | None) -> tuple[int, ...]:
+    """Return how many keyframes back a window's frames are, farthest first.
+
+    Args:
+        gaps: of a clean sample.
+        dropped: see `Draw`.
+    """
+    if dropped is None or not gaps:
+        return gaps
+    reach = (gaps[0] + 1, *gaps)
+    left_out = int(dropped * len(reach))
+    return reach[:left_out] + reach[left_out + 1 :]
 
 
 def _fit(image: ImageTransform, network_HW: tuple[int, int]) -> ImageTransform:

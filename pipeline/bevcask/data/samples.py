@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bevcask.config import AugmentConfig
-from bevcask.data.augment import Draw, draw, stream
+from bevcask.data.augment import Draw, draw, stream, window_gaps
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import load_image, normalise
 from bevcask.data.index.frames import Frames
@@ -146,7 +146,9 @@ class SampleReader:
             seen = draw(
                 self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
             )
-            drawn = replace(seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap)
+            drawn = replace(
+                seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap, dropped=drawn.dropped
+            )
         history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
         goes_on = bool(history) and self.inputs.memory and history[-1].token != token
         return Sample(
@@ -179,7 +181,8 @@ class SampleReader:
         stands in, and begins anew each time it is shown, as it does when it is the frame itself.
         """
         index = self.frames.index
-        rows = [self.frames.previous_row(row, gap) for gap in self.inputs.gaps]
+        gaps = window_gaps(self.inputs.gaps, drawn.dropped)
+        rows = [self.frames.previous_row(row, gap) for gap in gaps]
         window: list[Sample] = []
         drawn = replace(drawn, grid_mask=None)  # released code masks the frame that is trained
         for place, earlier in enumerate(rows):
