@@ -1,5 +1,6 @@
 """plan: what would be stored and what it costs, before any data or GPU is touched."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -177,8 +178,22 @@ def render(result: dict[str, Any]) -> Group:
         f"{result['frames']:,} frames ({result['frames_from']}), "
         f"{result['teacher_passes']:,} teacher passes, "
         f"at most {gigabytes(result['total_bytes'] / 1e9)} GB",
+        *_without_the_largest(result),
         *([escape(result["missing"])] if result.get("missing") else []),
     )
+
+
+def _without_the_largest(result: dict[str, Any]) -> list[str]:
+    """Say what is left without a target that takes more than half of it all, its views together."""
+    sizes: Counter[str] = Counter()
+    for row in result["targets"]:
+        sizes[row["name"].partition(".view")[0]] += row["bytes"]
+    (name, size), *others = sizes.most_common()
+    if not others or 2 * size <= result["total_bytes"]:
+        return []
+    share = f"{100 * size / result['total_bytes']:.0f} %"
+    rest = gigabytes((result["total_bytes"] - size) / 1e9)
+    return [escape(f"{name} is {share} of it; without it {rest} GB")]
 
 
 def gigabytes(value: float) -> str:

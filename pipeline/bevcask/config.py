@@ -172,6 +172,11 @@ class StoreConfig(Config):
         "auto", "uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"
     ] = Field("auto", description="auto: the default of each kind; `plan probe=N` compares")
     bits: Literal[8, 6, 4] = Field(8, description="of the integers that auto picks")
+    codecs: tuple[Annotated[str, Field(pattern=r"^[^:]+:[a-z0-9]+$")], ...] = Field(
+        (),
+        description="codecs of single targets, before codec and bits: "
+        "[image.level0:int6,image.level1:int8]",
+    )
     views: int = Field(
         0,
         ge=0,

@@ -120,6 +120,18 @@ def test_codec_choice_is_checked() -> None:
     assert boxes.specs[0].codec == "float32"
 
 
+def test_single_targets_have_codecs_of_their_own() -> None:
+    signed = Need("s", "bev.signed", "dense_bev")
+    store = StoreConfig(codec="float16", codecs=("bev.signed:int6",))
+    specs = {spec.name: spec.codec for spec in plan([signed, NECK], TAPS, 1, store, None).specs}
+    assert specs["bev.signed"] == "int6"
+    assert specs["bev.neck"] == "float16"
+    with pytest.raises(PlanError, match=r"store\.codecs names 'bev\.sined'.*mean 'bev\.signed'"):
+        plan([signed], TAPS, 1, StoreConfig(codecs=("bev.sined:int6",)), None)
+    with pytest.raises(PlanError, match="cannot be stored as int5"):
+        plan([signed], TAPS, 1, StoreConfig(codecs=("bev.signed:int5",)), None)
+
+
 def test_a_kind_may_know_few_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBEV, "codecs", ("float16", "float32"))
     with pytest.raises(PlanError, match=r"dense_bev cannot be stored as int8.*auto, float16"):

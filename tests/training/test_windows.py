@@ -16,8 +16,8 @@ from bevcask.data.join import JoinedDataset
 from bevcask.data.samples import Key, Replay, SampleReader
 from bevcask.detectors.base import Inputs
 from bevcask.errors import TargetMismatchError
-from bevcask.stages import teacher_extract
-from bevcask.verbs import DistillConfig, ExtractConfig
+from bevcask.stages import plan, teacher_extract
+from bevcask.verbs import DistillConfig, ExtractConfig, PlanConfig
 from training.test_cached_equals_online import gap, gradients
 
 SHARED = (
@@ -84,6 +84,25 @@ def test_views_differ_by_their_colours_alone(cache: str) -> None:
     np.testing.assert_array_equal(*matrices)
     assert opened.fingerprint["views"]["augment"]["photometric"] is True
     assert opened.fingerprint["views"]["augment"]["image_size_HW"] == [28, 50]
+
+
+def test_probe_tries_a_ladder_of_codecs_over_the_levels(tiny_world: Path) -> None:
+    asked = "store.codecs=[image.level0:int4]"
+    still = ("store.views=0", "augment.photometric=false", "augment.grid_mask=0")
+    words = words_for(PlanConfig, [*SMALL, f"dataset.root={tiny_world}", *still, asked, "probe=1"])
+    result = plan.run(compose(PlanConfig, words))
+    rows = {row["name"]: row for row in result["probe"]}
+    ladder = rows["levels int6, int8, float16"]
+    assert ladder["words"] == (
+        "store.codecs=[image.level0:int6,image.level1:int8,image.level2:float16,"
+        "image.level3:float16]"
+    )
+    sizes = {name: row["bytes_by_target"] for name, row in rows.items()}
+    coarse = "levels int4, int6, int8"
+    assert sizes[coarse]["image.level0"] < sizes[ladder["name"]]["image.level0"]
+    assert sizes["store.codecs"]["image.level0"] == sizes[coarse]["image.level0"]
+    assert sizes["store.codecs"]["image.level1"] == sizes["float32"]["image.level1"]
+    assert ladder["gradient"] < rows["store.codecs"]["gradient"]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,11 @@ def plan(
         if not found:
             wanted.setdefault(need.tap, []).append(need)
     specs: list[TargetSpec] = []
+    problems += [
+        f"store.codecs names {name!r}, which is not stored.{suggest(name, wanted)} Stored: "
+        f"{', '.join(sorted(wanted))}"
+        for name in sorted(codecs_of(store).keys() - wanted.keys())
+    ]
     for name, group in wanted.items():
         spec, found = _choose(taps[name], group, store, augment)
         problems += found
@@ -201,15 +206,18 @@ def _choose(
     kind = kind_of(tap)
     problems = kind.describe_problems(tap)
     region, undecided = _join({need.region for need in group})
+    own = codecs_of(store)
     codec: Codec
-    if store.codec == "auto":
+    if tap.name in own:
+        codec = own[tap.name]
+    elif store.codec == "auto":
         codec = "float32" if undecided else narrow(kind.codec(tap, region), store.bits)
     else:
         codec = kind.codecs[0] if len(kind.codecs) == 1 else store.codec
     if codec not in kind.codecs:
         problems.append(
             f"{tap.name}: a {tap.kind} cannot be stored as {codec}; store.codec must be one of "
-            f"auto, {', '.join(kind.codecs)}"
+            f"auto, {', '.join(kind.codecs)}, and in store.codecs one of the latter"
         )
     if codec.startswith("u") and not tap.nonnegative:
         problems.append(
@@ -219,6 +227,12 @@ def _choose(
     if region.name not in kind.regions(tap):
         problems.append(f"{tap.name}: a {tap.kind} cannot be stored on region {region.name!r}")
     return TargetSpec(tap, codec, region, kind.alignment(tap, augment)), problems
+
+
+def codecs_of(store: StoreConfig) -> dict[str, Codec]:
+    """Return the codecs that are asked for by the names of their targets."""
+    pairs = (text.rpartition(":") for text in store.codecs)
+    return {name: cast(Codec, codec) for name, _, codec in pairs}
 
 
 def narrow(codec: Codec, bits: int) -> Codec:

@@ -4,10 +4,12 @@ The teacher speaks once about a few frames. What it said is stored under every c
 and handed to the very loss that will be trained; float32 is the truth the others are held against.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +29,15 @@ from bevcask.teachers.base import Teacher
 from bevcask.training.sources import align_of
 
 LOSS_GOAL, GRADIENT_GOAL = 1e-3, 1e-2  # relative change that no student has been seen to notice
-CANDIDATES: Mapping[str, Mapping[str, str | int]] = {
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "float32": {"codec": "float32"},
     "float16": {"codec": "float16"},
     "auto, 8 bits": {"codec": "auto", "bits": 8},
     "auto, 6 bits": {"codec": "auto", "bits": 6},
     "auto, 4 bits": {"codec": "auto", "bits": 4},
 }
+_LADDERS = (("int6", "int8", "float16"), ("int4", "int6", "int8"))
+"""Of image levels, largest first; the last codec is that of all others."""
 _EXACT = "float32"
 
 
@@ -102,9 +106,10 @@ def probe(
     Raises:
         PlanError: the teacher does not offer what the method needs.
     """
+    candidates = _candidates(method, teacher, store)
     chosen = {
-        name: _specs(method, teacher, store.model_copy(update=dict(words)))
-        for name, words in CANDIDATES.items()
+        name: _specs(method, teacher, store.model_copy(update={"codecs": (), **words}))
+        for name, words in candidates.items()
     }
     copies = {
         spec.name: max(1, store.views) if spec.tap.depends_on_images else 1
@@ -124,7 +129,7 @@ def probe(
             exact.compare(said, specs, batch, learn, sums[name])
     rows = []
     for name, found in sums.items():
-        words = " ".join(f"store.{key}={value}" for key, value in CANDIDATES[name].items())
+        words = " ".join(f"store.{key}={_word(value)}" for key, value in candidates[name].items())
         rows.append(
             Row(
                 name,
@@ -137,6 +142,29 @@ def probe(
             )
         )
     return mark_dominated(rows)
+
+
+def _candidates(
+    method: Method, teacher: Teacher, store: StoreConfig
+) -> dict[str, Mapping[str, Any]]:
+    """Return what is compared: the shipped ones, ladders of several image levels, what is asked."""
+    found: dict[str, Mapping[str, Any]] = dict(CANDIDATES)
+    specs = _specs(method, teacher, store.model_copy(update={"codecs": ()}))
+    levels = sorted(
+        (spec.tap for spec in specs if spec.tap.kind == "image_feature"),
+        key=lambda tap: -math.prod(tap.shape),
+    )
+    for ladder in _LADDERS if len(levels) > 1 else ():
+        steps = zip(levels, (*ladder, *ladder[-1:] * len(levels)), strict=False)
+        pairs = tuple(f"{tap.name}:{codec}" for tap, codec in steps)
+        found["levels " + ", ".join(ladder)] = {"codecs": pairs}
+    if store.codecs:
+        found["store.codecs"] = {"codecs": store.codecs}
+    return found
+
+
+def _word(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def mark_dominated(rows: Sequence[Row]) -> list[Row]:
