@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import encode
+from bevcask.detectors.blocks.query_decoder import query_taps
 from bevcask.geometry import bev_matrix
 from bevcask.methods.base import Target
 from bevcask.methods.fd3d import FD3D
 from bevcask.methods.fd3d_queries import Layer, TrainedHead, best, focal
 from bevcask.targets.align import Align
+from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import Region, TargetSpec
 from contracts.method import FLIP, TURN, MethodContract, Step
 from methods import oracle_fd3d as oracle
@@ -23,6 +25,9 @@ from methods.fd3d_cases import (
     FROZEN,
     IMAGES,
     LAYERS,
+    PLACES,
+    QUERIES,
+    QUERY_TAPS,
     SIZES,
     TRAINED,
     TRUTH,
@@ -30,7 +35,7 @@ from methods.fd3d_cases import (
     Trained,
     silent,
 )
-from methods.focaldistiller_cases import FINE, MOVES, double, values
+from methods.focaldistiller_cases import MOVES, double, values
 from methods.oracle_simdistill import Square
 from methods.test_laws import with_settings
 from targets.test_rectangles import images
@@ -304,26 +309,21 @@ def test_the_head_learns_in_the_canonical_frame() -> None:
 
 
 def as_stored(method: FD3D, step: Step, extra: int = 2) -> dict[str, Target]:
-    """Return what a trained head says as a frozen head's targets."""
+    """Return what a trained head says as a frozen head's targets, by the taps of a detector."""
     assert method.head is not None
+    decoder, map_BCYX = method.head.decoder, step.targets["bev.encoder"].values
     with torch.no_grad():
-        said = method.head(step.targets["bev.encoder"].values, step.labels)
-    rows = [
-        torch.cat([own.places_BQAP2, own.shares_BQAP[..., None]], 4).flatten(2)
-        for own in said.layers
-    ]
-    projections = [torch.cat([own.weight_BCC, own.bias_BC[..., None]], 2) for own in said.layers]
-    most = max(map(len, said.boxes)) + extra
-    boxes = torch.zeros(len(said.boxes), most, 11)
-    for rows_N11, found in zip(boxes, said.boxes, strict=True):
+        boxes = method.head(map_BCYX, step.labels).boxes
+        taps = decoder.taps(decoder(map_BCYX))
+    rows_BN11 = torch.zeros(len(boxes), max(map(len, boxes)) + extra, 11)
+    for rows_N11, found in zip(rows_BN11, boxes, strict=True):
         rows_N11[: len(found), :9], rows_N11[: len(found), 9] = found, 0.9
-    return {
-        "query.places": Target(torch.cat(rows, 1)),
-        "query.reads": Target(torch.cat([own.reads_BQC for own in said.layers], 1)),
-        "query.scores": Target(torch.cat([own.scores_BQ for own in said.layers], 1)[..., None]),
-        "query.values": Target(torch.cat(projections, 1).detach()),
-        "head.boxes": Target(boxes, None, torch.tensor([len(own) for own in said.boxes])),
-    }
+    count_B = torch.tensor([len(own) for own in boxes])
+    stored = {name: Target(taps[name].detach()) for name in QUERY_TAPS if name in taps}
+    for name, target in stored.items():
+        assert target.values.shape[1:] == QUERY_TAPS[name].shape
+        kind_of(QUERY_TAPS[name]).check(QUERY_TAPS[name], target.values)
+    return {**stored, "head.boxes": Target(rows_BN11, None, count_B)}
 
 
 @pytest.mark.parametrize("name", ["clean", "turn"])
@@ -395,5 +395,8 @@ def test_a_reading_at_float32_needs_no_dense_map() -> None:
     assert "bev/focal" in names
 
 
-def test_shapes_of_the_small_case() -> None:
-    assert (LAYERS, CHANNELS, FINE.num_x) == (2, 4, 40)
+def test_a_detector_describes_the_taps_that_a_frozen_head_reads() -> None:
+    described = {tap.name: tap for tap in query_taps(LAYERS, QUERIES, CHANNELS, 2, PLACES // 2, 10)}
+    for name, tap in QUERY_TAPS.items():
+        if name != "head.boxes":
+            assert (tap.kind, tap.shape) == (described[name].kind, described[name].shape)
