@@ -126,12 +126,17 @@ FLIPPED = "augment.bev_flip_x=true"
             "student=bevformer_tiny_student",
         ),
         (
+            "method=fd3d_tiny",
+            "teacher=bevformer_tiny",
+            "student=bevformer_tiny_student",
+        ),
+        (
             "method=distillbev_bevformer",
             "teacher=centerpoint_tiny",
             "student=bevformer_tiny",
         ),
     ],
-    ids=["tigdistill", "simdistill", "focaldistiller", "distillbev_transformer"],
+    ids=["tigdistill", "simdistill", "focaldistiller", "fd3d", "distillbev_transformer"],
 )
 def test_every_method_takes_twenty_finite_steps(
     pair: tuple[str, ...], nuscenes_root: Path, call: Call, tmp_path: Path
@@ -163,7 +168,7 @@ def assert_twenty_finite_steps(call: Call, cache: Path, run: Path, words: list[s
     with next((run / "logs" / "csv").rglob("metrics.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
     assert len(rows) == 20
-    assert any("distill" in name for name in rows[0])
+    assert any(word in name for name in rows[0] for word in ("distill", "fd3d"))
     for row in rows:
         values = [float(v) for k, v in row.items() if k.startswith("train/") and v]
         assert all(map(math.isfinite, values))
