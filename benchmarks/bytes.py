@@ -60,12 +60,22 @@ FUSION = (
     "student=bevsimdet_tiny",
     "student.init=catalog:bevdepth_tiny_start",
 )
+MEMORY = (
+    "teacher=bevformer_tiny",
+    "teacher.checkpoint=catalog:bevformer_tiny_synthetic",
+    "teacher.memory=window",
+    "student=bevformer_tiny_student",
+    "student.init=catalog:bevdepth_tiny_start",
+    "augment.bev_flip_x=false",
+    "augment.bev_flip_y=false",
+)
 TRAINED = "trained on a synthetic world (data_catalog)"
 CASES = {
     "distillbev": Case(0.25, TRAINED, LIDAR),
     # Of what the teacher says; the points of the inner-depth term are stored exactly.
     "tigdistill": Case(0.06, TRAINED, (*LIDAR, "method.inner_depth=0")),
     "simdistill": Case(0.25, TRAINED, FUSION),
+    "focaldistiller": Case(0.25, TRAINED, MEMORY),
 }
 
 
@@ -115,10 +125,10 @@ def main() -> None:
             words += ["dataset=synthetic", f"dataset.root={world}", "dataset.split=all"]
         methods = methods or list(CASES)
         rows = [row for method in methods for row in measure(method, words, args.frames)]
-    print(f"{'method':12}{'codec':14}{'MB':>8}{'ratio':>8}{'loss':>10}{'gradient':>10}")
+    print(f"{'method':16}{'codec':28}{'MB':>8}{'ratio':>8}{'loss':>10}{'gradient':>10}")
     for row in rows:
         print(
-            f"{row['method']:12}{row['codec']:14}{row['stored_bytes'] / 1e6:8.3f}"
+            f"{row['method']:16}{row['codec']:28}{row['stored_bytes'] / 1e6:8.3f}"
             f"{row['ratio']:8.3f}{row['loss_change']:10.1e}{row['gradient_change']:10.1e}"
         )
     goals = {method: verdict(method, rows) for method in methods}

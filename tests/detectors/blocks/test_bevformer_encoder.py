@@ -46,7 +46,9 @@ def test_no_turn_changes_nothing_and_a_far_centre_leaves_the_map() -> None:
     bev = torch.rand(2, 12 * 8, 3)
     still = torch.zeros(2, dtype=torch.float64)
     assert torch.equal(turn(bev, still, (12, 8), (100, 100)), bev)
-    assert not bool(turn(bev, still + 90, (12, 8), (100, 100)).any())
+    for angle in (90, 180, -90):
+        assert not bool(turn(bev, still + angle, (12, 8), (100, 100)).any())
+        assert not bool(turn(bev, still + angle, (12, 8), (-100, -100)).any())
 
 
 def test_each_sample_turns_by_its_own_angle() -> None:
