@@ -182,3 +182,22 @@ def test_shapes_of_shipped_detectors(
     rows = config.decoder_layers * config.queries
     assert taps["query.places"].shape == (rows, config.heads * config.decoder_points * 3)
     assert len(taps) == len(levels) + 7
+
+
+def test_what_it_starts_as() -> None:
+    """Classes are improbable, queries look around themselves, matrices are Xavier's."""
+    torch.manual_seed(0)
+    detector = BEVFormer(SMALL.model_copy(update={"channels": 64, "feed_forward": 96}))
+    for branch in detector.decoder.classify:
+        torch.testing.assert_close(branch[-1].bias.sigmoid(), torch.full((10,), 0.01))
+    layer = detector.encoder.layers[0]
+    ring = layer.temporal.offsets.bias.view(2, 2, 1, 4, 2)
+    torch.testing.assert_close(ring[0, 0, 0], torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]]))
+    assert not bool(layer.temporal.weights.weight.any())
+    for weight in (
+        layer.feed_forward.inner.weight,
+        detector.decoder.layers[0].attention.out_proj.weight,
+        detector.encoder.can_bus[2].weight,
+    ):
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.95 * bound < float(weight.detach().abs().max()) <= bound

@@ -17,7 +17,7 @@ from bevcask.detectors.blocks.bev_attention import (
     TemporalSelfAttention,
     project_pillars,
 )
-from bevcask.detectors.blocks.transformer import FeedForward
+from bevcask.detectors.blocks.transformer import FeedForward, start_weights
 from bevcask.geometry import CAMERAS, Grid
 
 CAN_BUS = 18
@@ -123,13 +123,9 @@ class BEVFormerEncoder(nn.Module):
         self.column_positions = nn.Parameter(torch.randn(columns, channels // 2))
         self.camera_embeddings = nn.Parameter(torch.randn(len(CAMERAS), channels))
         self.level_embeddings = nn.Parameter(torch.randn(config.level_embeddings, channels))
-        self.can_bus = nn.Sequential(
-            nn.Linear(CAN_BUS, channels // 2),
-            nn.ReLU(),
-            nn.Linear(channels // 2, channels),
-            nn.ReLU(),
-            nn.LayerNorm(channels),
-        )
+        inner, outer = nn.Linear(CAN_BUS, channels // 2), nn.Linear(channels // 2, channels)
+        start_weights(inner, outer)
+        self.can_bus = nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU(), nn.LayerNorm(channels))
         self.layers = nn.ModuleList(
             EncoderLayer(config, channels, heads, levels, width, dropout)
             for _ in range(config.layers)

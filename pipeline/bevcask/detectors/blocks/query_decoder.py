@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.blocks.deformable import DeformableAttention, Reading
-from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid
+from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid, start_weights
 from bevcask.targets.query_code import QUERY_CODE_SIZE
 from bevcask.targets.spec import TapInfo
 
@@ -43,6 +43,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, width, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
+        start_weights(self.attention.out_proj)
 
     def forward(
         self, query_BQC: Tensor, position_BQC: Tensor, reference_BQ2: Tensor, bev_BCYX: Tensor

@@ -14,10 +14,17 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(channels, width)
         self.outer = nn.Linear(width, channels)
         self.dropout = nn.Dropout(dropout)
+        start_weights(self.inner, self.outer)
 
     def forward(self, query_BQC: Tensor) -> Tensor:
         hidden = self.dropout(torch.relu(self.inner(query_BQC)))
         return query_BQC + self.dropout(self.outer(hidden))  # type: ignore[no-any-return]
+
+
+def start_weights(*layers: nn.Linear) -> None:
+    """Fill weights with Xavier's uniform numbers, as in the releases; biases stay as torch's."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
 
 
 def inverse_sigmoid(share: Tensor) -> Tensor:
