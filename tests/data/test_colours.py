@@ -59,6 +59,7 @@ def test_draws_fill_their_ranges() -> None:
         assert low <= values.min() < low + 0.1 * (high - low), name
         assert high - 0.1 * (high - low) < values.max() <= high, name
     assert len({own.order for own in drawn}) == 6
+    assert 0.4 < np.mean([own.contrast_first for own in drawn]) < 0.6
 
 
 def released_mask(height: int, width: int, period: int, top: int, left: int) -> np.ndarray:
@@ -74,7 +75,7 @@ def released_mask(height: int, width: int, period: int, top: int, left: int) -> 
     return canvas[first_row : first_row + height, first_column : first_column + width]
 
 
-@pytest.mark.parametrize("period", [2, 3, 7, 29])
+@pytest.mark.parametrize("period", [2, 3, 7, 8, 29])
 def test_stripes_as_released(period: int) -> None:
     random = np.random.default_rng(period)
     for _ in range(10):

@@ -166,3 +166,11 @@ def test_best_pairs_are_decoded() -> None:
     (found,) = decode_queries(logits[None], codes[None], near)
     assert 0 < len(found.boxes_N9) < 200
     assert bool((found.boxes_N9[:, :2].abs() <= 20).all())
+
+
+def test_a_centre_on_the_border_is_said() -> None:
+    codes = torch.zeros((1, 2, 10))
+    codes[0, :, 0] = torch.tensor([20.0, 20.5])
+    config = SetLossConfig(centre_range=(20.0, 20.0, 10.0))
+    (found,) = decode_queries(torch.zeros((1, 2, 10)), codes, config)
+    assert found.boxes_N9[:, 0].unique().tolist() == [20.0]
