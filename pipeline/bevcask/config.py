@@ -258,6 +258,11 @@ class AugmentConfig(ImageAugmentConfig):
         description="keyframes from the earlier frame of a two-frame detector to this one; nothing "
         "tells it which of a range was drawn, so velocities blur",
     )
+    approximate: bool = Field(
+        False,
+        description="accept what a teacher says of image features of clean frames for a student "
+        "whose images are augmented, rather than replay views",
+    )
     drop_history: bool = Field(
         False,
         description="windows of a detector that remembers reach one keyframe further back, and one "

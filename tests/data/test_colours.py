@@ -98,7 +98,10 @@ def test_masks_happen_as_often_as_said() -> None:
     periods = {own.period for own in masks}
     assert min(periods) == 2
     assert max(periods) == 29
-    assert all(0 <= own.offset_top < own.period for own in masks)
+    for name in ("offset_top", "offset_left"):
+        offsets = [getattr(own, name) for own in masks]
+        assert all(0 <= offset < own.period for offset, own in zip(offsets, masks, strict=True))
+        assert len(set(offsets)) > 15
     assert draw_grid_mask(config, stream(0), None) is None
 
 

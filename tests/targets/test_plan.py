@@ -91,7 +91,7 @@ def test_image_features_under_image_augmentation() -> None:
     flip = AugmentConfig(image_flip=True)
     with pytest.raises(PlanError, match=r"'fpn'.*changes with the pixels"):
         plan([need], TAPS, 1, AUTO, flip)
-    allowed = plan([need], TAPS, 1, AUTO, flip, approximate=True)
+    allowed = plan([need], TAPS, 1, AUTO, flip.model_copy(update={"approximate": True}))
     assert allowed.specs[0].alignment == "approximate"
     assert (
         plan([need], TAPS, 1, AUTO, AugmentConfig(bev_rotation=0.3)).specs[0].alignment == "exact"

@@ -103,7 +103,6 @@ def plan(
     num_frames: int,
     store: StoreConfig,
     augment: AugmentConfig | None,
-    approximate: bool = False,
     who: str = "the teacher",
 ) -> Plan:
     """Match what methods need with what a teacher offers.
@@ -119,7 +118,6 @@ def plan(
         num_frames: frames of the selection.
         store: codec choice.
         augment: the student's augmentation, for the alignment class; None for none.
-        approximate: accept image features under image augmentation.
         who: offers the taps, for messages.
 
     Raises:
@@ -145,13 +143,14 @@ def plan(
         if (
             spec.tap.kind == "image_feature"
             and spec.alignment == "approximate"
-            and not approximate
+            and not (augment is not None and augment.approximate)
             and not replayed
         ):
             problems.append(
                 f"{_asked_by(group)}: image feature {name!r} changes with the pixels, and the "
-                "student's images are augmented; extract replayable views (store.views=K), or "
-                "switch augment.resize, crop, image_flip and image_rotation off"
+                "student's images are augmented; extract replayable views (store.views=K); or "
+                "switch augment.resize, crop, image_flip, image_rotation, photometric and "
+                "grid_mask off; or say augment.approximate=true, which is another method"
             )
         specs += _views(spec, store.views)
     if any(spec.view for spec in specs):
