@@ -182,6 +182,8 @@ def test_shapes_of_shipped_detectors(
     rows = config.decoder_layers * config.queries
     assert taps["query.places"].shape == (rows, config.heads * config.decoder_points * 3)
     assert len(taps) == len(levels) + 7
+    fixed = {name for name, tap in taps.items() if not tap.depends_on_images}
+    assert fixed == {"query.values"}
 
 
 def test_what_it_starts_as() -> None:
