@@ -72,7 +72,7 @@ def test_rotated_overlap_by_hand() -> None:
 def test_rotated_equals_the_greedy_loop_over_counted_overlaps(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.zeros(12, 9)
-    boxes[:, :2] = torch.rand((12, 2), generator=generator) * 7 - 3.5
+    boxes[:, :2] = torch.rand((12, 2), generator=generator) * 8 - 4
     boxes[:, 3:5] = 1 + 3 * torch.rand((12, 2), generator=generator)
     boxes[:, 6] = torch.rand(12, generator=generator) * 6.28
     overlaps = {(i, j): grid_iou(boxes[i], boxes[j]) for i in range(12) for j in range(i)}
