@@ -1,6 +1,7 @@
 """Memory is data: lanes do not leak, order is kept, a split run equals a whole one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,3 +137,41 @@ def test_a_window_is_a_short_stream_that_starts_from_nothing() -> None:
     assert detector.weight.grad is not None
     assert float(detector.weight.grad) == 2  # of the two current frames alone
     assert unroll(detector, load([Key(0)])).taps["seen"].tolist() == [1]
+
+
+class Hears(Counts):
+    """Remembers the images it was shown."""
+
+    def forward(self, batch: Batch) -> Output:
+        old = torch.zeros(len(batch.tokens)) if batch.memory is None else batch.memory["seen"]
+        assert batch.images_BVCHW is not None
+        seen = 10 * old + batch.images_BVCHW.flatten(1).mean(1)
+        return Output({"seen": seen}, memory={"seen": seen})
+
+
+def shown_as(values: list[float], batch: Batch) -> Batch:
+    images = torch.tensor(values).view(-1, 1, 1, 1, 1)
+    return replace(batch, images_BVCHW=images)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_windows_that_share_a_frame_keep_it_apart(order: list[int]) -> None:
+    """A scene's first two frames in one batch, each under colours of its own."""
+    keys, colours = [Key(1, after=0), Key(0)], [1.0, 2.0]
+    history = shown_as([colours[row] for row in order], load([Key(0), Key(0)]))
+    frames = load([keys[row] for row in order], (history,))
+    found = unroll(Hears(), shown_as([colours[row] + 2 for row in order], frames)).taps["seen"]
+    assert found[order].tolist() == [13.0, 4.0]
+
+
+def test_lanes_that_meet_in_a_frame_keep_it_apart() -> None:
+    stream, detector = Stream(), Hears()
+    stream.show(detector, shown_as([1.0, 2.0], load([Key(0), Key(0)])))
+    state = stream.state_dict()
+    stream = Stream()
+    stream.load_state_dict(state)
+    goes_on = load([Key(1, after=0), Key(1, after=0)])
+    assert stream.show(detector, shown_as([3.0, 4.0], goes_on)).taps["seen"].tolist() == [
+        13.0,
+        24.0,
+    ]

@@ -38,14 +38,17 @@ TEACHERS = {
         ("centerpoint_tiny", "centerpoint_tiny_synthetic"),
         ("bevdepth_tiny", "bevdepth_tiny_start"),
         ("bevfusion_tiny", "bevfusion_tiny_synthetic"),
+        ("bevformer_tiny", "bevformer_tiny_synthetic"),
     )
 }
+TEACHERS["bevformer_tiny"] += ("teacher.memory=window",)
 PAIRS = {
     "distillbev, LiDAR": ("centerpoint_tiny", "bevdepth_tiny"),
     "distillbev, camera": ("bevdepth_tiny", "bevdepth_tiny"),
     "tigdistill, LiDAR": ("centerpoint_tiny", "bevdepth_tiny"),
     "tigdistill, fusion": ("bevfusion_tiny", "bevdepth_tiny"),
     "simdistill, fusion": ("bevfusion_tiny", "bevsimdet_tiny"),
+    "focaldistiller, memory": ("bevformer_tiny", "bevformer_tiny_student"),
 }
 AUGMENTS: Mapping[str, tuple[str, ...]] = {
     "off": (),
@@ -56,12 +59,21 @@ AUGMENTS: Mapping[str, tuple[str, ...]] = {
         "augment.image_flip=true",
         "augment.image_rotation=5",
     ),
+    "colours": (
+        "augment.photometric=true",
+        "augment.grid_mask=0.7",
+        "augment.image_size_HW=[80,144]",
+    ),
 }
 VIEWS = "store.views=2"
 QUICK = ("tigdistill, LiDAR", "flips")  # the one that every run of the tests takes
 ROWS = [
     pytest.param(*row, marks=() if row == QUICK else pytest.mark.slow)
-    for row in itertools.product(PAIRS, AUGMENTS)
+    for row in itertools.product(PAIRS, ("off", "flips", "views"))
+    if not row[0].endswith("memory")
+] + [
+    pytest.param("focaldistiller, memory", augment, marks=pytest.mark.slow)
+    for augment in ("off", "colours")
 ]
 
 
@@ -100,12 +112,12 @@ def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_pat
     """Both views of each frame; what LiDAR alone says is the same in every view."""
     prefix = pair.partition(",")[0] + "/"
     moving = AUGMENTS[augment]
-    viewed = (VIEWS,) if augment == "views" and not pair.endswith("LiDAR") else ()
+    viewed = (VIEWS,) if augment in ("views", "colours") and not pair.endswith("LiDAR") else ()
     stored = (*viewed, *moving) if viewed else ()
     loop = configure(tiny_world, pair, *ONLINE, *moving, *viewed, "store.codec=float32")
-    steps = both_views(loop) if augment == "views" else (0,)
+    steps = both_views(loop) if augment in ("views", "colours") else (0,)
     exact = [gradients(loop, prefix, step) for step in steps]
-    if augment == "views":
+    if len(steps) > 1:
         assert gap(exact[0][0], exact[1][0]) > 1e-3
     for codec, goal in GOALS.items():
         url = f"cache={tmp_path / codec}.zarr"
@@ -121,7 +133,7 @@ def test_cached_targets_agree(pair: str, augment: str, tiny_world: Path, tmp_pat
             changes.append((*change, whole_gap(own_slopes, slopes)))
         loss, worst, gradient = (max(column) for column in zip(*changes, strict=True))
         sys.stdout.write(
-            f"{pair:20}{augment:7}{codec:9}loss {loss:.1e} (goal {goal.loss:.0e}), "
+            f"{pair:24}{augment:8}{codec:9}loss {loss:.1e} (goal {goal.loss:.0e}), "
             f"worst term {worst:.1e}, gradient {gradient:.1e} (goal {goal.gradient:.0e})\n"
         )
         assert loss <= goal.loss

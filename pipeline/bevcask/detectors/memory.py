@@ -17,11 +17,15 @@ Policy = Literal["none", "window", "scene"]
 
 
 class Stream:
-    """Carries what a detector remembers from one batch to the next, row by row, by token."""
+    """Carries what a detector remembers from one batch to the next, row by row, by token.
+
+    A frame that is in a batch twice, under two augmentations, is remembered twice: a sample goes on
+    with its own row where that shows the frame it asks for.
+    """
 
     def __init__(self) -> None:
         self._memory: Memory = {}
-        self._row: dict[str, int] = {}
+        self._tokens: list[str] = []
         self._on_host: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Stream":
@@ -35,7 +39,7 @@ class Stream:
             DataError: a sample goes on with a frame that was not in the batch before.
         """
         after = batch.after or [None] * len(batch.tokens)
-        lost = [token for token in after if token is not None and token not in self._row]
+        lost = [token for token in after if token is not None and token not in self._tokens]
         if lost:
             raise DataError(
                 f"a detector that remembers was to go on after frame {lost[0]}, which it was not "
@@ -44,7 +48,7 @@ class Stream:
         known_B = torch.tensor([token is not None for token in after])
         if not bool(known_B.any()):
             return replace(batch, memory=None, known_B=None)
-        row_B = torch.tensor([0 if token is None else self._row[token] for token in after])
+        row_B = torch.tensor([self._row(row, token) for row, token in enumerate(after)])
 
         device = batch.bev_aug_B44.device
 
@@ -57,11 +61,18 @@ class Stream:
         memory = {name: rows(name, value) for name, value in self._memory.items()}
         return replace(batch, memory=memory, known_B=known_B.to(device))
 
+    def _row(self, row: int, token: str | None) -> int:
+        """Return where the memory of a frame is, for the sample in a row; 0 for no frame."""
+        if token is None:
+            return 0
+        own = row < len(self._tokens) and self._tokens[row] == token
+        return row if own else self._tokens.index(token)
+
     def keep(self, batch: Batch, memory: Memory) -> None:
         """Keep a copy of what was said of a batch, without gradients, in place of what was kept."""
         here = batch.bev_aug_B44.device.type
         self._memory = {name: value.detach().clone() for name, value in memory.items()}
-        self._row = {token: row for row, token in enumerate(batch.tokens)}
+        self._tokens = list(batch.tokens)
         self._on_host = {
             name for name, value in memory.items() if value.device.type == "cpu" != here
         }
@@ -77,14 +88,14 @@ class Stream:
         """Return what a checkpoint keeps, so that a run resumed in mid-scene goes on exactly."""
         return {
             "memory": dict(self._memory),
-            "tokens": list(self._row),
+            "tokens": list(self._tokens),
             "on_host": sorted(self._on_host),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._memory = dict(state["memory"])
-        self._row = {token: row for row, token in enumerate(state["tokens"])}
+        self._tokens = list(state["tokens"])
         self._on_host = set(state["on_host"])
 
 
