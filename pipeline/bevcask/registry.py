@@ -30,6 +30,7 @@ METHODS = {
     "simdistill": "bevcask.methods.simdistill:SimDistill",
     "focaldistiller": "bevcask.methods.focaldistiller:FocalDistiller",
     "fd3d": "bevcask.methods.fd3d:FD3D",
+    "harmodistill": "bevcask.methods.harmodistill:HarmoDistill",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

@@ -111,7 +111,7 @@ class FocalDistiller(Method):
         for own in self._levels:
             near, far = student[own.student].shape[1], specs[own.teacher].tap.shape[1]
             self._channels[own.name] = near
-            self.widen[own.name] = _widened(near, far) if near != far else nn.Identity()
+            self.widen[own.name] = widened(near, far) if near != far else nn.Identity()
         if config.masked:
             tap, target = student[config.student], specs[config.teacher].tap
             assert tap.grid is not None
@@ -212,6 +212,6 @@ def drawn_in_both(labels: Labels, student: Grid, target: Grid, cell: float) -> l
     ]
 
 
-def _widened(channels: int, wanted: int) -> nn.Module:
+def widened(channels: int, wanted: int) -> nn.Module:
     """Return BN, ReLU and a 1x1 convolution, the released alignment of channels."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, wanted, 1))

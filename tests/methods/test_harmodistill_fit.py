@@ -1,0 +1,124 @@
+"""HarmoDistill: what it asks for, what it accepts, and how it says no."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bevcask.config import AugmentConfig, StoreConfig
+from bevcask.errors import PlanError, TargetMismatchError
+from bevcask.geometry import bev_matrix
+from bevcask.groups import load_group
+from bevcask.methods import build_method
+from bevcask.methods.harmodistill import HarmoDistill
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import TapInfo, TargetSpec
+from methods.focaldistiller_cases import values
+from methods.harmodistill_cases import CASE, LEVELS, SIZES, images
+from methods.test_laws import with_settings
+
+RAYDN = ((32, 88), (16, 44), (8, 22), (4, 11))
+
+
+def published(sizes: tuple[tuple[int, int], ...]) -> dict[str, TapInfo]:
+    return {
+        name: replace(tap, shape=(6, 256, *tap.shape[2:]))
+        for name, tap in images("image.level", 256, sizes).items()
+    }
+
+
+def test_plan_at_published_size() -> None:
+    """Spec 3.3: 11.49 MB a frame and view in float16, three quarters of them level 0."""
+    needs = build_method(load_group("method", "harmodistill")).needs()
+    turned = AugmentConfig(bev_rotation=0.3925, bev_scale=(0.95, 1.05))
+    chosen = plan(needs, published(RAYDN), 1, StoreConfig(), turned)
+    sizes = [size / 1e6 for size in chosen.bytes_per_frame.values()]
+    assert sizes == pytest.approx([8.65, 2.16, 0.54, 0.135], abs=0.01)
+    assert {(spec.codec, spec.alignment) for spec in chosen.specs} == {("float16", "exact")}
+
+
+def test_plan_of_streampetr() -> None:
+    """Spec 3.3: one level, 2.16 MB."""
+    method = build_method(load_group("method", "harmodistill_streampetr"))
+    assert isinstance(method, HarmoDistill)
+    chosen = plan(method.needs(), published(((16, 44),)), 1, StoreConfig(), None)
+    assert chosen.bytes_per_frame == {"image.level0": pytest.approx(2.16e6, rel=2e-3)}
+    assert method.config.levels[0].share == 1
+
+
+def test_images_that_change_need_views() -> None:
+    needs, pixels = build_method(CASE.section).needs(), AugmentConfig(image_flip=True)
+    with pytest.raises(PlanError, match=r"image feature 'image\.level3' changes with"):
+        plan(needs, CASE.teacher, 1, StoreConfig(), pixels)
+    views = plan(needs, CASE.teacher, 1, StoreConfig(views=2), pixels)
+    assert {spec.alignment for spec in views.specs if "level" in spec.name} == {"replay"}
+
+
+def test_what_weighs_nothing_is_not_asked_for() -> None:
+    method = with_settings(CASE, balanced=0.0).build()
+    assert method.needs() == method.student_taps() == []
+    assert CASE.step().run(method) == {}
+
+
+def test_adapters_are_those_of_the_release() -> None:
+    """BN, ReLU, 1x1 where widths differ, else nothing; sizes need none."""
+    method = CASE.build()
+    assert isinstance(method, HarmoDistill)
+    kinds = [type(layer) for layer in method.widen["level0"].children()]
+    assert kinds == [nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert all(isinstance(method.widen[f"level{i}"], nn.Identity) for i in (1, 2, 3))
+
+
+def built(student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo], **settings: Any) -> None:
+    method = build_method({**CASE.section, **settings})
+    method.build(student, {name: TargetSpec(tap, "float32") for name, tap in teacher.items()})
+
+
+def test_every_mismatch_is_named_at_once() -> None:
+    more = replace(CASE.student["image.level1"], shape=(6, 3, 2, 3))
+    other = TapInfo("image.level2", "dense_bev", (3, 2, 2))
+    with pytest.raises(TargetMismatchError) as caught:
+        built({**CASE.student, more.name: more, other.name: other}, CASE.teacher)
+    said = str(caught.value)
+    assert "level1: student tap 'image.level1' has 6 cameras, target 'image.level1' 2" in said
+    assert "level2: student tap 'image.level2' is a dense_bev, expected a image_feature" in said
+    assert said.count("\n- ") == 2
+
+
+def test_compat_refuses_where_the_release_crashes() -> None:
+    """45 numbers do not part into two softmaxes; four into eight do."""
+    with pytest.raises(TargetMismatchError, match=r"parts 45 numbers .* into 2 softmaxes"):
+        built(CASE.student, CASE.teacher, mode="compat")
+    built(CASE.student, CASE.teacher)
+    built(images("image.level", 4, SIZES), images("image.level", 8, SIZES), mode="compat")
+
+
+def test_compat_refuses_bev_augmentation() -> None:
+    case = with_settings(CASE, mode="compat")
+    case.student = images("image.level", 3, SIZES)
+    method = case.build()
+    with pytest.raises(TargetMismatchError, match=r"harmodistill \(mode=compat\) is defined"):
+        case.step(matrix=bev_matrix(0.1)).run(method)
+    assert set(values(case.step().run(method))) == set(LEVELS)
+
+
+def test_compat_lets_channel_pairs_share_a_softmax() -> None:
+    """Four channels of the student, eight of the teacher: two constants no longer cancel."""
+    losses = {}
+    for mode in ("clean", "compat"):
+        case = with_settings(CASE, mode=mode)
+        case.student, case.teacher = (images("image.level", n, SIZES) for n in (4, 8))
+        step = case.step(1)
+        step.targets["image.level0"].values = torch.zeros(1, 2, 8, 3, 5)
+        method = case.build().eval()
+        assert isinstance(method, HarmoDistill)
+        last = method.widen["level0"][-1]  # type: ignore[index]
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([0.0, 5.0] * 4))
+        losses[mode] = values(step.run(method))["level0/balanced"]
+    assert losses["clean"] == pytest.approx(0, abs=1e-6)
+    assert losses["compat"] > 0.1
