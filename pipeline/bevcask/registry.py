@@ -39,6 +39,7 @@ KINDS = {
     "box_set": "bevcask.targets.kinds:BoxSet",
     "query_set": "bevcask.targets.kinds:QuerySet",
     "query_places": "bevcask.targets.kinds:QueryPlaces",
+    "query_points": "bevcask.targets.query_points:QueryPoints",
     "point_set": "bevcask.targets.pixels:PointSet",
     "image_feature": "bevcask.targets.kinds:ImageFeature",
     "image_transform": "bevcask.targets.kinds:ImageTransform",

@@ -205,6 +205,27 @@ class TestQueryPlaces(KindContract):
         assert self.kind.alignment(self.tap, PIXELS) == "exact"
 
 
+class TestQueryPoints(KindContract):
+    tap = TapInfo("query.offsets", "query_points", (10, 39))
+
+    def good(self) -> torch.Tensor:
+        return torch.randn(2, 10, 39)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.rand(2, 10, 38)}
+
+    def test_columns_are_triples(self) -> None:
+        [problem] = self.kind.describe_problems(replace(self.tap, shape=(10, 40)))
+        assert "3 columns (x, y, z), got 40" in problem
+
+    def test_always_float32_and_moved_in_closed_form(self) -> None:
+        assert self.kind.codecs == ("float32",)
+        assert self.kind.alignment(self.tap, FLIPS) == "exact"
+        assert self.kind.alignment(self.tap, TURNS) == "exact"
+        seen = replace(self.tap, depends_on_images=True)
+        assert self.kind.alignment(seen, PIXELS) == "approximate"
+
+
 class TestImageFeature(KindContract):
     tap = TapInfo("image.fpn0", "image_feature", (6, 4, 3, 5), depends_on_images=True)
 

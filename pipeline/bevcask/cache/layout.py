@@ -32,6 +32,7 @@ _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
     "query_places": ("queries", ("row", "query", "place")),
+    "query_points": ("queries", ("row", "query", "point")),
     "point_set": ("points", ("row", "point", "channel")),
 }
 _DENSE = {

@@ -32,7 +32,8 @@ class TapInfo:
         name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
         kind: a key of `registry.KINDS`.
         shape: of one sample: dense_bev, heatmap and box_code (C, Y, X); box_set (N_max, 11);
-            query_set (Q, C); image_feature (V, C, H, W); point_set (P, 5).
+            query_set (Q, C); query_places and query_points (Q, 3 a place or point);
+            image_feature (V, C, H, W); point_set (P, 5).
         grid: the BEV grid of dense kinds, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap) or per label (box_set), else empty.
