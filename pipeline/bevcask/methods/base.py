@@ -140,6 +140,16 @@ class Method(nn.Module, ABC):
             progress: share of training done, 0..1.
         """
 
+    def pseudo_labels(
+        self, targets: Mapping[str, Target], labels: Labels, align: "Align"
+    ) -> Labels | None:
+        """Return boxes that join ground truth where a student builds its denoising queries.
+
+        No other loss reads them. Asked before the student's forward, with what `forward` will be
+        given; by default there are none.
+        """
+        return None
+
 
 _ON_A_GRID = frozenset({"dense_bev", "heatmap", "box_code"})
 
