@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from bevcask.geometry import bev_matrix
@@ -75,3 +76,104 @@ class Plain(Small):
 
 
 CASE, PLAIN = Small(), Plain()
+
+LAYERS, QUERIES, CHANNELS, POINTS = 2, 4, 3, 2
+
+
+def queries(channels: int, num: int = QUERIES) -> dict[str, TapInfo]:
+    """Return what a decoder of two layers says of its queries."""
+    rows = LAYERS * num
+    taps = (
+        TapInfo("query.states", "query_set", (rows, channels)),
+        TapInfo("query.references", "query_points", (num, 3)),
+        TapInfo("query.offsets", "query_points", (rows, 3 * POINTS)),
+        TapInfo("query.scores", "query_set", (rows, 10), nonnegative=True),
+    )
+    return {tap.name: tap for tap in taps}
+
+
+class Local(Small):
+    """Maps of 7 x 7 cells; the student has other channels and another number of queries."""
+
+    section: Mapping[str, Any] = {
+        "type": "harmodistill",
+        "balanced": 0.0,
+        "local": 0.1,
+        "cells": 7,
+        "layers": LAYERS,
+        "low": (-6.4, -6.4, -5.0),
+        "high": (6.4, 6.4, 3.0),
+    }
+    student: Mapping[str, TapInfo] = queries(2, 5)
+    teacher: Mapping[str, TapInfo] = queries(CHANNELS)
+    positions = ("query.references", "query.offsets", "query.scores")
+    perfect_terms = ("local",)
+
+    def step(
+        self, batch_size: int = 2, num_boxes: int = 4, seed: int = 0, matrix: Any = None
+    ) -> Step:
+        """Return one whose points lie on both sides of the border."""
+        step = super().step(batch_size, num_boxes, seed, matrix)
+        generator = torch.Generator().manual_seed(seed + 1)
+        for taps in (step.student, {name: own.values for name, own in step.targets.items()}):
+            for name, scale in (("query.references", 1.2), ("query.offsets", 4.0)):
+                if name in taps:
+                    drawn = torch.rand(taps[name].shape, generator=generator)
+                    taps[name].data.copy_((drawn - (0.1 if scale < 2 else 0.5)) * scale)
+        return step
+
+    def test_perfect_student_loses_nothing(self) -> None:
+        """One that says what its teacher says, before either convolution has learnt."""
+        case = with_settings(self)
+        case.student = case.teacher
+        step = case.step()
+        said = {name: own.values.clone() for name, own in step.targets.items()}
+        assert values(replace(step, student=said).run(case.build())) == {"queries/local": 0}
+
+    def test_student_out_of_sight(self) -> None:
+        """The teacher's points are kept at the border."""
+        away = bev_matrix()
+        away[0, 3] = 1e4
+        assert values(self.step(matrix=away).run(self.build()))["queries/local"] > 0
+
+
+class Response(Small):
+    """Camera-modulated levels, as they are and as queries hear them."""
+
+    section: Mapping[str, Any] = {
+        "type": "harmodistill",
+        "balanced": 0.0,
+        "modulated": 0.1,
+        "response": 0.1,
+        "layers": LAYERS,
+    }
+    student: Mapping[str, TapInfo] = images("image.modulated", 2, SIZES, 2) | queries(2)
+    teacher: Mapping[str, TapInfo] = images("image.modulated", 3, LARGER) | queries(CHANNELS)
+
+    def test_perfect_student_loses_nothing(self) -> None:
+        case = with_settings(self)
+        case.teacher = images("image.modulated", 3, SIZES) | queries(CHANNELS)
+        case.student = case.teacher
+        step = case.step()
+        said = {name: own.values.clone() for name, own in step.targets.items()}
+        assert set(values(replace(step, student=said).run(case.build())).values()) == {0}
+
+    def test_student_out_of_sight(self) -> None:
+        """Nothing here is a matter of places."""
+        away = bev_matrix()
+        away[0, 3] = 1e4
+        method = self.build()
+        found, expected = (
+            values(step.run(method)) for step in (self.step(matrix=away), self.step())
+        )
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def with_settings(case: MethodContract, **settings: Any) -> Any:
+    """Return the case with other settings of its method, to be given other taps."""
+    other = type(case)()
+    other.section = {**case.section, **settings}
+    return other
+
+
+LOCAL, RESPONSE = Local(), Response()

@@ -63,3 +63,56 @@ def balanced(
 def factors(progress: float, rho: float, schedule: bool) -> tuple[float, float]:
     share = 1 - progress
     return (rho * share, rho * (1 - share)) if schedule else (1.0, rho)
+
+
+def cell(value: float, low: float, high: float, num: int) -> int:
+    return min(max(math.trunc((value - low) / (high - low) * (num - 1) + 0.5), 0), num - 1)
+
+
+def spread(
+    states: Array,
+    points: Array,
+    scores: Sequence[float] | None,
+    low: Sequence[float],
+    high: Sequence[float],
+    num: int,
+) -> Array:
+    """Write the states (Q, C) of one layer at their points (Q, K, 3), the best one last."""
+    order = list(range(len(states)))
+    if scores is not None:
+        order.sort(key=lambda q: (scores[q], q))
+    map_ = np.zeros((states.shape[1], num, num))
+    for q in order:
+        for x, y, _ in points[q]:
+            map_[:, cell(y, low[1], high[1], num), cell(x, low[0], high[0], num)] = states[q]
+    return map_
+
+
+def mixed(map_: Array, kernel: Array) -> Array:
+    """Mean over 3 x 3, then a convolution (O, I, 3, 3); no padding."""
+    num = map_.shape[1] - 2
+    pooled = np.zeros((len(map_), num, num))
+    for row, column in itertools.product(range(num), repeat=2):
+        pooled[:, row, column] = map_[:, row : row + 3, column : column + 3].mean((1, 2))
+    out = np.zeros((len(kernel), num - 2, num - 2))
+    for o, row, column in itertools.product(range(len(out)), range(num - 2), range(num - 2)):
+        out[o, row, column] = (kernel[o] * pooled[:, row : row + 3, column : column + 3]).sum()
+    return out
+
+
+def looks(references: Array, offsets: Array, low: Sequence[float], high: Sequence[float]) -> Array:
+    """References (Q, 3) and offsets (Q, 3 K) of one layer: points (Q, K, 3) in metres."""
+    points = offsets.reshape(len(offsets), -1, 3).copy()
+    for q, k, axis in np.ndindex(*points.shape):
+        points[q, k, axis] += low[axis] + references[q, axis] * (high[axis] - low[axis])
+    return points
+
+
+def response(states: Array, features: Array) -> Array:
+    """States (L, Q, C) and one image's features (C, H, W): a map for each query."""
+    summed = states.sum(0)
+    out = np.zeros((len(summed), *features.shape[1:]))
+    for q, own in enumerate(summed):
+        for c, share in enumerate(softmax(own.tolist(), 1.0)):
+            out[q] += share * features[c]
+    return out

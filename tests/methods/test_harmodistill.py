@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bevcask.cache.quantize import dequantize, encode
 from bevcask.methods.balanced import Balance, balanced
 from bevcask.methods.harmodistill import HarmoDistill
+from bevcask.targets.spec import TargetSpec
 from contracts.method import Step
 from methods import oracle_harmodistill as oracle
 from methods.focaldistiller_cases import double, values
-from methods.harmodistill_cases import CASE, LEVELS, PLAIN, Small
-from methods.test_laws import with_settings
+from methods.harmodistill_cases import CASE, LEVELS, PLAIN, Small, images, with_settings
 
 TERMS = tuple(f"harmodistill/{name}" for name in LEVELS)
 FORWARD, REVERSE = Balance(1, 0, 4, 4), Balance(0, 1, 4, 4)
@@ -102,7 +103,7 @@ def loops(
     for i in range(4):
         near, far = step.student[f"image.level{i}"], step.targets[f"image.level{i}"].values
         with torch.no_grad():
-            wide = method.widen[f"level{i}"](near.flatten(0, 1)).numpy()
+            wide = method.widen[f"level{i}_balanced"](near.flatten(0, 1)).numpy()
         softmaxes = near.shape[2] if compat else wide.shape[1]
         loss = oracle.balanced(wide, far.flatten(0, 1).numpy(), factors, taus, softmaxes)
         found[LEVELS[i]] = weight * (0.1 if i == 3 else 1) * loss
@@ -228,3 +229,34 @@ def test_a_constant_added_to_a_map_changes_nothing() -> None:
     for target in step.targets.values():
         target.values = target.values + torch.randn(2, 2, 3, 1, 1)
     assert values(step.run(method)) == pytest.approx(before, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize(("codec", "most"), [("float32", 0.0), ("float16", 1e-3), ("int8", 1e-2)])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_what_a_codec_changes(codec: Any, most: float, progress: float) -> None:
+    """Of loss and gradient, on heavy-tailed maps that are half alike."""
+    case = type(PLAIN)()
+    case.student = case.teacher = images("image.level", 8, ((16, 44), (8, 22), (4, 11), (2, 6)), 8)
+    method, step = case.build(), case.step(1)
+    generator = torch.Generator().manual_seed(3)
+    for name, target in step.targets.items():
+        said = torch.randn(target.values.shape, generator=generator)
+        target.values = said.sign() * said.abs() ** 2 * 2
+        own = torch.randn(target.values.shape, generator=generator)
+        step.student[name] = (0.5 * target.values + own).requires_grad_()
+    exact = with_slope(method, step, progress)
+    for name, target in step.targets.items():
+        spec = TargetSpec(case.teacher[name], codec)
+        kept = encode(target.values, spec)
+        target.values = dequantize(kept.values, kept.scale)
+    stored = with_slope(method, step, progress)
+    for before, after in zip(exact, stored, strict=True):
+        gap = float((after - before).norm() / before.norm())
+        assert gap <= most
+        assert (gap > 0) == (most > 0)
+
+
+def with_slope(method: Any, step: Step, progress: float) -> list[Tensor]:
+    loss = torch.stack(list(step.run(method, progress).values())).sum()
+    slopes = torch.autograd.grad(loss, list(step.student.values()))
+    return [loss.detach(), torch.cat([slope.flatten() for slope in slopes])]

@@ -10,15 +10,14 @@ from torch import nn
 
 from bevcask.config import AugmentConfig, StoreConfig
 from bevcask.errors import PlanError, TargetMismatchError
-from bevcask.geometry import bev_matrix
+from bevcask.geometry import CLASSES, bev_matrix
 from bevcask.groups import load_group
 from bevcask.methods import build_method
 from bevcask.methods.harmodistill import HarmoDistill
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TapInfo, TargetSpec
 from methods.focaldistiller_cases import values
-from methods.harmodistill_cases import CASE, LEVELS, SIZES, images
-from methods.test_laws import with_settings
+from methods.harmodistill_cases import CASE, LEVELS, SIZES, images, with_settings
 
 RAYDN = ((32, 88), (16, 44), (8, 22), (4, 11))
 
@@ -67,9 +66,9 @@ def test_adapters_are_those_of_the_release() -> None:
     """BN, ReLU, 1x1 where widths differ, else nothing; sizes need none."""
     method = CASE.build()
     assert isinstance(method, HarmoDistill)
-    kinds = [type(layer) for layer in method.widen["level0"].children()]
+    kinds = [type(layer) for layer in method.widen["level0_balanced"].children()]
     assert kinds == [nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
-    assert all(isinstance(method.widen[f"level{i}"], nn.Identity) for i in (1, 2, 3))
+    assert all(isinstance(method.widen[f"level{i}_balanced"], nn.Identity) for i in (1, 2, 3))
 
 
 def built(student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo], **settings: Any) -> None:
@@ -115,10 +114,85 @@ def test_compat_lets_channel_pairs_share_a_softmax() -> None:
         step.targets["image.level0"].values = torch.zeros(1, 2, 8, 3, 5)
         method = case.build().eval()
         assert isinstance(method, HarmoDistill)
-        last = method.widen["level0"][-1]  # type: ignore[index]
+        last = method.widen["level0_balanced"][-1]  # type: ignore[index]
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.copy_(torch.tensor([0.0, 5.0] * 4))
         losses[mode] = values(step.run(method))["level0/balanced"]
     assert losses["clean"] == pytest.approx(0, abs=1e-6)
     assert losses["compat"] > 0.1
+
+
+def decoder(rows: int = 428, layers: int = 6, channels: int = 256) -> dict[str, TapInfo]:
+    taps = (
+        TapInfo("query.states", "query_set", (layers * rows, channels), depends_on_images=True),
+        TapInfo("query.references", "query_points", (rows, 3), depends_on_images=True),
+        TapInfo("query.offsets", "query_points", (layers * rows, 39), depends_on_images=True),
+        TapInfo("query.scores", "query_set", (layers * rows, 10), depends_on_images=True),
+        TapInfo("head.boxes", "box_set", (300, 11), classes=CLASSES, depends_on_images=True),
+    )
+    return {tap.name: tap for tap in taps}
+
+
+def test_plan_of_queries_at_published_size() -> None:
+    """Spec 3.3: 1.31 MB of states; points are exact wherever the car turns, states are not."""
+    settings = {"type": "harmodistill", "balanced": 0.0, "local": 0.1, "denoising": True}
+    needs = build_method(settings).needs()
+    turned = AugmentConfig(bev_rotation=0.3925, bev_scale=(0.95, 1.05))
+    chosen = plan(needs, decoder(), 1, StoreConfig(), turned)
+    found = {spec.name: (spec.codec, spec.alignment) for spec in chosen.specs}
+    assert found == {
+        "query.states": ("float16", "approximate"),
+        "query.references": ("float32", "exact"),
+        "query.offsets": ("float32", "exact"),
+        "query.scores": ("float16", "approximate"),
+        "head.boxes": ("float32", "exact"),
+    }
+    assert chosen.bytes_per_frame["query.states"] == pytest.approx(1.31e6, rel=5e-3)
+    assert chosen.bytes_per_frame["query.offsets"] == pytest.approx(0.4e6, rel=5e-3)
+
+
+def test_each_term_asks_for_its_own() -> None:
+    modulated = [f"image.modulated{i}" for i in range(4)]
+    for settings, wanted in (
+        ({"modulated": 0.1}, modulated),
+        ({"response": 0.1}, [*modulated, "query.states"]),
+        ({"modulated": 0.1, "response": 0.1}, [*modulated, "query.states"]),
+        ({"denoising": True}, ["head.boxes"]),
+    ):
+        method = build_method({"type": "harmodistill", "balanced": 0.0, **settings})
+        assert [need.tap for need in method.needs()] == wanted
+        assert method.student_taps() == [name for name in wanted if name != "head.boxes"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"query.states": (2567, 256)}, "2567 rows of the teacher's 'query.states' are not 6"),
+        ({"query.references": (427, 3)}, "'query.references' of the teacher is (427, 3), expected"),
+        ({"query.offsets": (2562, 39)}, "'query.scores' must have as many rows, got 2568, 2562 "),
+        ({"query.scores": (428, 10)}, "must have as many rows, got 2568, 2568 and 428"),
+        ({"query.states": (1800, 256)}, "queries are compared row by row"),
+        ({"query.states": (2568, 128)}, "'image.modulated2' of the teacher has 256 channels"),
+        ({"head.boxes": ("bus", "car")}, "classes of 'head.boxes' are bus, car; the student's"),
+    ],
+)  # fmt: skip
+def test_queries_that_do_not_fit(changed: Mapping[str, Any], said: str) -> None:
+    student = decoder() | images("image.modulated", 256, RAYDN, 256)
+    teacher = dict(student)
+    for name, value in changed.items():
+        field = "classes" if name == "head.boxes" else "shape"
+        teacher[name] = replace(teacher[name], **{field: value})
+    on = {"local": 0.1, "response": 0.1, "denoising": True, "balanced": 0.0}
+    built(student, student, **on)
+    with pytest.raises(TargetMismatchError) as caught:
+        built(student, teacher, **on)
+    assert said in str(caught.value)
+
+
+def test_a_detector_without_key_points_is_told() -> None:
+    """StreamPETR attends everywhere: it has no offsets."""
+    student = decoder()
+    del student["query.offsets"]
+    with pytest.raises(TargetMismatchError, match=r"the student has no tap 'query\.offsets'"):
+        built(student, decoder(), local=0.1, balanced=0.0)

@@ -16,6 +16,7 @@ from bevcask.targets.plan import plan
 from contracts.method import FLIP, TURN, MethodContract
 from methods import (
     focaldistiller_cases,
+    harmodistill_cases,
     oracle_distillbev,
     simdistill_cases,
     tigdistill_cases,
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[MethodContract, tuple[str, ...]]] = {
     "tigdistill": (tigdistill_cases.CASE, ("inter_channel", "inter_keypoint", "inner_depth")),
     "simdistill": (simdistill_cases.PLAIN, simdistill_cases.TERMS),
     "focaldistiller": (focaldistiller_cases.PLAIN, ()),  # weights: test_focaldistiller
+    "harmodistill": (harmodistill_cases.PLAIN, ()),  # weights: test_harmodistill
 }
 
 
