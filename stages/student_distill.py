@@ -83,6 +83,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     )
     teaching = open_teaching(config, method, frames, device)
     method.build(detector.describe_taps(own), teaching.specs)
+    require_denoising(method, detector)
     if PIXELS.name not in teaching.specs:
         readable_frames(teaching.frames, inputs, "dataset")
     if teaching.reader is not None:
@@ -133,6 +134,19 @@ def with_order(config: DistillConfig, inputs: Inputs) -> DistillConfig:
     """Return the configuration with `loader.order` said, so that a run is known by it."""
     loader = config.loader.model_copy(update={"order": order_of(config.loader, inputs)})
     return config.model_copy(update={"loader": loader})
+
+
+def require_denoising(method: Method, detector: type[Detector]) -> None:
+    """Refuse boxes for denoising queries that nobody builds.
+
+    Raises:
+        ConfigError: the student is trained without such queries.
+    """
+    if method.denoises and not detector.denoises:
+        raise ConfigError(
+            f"method.denoising=true: {detector.__name__} is trained without denoising queries, "
+            "which these boxes would join. Leave it out, or train a student that has them."
+        )
 
 
 def training_batches(config: DistillConfig, teaching: Teaching, order: Order) -> Any:

@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bevcask.detectors.bevformer import BEVFormer
+from bevcask.errors import ConfigError
+from bevcask.methods import build_method
+from bevcask.stages.student_distill import require_denoising
 from bevcask.cache.quantize import dequantize, encode
 from bevcask.methods.balanced import Balance, balanced
 from bevcask.methods.harmodistill import HarmoDistill
@@ -260,3 +264,9 @@ def with_slope(method: Any, step: Step, progress: float) -> list[Tensor]:
     loss = torch.stack(list(step.run(method, progress).values())).sum()
     slopes = torch.autograd.grad(loss, list(step.student.values()))
     return [loss.detach(), torch.cat([slope.flatten() for slope in slopes])]
+
+
+def test_boxes_for_denoising_queries_need_a_student_that_builds_them() -> None:
+    require_denoising(build_method({"type": "harmodistill"}), BEVFormer)
+    with pytest.raises(ConfigError, match="BEVFormer is trained without denoising queries"):
+        require_denoising(build_method({"type": "harmodistill", "denoising": True}), BEVFormer)

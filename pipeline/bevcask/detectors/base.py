@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -215,6 +215,8 @@ class Detector(nn.Module, ABC):
     """
 
     Config: type[AnyConfig]
+    denoises: ClassVar[bool] = False
+    """It is trained with denoising queries, which a method may add boxes to."""
 
     @classmethod
     @abstractmethod

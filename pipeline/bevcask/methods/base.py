@@ -140,6 +140,11 @@ class Method(nn.Module, ABC):
             progress: share of training done, 0..1.
         """
 
+    @property
+    def denoises(self) -> bool:
+        """Whether `pseudo_labels` has boxes for a student's denoising queries."""
+        return False
+
     def pseudo_labels(
         self, targets: Mapping[str, Target], labels: Labels, align: "Align"
     ) -> Labels | None:

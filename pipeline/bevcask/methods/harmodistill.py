@@ -140,6 +140,10 @@ class HarmoDistill(Method):
             terms["harmodistill/queries/local"] = config.local * (1 - progress) * loss
         return terms
 
+    @property
+    def denoises(self) -> bool:
+        return self.config.denoising
+
     def pseudo_labels(
         self, targets: Mapping[str, Target], labels: Labels, align: Align
     ) -> Labels | None:
