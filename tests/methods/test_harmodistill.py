@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bevcask.cache.quantize import dequantize, encode
 from bevcask.detectors.bevformer import BEVFormer
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method
-from bevcask.stages.student_distill import require_denoising
-from bevcask.cache.quantize import dequantize, encode
 from bevcask.methods.balanced import Balance, balanced
 from bevcask.methods.harmodistill import HarmoDistill
+from bevcask.stages.student_distill import require_denoising
 from bevcask.targets.spec import TargetSpec
 from contracts.method import Step
 from methods import oracle_harmodistill as oracle
