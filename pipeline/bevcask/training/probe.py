@@ -36,7 +36,11 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "auto, 6 bits": {"codec": "auto", "bits": 6},
     "auto, 4 bits": {"codec": "auto", "bits": 4},
 }
-_LADDERS = (("int6", "int8", "float16"), ("int4", "int6", "int8"))
+_LADDERS = (
+    ("int6", "int8", "float16"),
+    ("int4", "int8", "int8"),
+    ("int4", "int6", "int8"),
+)
 """Of image levels, largest first; the last codec is that of all others."""
 _EXACT = "float32"
 
