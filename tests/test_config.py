@@ -17,7 +17,7 @@ from bevcask.verbs import DistillConfig
         ("trainer.lr=fast", "trainer.lr:"),
         ("trainer.schedule=cosin", "trainer.schedule: Input should be 'constant', 'cosine'"),
         ("teacher=centrepoint", "teacher=centrepoint: no such teacher. Did you mean 'centerpoint'"),
-        ("store.codec=uint5", "store.codec: Input should be 'auto'"),
+        ("store.codec=uint3", "store.codec: Input should be 'auto'"),
         ("verbose", "expected key=value, got 'verbose'"),
         ("dataset=missing.yaml", "dataset=missing.yaml: no such file"),
     ],

@@ -169,7 +169,17 @@ class StoreConfig(Config):
     """What targets are stored as."""
 
     codec: Literal[
-        "auto", "uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"
+        "auto",
+        "uint8",
+        "uint6",
+        "uint5",
+        "uint4",
+        "int8",
+        "int6",
+        "int5",
+        "int4",
+        "float16",
+        "float32",
     ] = Field("auto", description="auto: the default of each kind; `plan probe=N` compares")
     bits: Literal[8, 6, 4] = Field(8, description="of the integers that auto picks")
     codecs: tuple[Annotated[str, Field(pattern=r"^[^:]+:[a-z0-9]+$")], ...] = Field(

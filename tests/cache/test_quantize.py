@@ -36,7 +36,16 @@ def test_integer_codecs_err_by_half_a_scale(codec: str) -> None:
     peak = values.abs().amax(dim=(2, 3), keepdim=True)
     assert (error <= stored.scale[..., None, None] / 2 + peak * _ROUNDING).all()
     assert (error.amax(dim=(2, 3)) > stored.scale / 4).all()
-    levels = {"uint8": 255, "uint6": 63, "uint4": 15, "int8": 127, "int6": 31, "int4": 7}[codec]
+    levels = {
+        "uint8": 255,
+        "uint6": 63,
+        "uint5": 31,
+        "uint4": 15,
+        "int8": 127,
+        "int6": 31,
+        "int5": 15,
+        "int4": 7,
+    }[codec]
     torch.testing.assert_close(stored.scale, peak[..., 0, 0] / levels, rtol=1e-6, atol=0)
     assert stored.values.to(torch.int32).abs().amax(dim=(2, 3)).eq(levels).all()
 

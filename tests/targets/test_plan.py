@@ -128,8 +128,8 @@ def test_single_targets_have_codecs_of_their_own() -> None:
     assert specs["bev.neck"] == "float16"
     with pytest.raises(PlanError, match=r"store\.codecs names 'bev\.sined'.*mean 'bev\.signed'"):
         plan([signed], TAPS, 1, StoreConfig(codecs=("bev.sined:int6",)), None)
-    with pytest.raises(PlanError, match="cannot be stored as int5"):
-        plan([signed], TAPS, 1, StoreConfig(codecs=("bev.signed:int5",)), None)
+    with pytest.raises(PlanError, match="cannot be stored as int3"):
+        plan([signed], TAPS, 1, StoreConfig(codecs=("bev.signed:int3",)), None)
 
 
 def test_a_kind_may_know_few_codecs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 A reader needs no private codec: value = values * scale. Error bounds against the float32 input, for
 cells that are stored:
 
-- `uint8`, `uint6`, `uint4` (non-negative): scale = max / 255, 63, 15; error <= scale / 2.
-- `int8`, `int6`, `int4` (symmetric): scale = max |v| / 127, 31, 7; error <= scale / 2.
+- `uint8`, `uint6`, `uint5`, `uint4` (non-negative): scale = max / 255, 63, 31, 15; error at most
+  half of it.
+- `int8`, `int6`, `int5`, `int4` (symmetric): scale = max |v| / 127, 31, 15, 7; error at most half.
 - `float16`: error <= max(|v| * 2**-11, 2**-25).
 - `float32`: exact.
 

@@ -6,15 +6,19 @@ from typing import Any, Literal
 from bevcask.geometry import Grid
 
 Alignment = Literal["exact", "aligned", "replay", "approximate"]
-Codec = Literal["uint8", "uint6", "uint4", "int8", "int6", "int4", "float16", "float32"]
+Codec = Literal[
+    "uint8", "uint6", "uint5", "uint4", "int8", "int6", "int5", "int4", "float16", "float32"
+]
 # The largest integer of each codec that has a scale. Fewer levels still take a byte in memory;
 # entropy coding makes them small on disk, and no reader has to unpack anything.
 LEVELS: dict[Codec, int] = {
     "uint8": 255,
     "uint6": 63,
+    "uint5": 31,
     "uint4": 15,
     "int8": 127,
     "int6": 31,
+    "int5": 15,
     "int4": 7,
 }
 

@@ -38,7 +38,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
 }
 _LADDERS = (
     ("int6", "int8", "float16"),
-    ("int4", "int8", "int8"),
+    ("int5", "int6", "int8"),
     ("int4", "int6", "int8"),
 )
 """Of image levels, largest first; the last codec is that of all others."""
