@@ -12,7 +12,6 @@ from bevcask.detectors.memory import Stream
 from bevcask.detectors.streampetr import RayDN, RayDNConfig, StreamPETR, StreamPETRConfig
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, bev_matrix
-from bevcask.registry import DETECTORS
 from bevcask.targets.query_code import decode_centre_boxes
 from contracts.stream import StreamContract
 from detectors.small_streampetr import SMALL, SMALL_RAYDN, seen, small_raydn, small_streampetr
@@ -206,19 +205,3 @@ def test_boxes_say_what_the_code_says() -> None:
         [[1, -2, 0.5, 4, 2, 1.5, math.pi / 2, 3, -1], [0, 0, 0, 1, 1, 1, -math.pi, 0, 0]]
     )
     torch.testing.assert_close(decode_centre_boxes(code), wanted)
-
-
-@pytest.mark.parametrize("train_norms", [True, False])
-def test_frozen_stages(train_norms: bool) -> None:
-    backbone = SMALL.backbone.model_copy(update={"frozen_stages": 1, "train_norms": train_norms})
-    detector = StreamPETR(SMALL.model_copy(update={"backbone": backbone})).train()
-    trained = {n for n, own in detector.backbone.named_parameters() if own.requires_grad}
-    assert not {n for n in trained if n.startswith(("conv1", "bn1", "layer1"))}
-    assert ("layer2.0.bn1.weight" in trained) == train_norms
-    assert "layer2.0.conv1.weight" in trained
-    assert not detector.backbone.bn1.training
-    assert detector.backbone.layer2[0].bn1.training == train_norms  # type: ignore[index,union-attr]
-
-
-def test_it_is_not_offered_before_it_trains() -> None:
-    assert not {"streampetr", "raydn"} & set(DETECTORS)

@@ -20,7 +20,7 @@ from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, Encoder
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.query_decoder import QueryDecoder, query_taps
-from bevcask.detectors.blocks.resnet import ResNet, Shape, freeze
+from bevcask.detectors.blocks.resnet import ResNet, Shape
 from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set_losses, wanted
 from bevcask.detectors.camera import scaled_coordinates
 from bevcask.errors import ConfigError
@@ -183,13 +183,27 @@ class BEVFormer(Detector):
             (grid.x_max, grid.y_max, high_z),
         )
         self.register_buffer("code_weights", torch.tensor(config.loss.code_weights))
-        own = config.backbone
-        self._still = freeze(self.backbone, own.frozen_stages, own.train_norms)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        own = self.config.backbone
+        if not own.train_norms:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.requires_grad_(False)
+        stem = [self.backbone.conv1, self.backbone.bn1] if own.frozen_stages >= 0 else []
+        stages = [self.backbone.get_submodule(f"layer{n}") for n in range(1, own.frozen_stages + 1)]
+        self._frozen = [*stem, *stages]
+        for module in self._frozen:
+            module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for norm in self._still:
-            norm.eval()
+        norms = self.backbone.modules() if not self.config.backbone.train_norms else self._frozen
+        for part in norms:
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Self, cast
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Memory, Output
@@ -21,7 +21,7 @@ from bevcask.detectors.blocks.levels import STRIDES
 from bevcask.detectors.blocks.petr_head import Decoded, PetrHead, PetrSizes
 from bevcask.detectors.blocks.point_view import PointRead, PointView
 from bevcask.detectors.blocks.query_memory import Frame
-from bevcask.detectors.blocks.resnet import ResNet, freeze
+from bevcask.detectors.blocks.resnet import ResNet
 from bevcask.detectors.blocks.set_loss import best_pairs
 from bevcask.detectors.camera import scaled_coordinates
 from bevcask.detectors.streampetr_names import adopt_published
@@ -174,8 +174,10 @@ class _Petr(Detector):
         channels = [self.backbone.channels[level] for level in config.backbone.levels]
         self.pyramid = MultiLevelPyramid(channels, config.channels, config.num_levels)
         self.head = self._head()
-        own = config.backbone
-        self._still = freeze(self.backbone, own.frozen_stages, own.train_norms)
+        norms = [own for own in self.backbone.modules() if isinstance(own, nn.BatchNorm2d)]
+        self._norms = [] if config.backbone.train_norms else norms
+        for norm in self._norms:
+            norm.requires_grad_(False)
 
     @abstractmethod
     def _head(self) -> PetrHead:
@@ -187,7 +189,7 @@ class _Petr(Detector):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for norm in self._still:
+        for norm in self._norms:
             norm.eval()
         return self
 

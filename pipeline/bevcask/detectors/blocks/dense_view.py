@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bevcask.detectors.blocks.motion import ModulatedNorm
 from bevcask.detectors.blocks.query_memory import Frame
-from bevcask.detectors.blocks.transformer import inverse_sigmoid, start_weights
+from bevcask.detectors.blocks.transformer import inverse_sigmoid
 
 _CONE_SIZE = 8
 _NEARER = 30  # bins before the end: the second point of a cone
@@ -114,7 +114,6 @@ class DenseRead(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        start_weights(self.attention.out_proj)
 
     def forward(
         self, query_BQC: Tensor, position_BQC: Tensor, _place_BQ3: Tensor, tokens: Tokens

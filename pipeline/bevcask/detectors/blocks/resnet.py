@@ -175,20 +175,3 @@ class ResNet(ImageBackbone):
         own = self.state_dict()
         counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
         return counters | {n: value for n, value in tensors.items() if not n.startswith("fc.")}
-
-
-def freeze(backbone: ResNet, stages: int, train_norms: bool) -> list[nn.BatchNorm2d]:
-    """Freeze the first parts of a network; return the norms that must stay in evaluation mode.
-
-    Args:
-        backbone: what is frozen.
-        stages: 0 freezes the stem, 1 the first stage too, and so on; -1 nothing.
-        train_norms: false: all norms are frozen, not only those of frozen parts.
-    """
-    parts: list[nn.Module] = [backbone.conv1, backbone.bn1] if stages >= 0 else []
-    parts += [backbone.get_submodule(f"layer{n}") for n in range(1, stages + 1)]
-    held = parts if train_norms else [backbone]
-    norms = [own for part in held for own in part.modules() if isinstance(own, nn.BatchNorm2d)]
-    for module in [*parts, *norms]:
-        module.requires_grad_(False)
-    return norms
