@@ -24,14 +24,3 @@ def decode_query_boxes(code_NE: Tensor) -> Tensor:
     yaw = torch.atan2(-cosine, -sine)
     yaw = torch.where(yaw >= torch.pi, yaw - 2 * torch.pi, yaw)
     return torch.stack([x, y, z, log_l.exp(), log_w.exp(), log_h.exp(), yaw, vx, vy], dim=-1)
-
-
-def decode_centre_boxes(code_NE: Tensor) -> Tensor:
-    """Return the boxes (..., 9) of the codes (..., 10) of StreamPETR and RayDN.
-
-    x, y, z, log l, log w, log h, sin, cos, vx, vy, all as `geometry.BOX_FIELDS` says them.
-    """
-    centre, size = code_NE[..., :3], code_NE[..., 3:6].exp()
-    yaw = torch.atan2(code_NE[..., 6], code_NE[..., 7])
-    yaw = torch.where(yaw >= torch.pi, yaw - 2 * torch.pi, yaw)
-    return torch.cat([centre, size, yaw[..., None], code_NE[..., 8:]], dim=-1)

@@ -31,9 +31,3 @@ def inverse_sigmoid(share: Tensor) -> Tensor:
     """Return the logit of numbers that are first brought into [0, 1]; at most log(1e5) in size."""
     share = share.clamp(0, 1)
     return (share.clamp(min=_EPS) / (1 - share).clamp(min=_EPS)).log()
-
-
-def start_linear_as(layer: nn.Linear, value: float) -> None:
-    """Let a layer say one number, whatever it is given."""
-    nn.init.zeros_(layer.weight)
-    nn.init.constant_(layer.bias, value)
