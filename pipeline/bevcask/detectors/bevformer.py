@@ -22,7 +22,6 @@ from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.query_decoder import QueryDecoder, query_taps
 from bevcask.detectors.blocks.resnet import ResNet, Shape
 from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set_losses, wanted
-from bevcask.detectors.camera import scaled_coordinates
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES, Grid
 from bevcask.targets.spec import TapInfo
@@ -327,7 +326,8 @@ class BEVFormer(Detector):
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
         image_aug = batch.image_aug_BV33.double().clone()
         if not self.config.half_pixel:
-            image_aug = scaled_coordinates(image_aug)
+            half_2 = image_aug.new_full((2,), 0.5)
+            image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
         image_aug[..., :2, :] *= self.config.enlarge
         to_image = torch.eye(4, dtype=torch.float64, device=image_aug.device)
         to_image = to_image.expand(*image_aug.shape[:2], 4, 4).clone()

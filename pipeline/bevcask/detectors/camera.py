@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from bevcask.config import Config
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
@@ -50,14 +49,3 @@ class CameraConfig(Config):
     def stride(self) -> int:
         """Pixels of the network input a cell of the pyramid's map."""
         return STRIDES[self.finest_level]
-
-
-def scaled_coordinates(image_aug_BV33: Tensor) -> Tensor:
-    """Return image augmentations, float64, whose resize scales coordinates (mmdet3d's).
-
-    Those of a batch map pixel centres: (u + 0.5) scales, not u.
-    """
-    image_aug = image_aug_BV33.double().clone()
-    half_2 = image_aug.new_full((2,), 0.5)
-    image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
-    return image_aug

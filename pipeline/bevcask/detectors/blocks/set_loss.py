@@ -1,6 +1,6 @@
 """Losses of a set of queries against the boxes that Hungarian matching gives them (DETR line)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,30 +127,18 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (weight * entropy).sum()
 
 
+@torch.no_grad()
 def decode_queries(
     logits_BQK: Tensor, codes_BQE: Tensor, config: SetLossConfig
 ) -> list[Detections]:
     """Return each sample's best pairs of query and class as boxes, best first, none merged."""
-    limits = config.max_boxes, config.centre_range
-    return best_pairs(logits_BQK, codes_BQE, *limits, decode_query_boxes)
-
-
-@torch.no_grad()
-def best_pairs(
-    logits_BQK: Tensor,
-    codes_BQE: Tensor,
-    max_boxes: int,
-    centre_range: tuple[float, float, float],
-    decode: Callable[[Tensor], Tensor],
-) -> list[Detections]:
-    """Return what `decode_queries` does, of codes that a function turns into boxes."""
     found = []
     num_classes = logits_BQK.shape[-1]
-    reach_3 = logits_BQK.new_tensor(centre_range, dtype=torch.float32)
+    reach_3 = logits_BQK.new_tensor(config.centre_range)
     for logits_QK, codes_QE in zip(logits_BQK.float(), codes_BQE.float(), strict=True):
         scores = logits_QK.sigmoid().flatten()
-        scores_N, index_N = scores.topk(min(max_boxes, len(scores)))
-        boxes_N9 = decode(codes_QE[index_N // num_classes])
+        scores_N, index_N = scores.topk(min(config.max_boxes, len(scores)))
+        boxes_N9 = decode_query_boxes(codes_QE[index_N // num_classes])
         near_N = (boxes_N9[:, :3].abs() <= reach_3).all(dim=1)
         found.append(
             Detections(boxes_N9[near_N], scores_N[near_N], (index_N % num_classes)[near_N])
