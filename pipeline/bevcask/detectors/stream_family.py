@@ -21,11 +21,11 @@ from bevcask.detectors.blocks.set_loss import Wanted, decode_queries, set_losses
 from bevcask.detectors.blocks.stream_decoder import Said, StreamDecoder
 from bevcask.detectors.blocks.stream_losses import denoising_losses
 from bevcask.detectors.blocks.stream_queries import StreamQueries
-from bevcask.detectors.camera import network_intrinsics
+from bevcask.detectors.camera import network_image_aug, network_intrinsics
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_names import adopt_published, published_start
 from bevcask.geometry import CAMERAS, CLASSES
-from bevcask.targets.image_boxes import ImageBoxes
+from bevcask.targets.image_boxes import ImageBoxes, image_boxes
 from bevcask.targets.metric_code import decode_metric_boxes, encode_metric_boxes
 from bevcask.targets.spec import TapInfo
 
@@ -275,14 +275,26 @@ class StreamDetector(Detector):
     def _truth(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return boxes and classes of each sample that are in range before BEV augmentation."""
         assert batch.labels is not None, "the loader gave no labels"
-        labels, found = batch.labels, []
-        rows = zip(labels.boxes, labels.classes, labels.canonical_boxes, strict=True)
-        for boxes_N9, classes_N, canonical_N9 in rows:
-            low, high = canonical_N9.new_tensor(self.config.low), self.config.high
-            centre = canonical_N9[:, :2]
-            inside_N = ((centre > low[:2]) & (centre < canonical_N9.new_tensor(high)[:2])).all(1)
-            found.append((boxes_N9[inside_N], classes_N[inside_N]))
-        return found
+        return [
+            (boxes_N9[inside_N], classes_N[inside_N])
+            for boxes_N9, classes_N, inside_N in zip(
+                batch.labels.boxes, batch.labels.classes, self._inside(batch), strict=True
+            )
+        ]
+
+    def _canonical(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        assert batch.labels is not None, "the loader gave no labels"
+        rows = zip(batch.labels.canonical_boxes, batch.labels.classes, strict=True)
+        inside = self._inside(batch)
+        return [(own[inside[n]], classes[inside[n]]) for n, (own, classes) in enumerate(rows)]
+
+    def _inside(self, batch: Batch) -> list[Tensor]:
+        assert batch.labels is not None, "the loader gave no labels"
+        low, high = self.queries.low_3[:2], self.queries.high_3[:2]
+        return [
+            ((own[:, :2] > low) & (own[:, :2] < high)).all(1)
+            for own in batch.labels.canonical_boxes
+        ]
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of the queries, and in training of disturbed ones and of image boxes.
@@ -313,7 +325,15 @@ class StreamDetector(Detector):
     def _image_truth(self, batch: Batch) -> list[list[ImageBoxes]]:
         """Return boxes of each sample in each camera, network pixels."""
         assert batch.labels is not None, "the loader gave no labels"
-        raise NotImplementedError
+        assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
+        assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
+        to_camera = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        image_aug = network_image_aug(batch, self.config.half_pixel)
+        sizes = self.config.camera_size_HW, self.config.image_size_HW
+        return [
+            image_boxes(own, kinds, to_camera[n], batch.intrinsics_BV33[n], image_aug[n], sizes)
+            for n, (own, kinds) in enumerate(self._canonical(batch))
+        ]
 
     def decode(self, output: Output) -> list[Detections]:
         """Return the best pairs of query and class as boxes; nothing is suppressed."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bevcask.detectors.blocks.focal_image_head import FocalImageHead, FocalImageLoss
+from bevcask.detectors.blocks.focal_image_head import FocalImageHead, FocalImageLoss, token_scores
 from bevcask.detectors.blocks.fpn import FeaturePyramid
 from bevcask.detectors.blocks.levels import STRIDES
 from bevcask.detectors.blocks.ray_positions import (
@@ -112,7 +112,7 @@ class StreamPETR(StreamDetector):
         if self.training:
             said = self.image_head(map_BVCHW, cameras.size_HW)
             if self.config.token_share < 1:
-                scores_BT = self.image_head.scores(said)
+                scores_BT = token_scores(said)
                 count = int(scores_BT.shape[1] * self.config.token_share)
                 best_BT1 = scores_BT.topk(count, dim=1).indices[..., None]
                 tokens = [own.gather(1, best_BT1.expand(-1, -1, own.shape[-1])) for own in tokens]

@@ -71,7 +71,7 @@ class FocalImageHead(nn.Module):
         sorts, places = self.sort_tower(map_NCHW), self.place_tower(map_NCHW)
 
         def by_cell(map_NEHW: Tensor) -> Tensor:
-            return map_NEHW.flatten(2).transpose(1, 2).float().unflatten(0, lead)
+            return map_NEHW.flatten(2).transpose(1, 2).float().reshape(*lead, rows * columns, -1)
 
         height, width = size_HW
         u_X = (torch.arange(columns) * self.stride + self.stride / 2) / width
@@ -87,11 +87,6 @@ class FocalImageHead(nn.Module):
             "image/centres": (inverse_sigmoid(spot_T2) + by_cell(self.centres(places))).sigmoid(),
             "image/shape_YX": torch.tensor([rows, columns]),
         }
-
-    def scores(self, said: Mapping[str, Tensor]) -> Tensor:
-        """Return how much a token matters, (B, V * T)."""
-        best = said["image/logits"].amax(-1).sigmoid() * said["image/heat"][..., 0].sigmoid()
-        return best.flatten(1)
 
     def loss(
         self,
@@ -131,6 +126,12 @@ class FocalImageHead(nn.Module):
         }
 
 
+def token_scores(said: Mapping[str, Tensor]) -> Tensor:
+    """Return how much each token of all cameras matters, (B, V * T)."""
+    best = said["image/logits"].amax(-1).sigmoid() * said["image/heat"][..., 0].sigmoid()
+    return best.flatten(1)
+
+
 def _tower(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -141,13 +142,13 @@ def _tower(channels: int) -> nn.Sequential:
 
 def corners(boxes_N4: Tensor) -> Tensor:
     """Return left, top, right, bottom of centre and size."""
-    centre, size = boxes_N4.split(2, dim=-1)
+    centre, size = torch.split(boxes_N4, 2, dim=-1)
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def middle(corners_N4: Tensor) -> Tensor:
     """Return centre and size of left, top, right, bottom."""
-    low, high = corners_N4.split(2, dim=-1)
+    low, high = torch.split(corners_N4, 2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 

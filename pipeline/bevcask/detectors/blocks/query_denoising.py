@@ -6,41 +6,16 @@ come as data (`Draws`), so that whoever has the same numbers gets the same queri
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bevcask.detectors.blocks.ray_positions import Cameras
+from bevcask.detectors.stream_config import DenoisingConfig, StreamConfig
 
 _EPS = 1e-6
-
-
-class Settings(Protocol):
-    """What is read of `DenoisingConfig`."""
-
-    groups: int
-    noise: float
-    split: float
-    ray_draws: int
-    ray_reach: float
-    ray_shape: tuple[float, float]
-
-
-class Range(Protocol):
-    """What is read of `StreamConfig`."""
-
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-    queries: int
-    propagated: int
-    memory: int
-    camera_order: tuple[int, ...]
-    released: bool
-
-    @property
-    def denoising(self) -> Settings: ...
 
 
 class Draws(NamedTuple):
@@ -92,7 +67,7 @@ def nothing_noisy(samples: int, device: torch.device) -> Noisy:
     return Noisy(empty, None, none, none, torch.zeros((0, 9), device=device))
 
 
-def draw(boxes: int, settings: Settings) -> Draws:
+def draw(boxes: int, settings: DenoisingConfig) -> Draws:
     """Return the numbers of a step, the same on every device.
 
     They come from a counter-based generator whose key is the next number of torch's own: a run that
@@ -110,7 +85,7 @@ def disturb(
     boxes: Sequence[Tensor],
     classes: Sequence[Tensor],
     draws: Draws,
-    config: Range,
+    config: StreamConfig,
     cameras: Cameras,
     nothing: int = 10,
 ) -> Noisy:
@@ -152,7 +127,7 @@ def disturb(
     references[row_GN[used_GN]] = shares_GN3[used_GN]
     return Noisy(
         references.view(len(boxes), -1, 3),
-        blocked(single, settings, config, device),
+        blocked(single, config, device),
         row_GN[used_GN],
         labels_GN[used_GN],
         all_N9.expand(groups, -1, -1)[used_GN],
@@ -160,7 +135,7 @@ def disturb(
 
 
 def plain_group(
-    boxes_N9: Tensor, classes_N: Tensor, draws_GN3: Tensor, settings: Settings, nothing: int
+    boxes_N9: Tensor, classes_N: Tensor, draws_GN3: Tensor, settings: DenoisingConfig, nothing: int
 ) -> tuple[Tensor, Tensor]:
     """Return disturbed centres (G, N, 3), metres, and what they are to be."""
     shift_GN3 = 2 * draws_GN3 - 1
@@ -169,7 +144,7 @@ def plain_group(
     return centres, labels
 
 
-def ray_steps(draws: Draws, settings: Settings) -> tuple[Tensor, Tensor]:
+def ray_steps(draws: Draws, settings: DenoisingConfig) -> tuple[Tensor, Tensor]:
     """Return steps along the ray (R, N), half box sizes, and which of a box's is the object."""
     steps_RN = (2 * draws.along_RN - 1) * settings.ray_reach
     best_N = steps_RN.abs().argmin(0)
@@ -217,12 +192,13 @@ def along_rays(
     return moved_RN3, found_N
 
 
-def blocked(single: int, settings: Settings, config: Range, device: torch.device) -> Tensor:
+def blocked(single: int, config: StreamConfig, device: torch.device) -> Tensor:
     """Return who may not hear whom, bool (rows, columns); see `StreamDecoder.forward`.
 
     A plain group hears itself alone among denoising rows, the draws of the ray group one another.
     Nobody else hears denoising rows; all hear the others.
     """
+    settings = config.denoising
     groups = torch.arange(settings.groups + settings.ray_draws, device=device)
     group_N = groups.clamp(max=settings.groups).repeat_interleave(single)
     others = config.queries + config.propagated

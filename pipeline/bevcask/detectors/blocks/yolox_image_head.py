@@ -129,7 +129,7 @@ class YoloxImageHead(nn.Module):
         logits_NTK, boxes_NT4, objects_NT1, centres_NT2 = (said[f"image/{p}"] for p in _PARTS)
         priors = self.priors(said["image/shapes_L2"], logits_NTK.device)
         corners_NT4 = box_corners(boxes_NT4, priors)
-        sums = {name: [] for name in ("class", "overlap", "box", "centre")}
+        sums: dict[str, list[Tensor]] = {name: [] for name in ("class", "overlap", "box", "centre")}
         has_NT, count = torch.zeros_like(objects_NT1[..., 0]), 0
         for image, own in enumerate(boxes for sample in truth for boxes in sample):
             scores = logits_NTK[image].sigmoid() * objects_NT1[image].sigmoid()
@@ -163,7 +163,7 @@ def box_corners(boxes_NT4: Tensor, priors: Priors) -> Tensor:
 def box_targets(wanted: ImageBoxes, priors: Priors, cells_M: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the head is to say of boxes (M, 4) and centres (M, 2) at these cells."""
     corner_M2, stride_M1 = priors.corner_T2[cells_M], priors.stride_T[cells_M, None]
-    low, high = wanted.corners_N4.split(2, dim=1)
+    low, high = torch.split(wanted.corners_N4, 2, dim=1)
     middle = ((low + high) / 2 - corner_M2) / stride_M1
     size = ((high - low) / stride_M1 + 1e-8).log()
     return torch.cat([middle, size], dim=1), (wanted.centres_N2 - corner_M2) / stride_M1
@@ -208,7 +208,7 @@ def assign(scores_TK: Tensor, corners_T4: Tensor, truth: ImageBoxes, priors: Pri
 def _around(truth: ImageBoxes, priors: Priors) -> tuple[Tensor, Tensor]:
     """Return which cells' middles lie in boxes, and near the middles of boxes; (T, N) bool."""
     middle_T12 = (priors.corner_T2 + priors.stride_T[:, None] / 2)[:, None]
-    low_N2, high_N2 = truth.corners_N4.split(2, dim=1)
+    low_N2, high_N2 = torch.split(truth.corners_N4, 2, dim=1)
     inside = ((middle_T12 > low_N2) & (middle_T12 < high_N2)).all(-1)
     reach_T1 = _RADIUS * priors.stride_T[:, None]
     near = ((middle_T12 - (low_N2 + high_N2) / 2).abs() < reach_T1[..., None]).all(-1)
