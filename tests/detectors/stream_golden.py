@@ -77,10 +77,10 @@ class Golden:
         """Return the detector that reads this file's inputs instead of images."""
         detector = self.kind(self.config)
         detector.load_state_dict(detector.adopt(self.published()))
-        detector._maps = lambda batch: self.features(batch)  # type: ignore[method-assign]
-        detector._cameras = lambda batch: self.cameras(batch)  # type: ignore[method-assign]
-        detector._poses = lambda batch: self.poses(batch)  # type: ignore[method-assign]
-        detector._image_truth = lambda batch: self.image_truth(batch)  # type: ignore[method-assign]
+        detector._maps = self.features  # type: ignore[method-assign]
+        detector._cameras = self.cameras  # type: ignore[method-assign]
+        detector._poses = self.poses  # type: ignore[method-assign]
+        detector._image_truth = self.image_truth  # type: ignore[method-assign]
         return detector
 
     def batch(self, frame: int) -> Batch:
