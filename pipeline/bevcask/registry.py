@@ -19,6 +19,8 @@ DETECTORS = {
     "centerpoint": "bevcask.detectors.centerpoint:CenterPoint",
     "mmdet3d": "bevcask.detectors.mmdet3d.detector:Mmdet3dDetector",
     "pillarnext": "bevcask.detectors.pillarnext:PillarNeXt",
+    "raydn": "bevcask.detectors.raydn:RayDN",
+    "streampetr": "bevcask.detectors.streampetr:StreamPETR",
 }
 TEACHERS = {
     "native": "bevcask.teachers.native:NativeTeacher",

@@ -4,9 +4,7 @@ Theirs: cameras in the order FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BA
 """
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,10 @@ from torch import Tensor
 
 from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Labels
 from bevcask.detectors.bevformer import BEVFormerConfig
+from detectors.golden import FOLDER
 
-FOLDER = Path(os.environ.get("BEVCASK_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
-MISSING = f"no golden numbers in {FOLDER}: set BEVCASK_GOLDEN"
 THEIRS = [1, 2, 0, 4, 3, 5]  # index of each of their cameras in ours
 OURS = [2, 0, 1, 4, 3, 5]  # index of each of our cameras in theirs
-BAR = 5e-5  # of the largest element
 
 
 class Golden:
@@ -117,9 +113,3 @@ class Golden:
 
 def golden(file: str, model: str) -> Golden:
     return Golden(np.load(FOLDER / file), model)
-
-
-def gap(found: Tensor, said: Tensor) -> float:
-    """Return the largest difference as a share of the largest element."""
-    assert found.shape == said.shape, (found.shape, said.shape)
-    return float((found - said).abs().max() / said.abs().max().clamp(min=1e-12))

@@ -15,7 +15,8 @@ from bevcask.detectors.blocks.bev_attention import project_pillars
 from bevcask.detectors.blocks.bevformer_encoder import travel, turn
 from bevcask.detectors.blocks.set_loss import match, matching_cost, wanted
 from bevcask.detectors.memory import Stream
-from detectors.bevformer_golden import BAR, FOLDER, MISSING, OURS, THEIRS, gap, golden
+from detectors.bevformer_golden import OURS, THEIRS, golden
+from detectors.golden import BAR, FOLDER, MISSING, gap
 
 pytestmark = pytest.mark.skipif(not (FOLDER / "bevformer_a.npz").is_file(), reason=MISSING)
 

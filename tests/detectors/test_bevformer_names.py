@@ -8,7 +8,8 @@ from torch import Tensor
 from bevcask.detectors.bevformer import BEVFormer
 from bevcask.detectors.bevformer_names import adopt_published, published_name
 from bevcask.errors import CheckpointError
-from detectors.bevformer_golden import FOLDER, MISSING, OURS
+from detectors.bevformer_golden import OURS
+from detectors.golden import FOLDER, MISSING
 from detectors.small_bevformer import shipped, small_bevformer
 
 VARIANTS = {

@@ -39,6 +39,8 @@ class Batch:
         pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
             where no target needs them.
         labels: ground truth; None when the split has none.
+        pseudo: boxes that join ground truth where denoising queries are built, and nowhere else;
+            None where a method gives none.
         seconds_B: float64, time of the keyframe; stays on the host.
         lidar_to_global_B44: float64, canonical LIDAR_TOP -> global; stays on the host.
         can_bus_B18: float64, absolute values of this frame as `data.can_bus.CanBus` says them: a
@@ -65,6 +67,7 @@ class Batch:
     depth_BVHW: Tensor | None = None
     pixels: list[Tensor] | None = None
     labels: "Labels | None" = None
+    pseudo: "Labels | None" = None
     seconds_B: Tensor | None = None
     lidar_to_global_B44: Tensor | None = None
     can_bus_B18: Tensor | None = None
@@ -93,6 +96,7 @@ class Batch:
             depth_BVHW=move(self.depth_BVHW),
             pixels=each(self.pixels),
             labels=None if self.labels is None else self.labels.to(device),
+            pseudo=None if self.pseudo is None else self.pseudo.to(device),
             can_bus_B18=move(self.can_bus_B18),
             memory=None if self.memory is None else _moved(self.memory, device),
             known_B=move(self.known_B),

@@ -18,39 +18,18 @@ from bevcask.detectors.base import STD_RGB, Batch, Detections, Detector, Inputs,
 from bevcask.detectors.bevformer_names import adopt_published, published_start
 from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
-from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
+from bevcask.detectors.blocks.frozen import BackboneConfig, freeze, hold_norms
+from bevcask.detectors.blocks.levels import LEVELS, STRIDES
 from bevcask.detectors.blocks.query_decoder import QueryDecoder, query_taps
-from bevcask.detectors.blocks.resnet import ResNet, Shape
+from bevcask.detectors.blocks.resnet import ResNet
 from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set_losses, wanted
+from bevcask.detectors.camera import network_intrinsics
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES, Grid
 from bevcask.targets.spec import TapInfo
 
 _OF_THE_BEV = ("encoder.bev_queries", "encoder.row_positions", "encoder.column_positions")
 _SURVIVING = ("0", "1", "3", "4", "6.weight")  # of a classifier, whose last bias is filled anew
-
-
-class BackboneConfig(BaseConfig):
-    """A ResNet; defaults: the R101-DCN of BEVFormer-Base."""
-
-    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
-    width: int = Field(64, ge=1, description="channels of the stem")
-    bottlenecks: bool = Field(True, description="rather than basic blocks")
-    stride_first: bool = Field(True, description="1x1 convolutions stride, as in Caffe's networks")
-    deformable: tuple[int, ...] = Field((3, 4), description="stages with deformable convolutions")
-    levels: tuple[Level, ...] = Field(("c3", "c4", "c5"), description="what the pyramid joins")
-    frozen_stages: int = Field(1, ge=-1, le=4, description="0 freezes the stem, -1 nothing")
-    train_norms: bool = Field(False, description="false: batch norms keep what they were loaded as")
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(
-            self.blocks,
-            self.width,
-            bottlenecks=self.bottlenecks,
-            stride_first=self.stride_first,
-            deformable=self.deformable,
-        )
 
 
 class BEVFormerConfig(BaseConfig):
@@ -182,27 +161,11 @@ class BEVFormer(Detector):
             (grid.x_max, grid.y_max, high_z),
         )
         self.register_buffer("code_weights", torch.tensor(config.loss.code_weights))
-        self._freeze()
-
-    def _freeze(self) -> None:
-        own = self.config.backbone
-        if not own.train_norms:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.requires_grad_(False)
-        stem = [self.backbone.conv1, self.backbone.bn1] if own.frozen_stages >= 0 else []
-        stages = [self.backbone.get_submodule(f"layer{n}") for n in range(1, own.frozen_stages + 1)]
-        self._frozen = [*stem, *stages]
-        for module in self._frozen:
-            module.requires_grad_(False)
+        freeze(self.backbone, self.config.backbone)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        norms = self.backbone.modules() if not self.config.backbone.train_norms else self._frozen
-        for part in norms:
-            for module in part.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        hold_norms(self.backbone, self.config.backbone)
         return self
 
     @classmethod
@@ -321,17 +284,9 @@ class BEVFormer(Detector):
 
     def _lidar_to_image(self, batch: Batch) -> Tensor:
         """Return canonical LIDAR_TOP -> network pixels and depth, float32 (B, V, 4, 4)."""
-        assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
-        assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
-        image_aug = batch.image_aug_BV33.double().clone()
-        if not self.config.half_pixel:
-            half_2 = image_aug.new_full((2,), 0.5)
-            image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
-        image_aug[..., :2, :] *= self.config.enlarge
-        to_image = torch.eye(4, dtype=torch.float64, device=image_aug.device)
-        to_image = to_image.expand(*image_aug.shape[:2], 4, 4).clone()
-        to_image[..., :3, :3] = image_aug @ batch.intrinsics_BV33.double()
+        to_image = network_intrinsics(batch, self.config.half_pixel)
+        to_image[..., :2, :] *= self.config.enlarge
         to_camera: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
         return (to_image @ to_camera).float()
 

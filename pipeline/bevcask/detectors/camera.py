@@ -2,9 +2,12 @@
 
 from typing import ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from bevcask.config import Config
+from bevcask.detectors.base import Batch
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.geometry import Grid
 
@@ -49,3 +52,29 @@ class CameraConfig(Config):
     def stride(self) -> int:
         """Pixels of the network input a cell of the pyramid's map."""
         return STRIDES[self.finest_level]
+
+
+def network_image_aug(batch: Batch, half_pixel: bool) -> Tensor:
+    """Return original pixel -> network pixel, float64 (B, V, 3, 3).
+
+    Args:
+        batch: with cameras.
+        half_pixel: whether a resize maps pixel centres, as the loader does; releases of mmdet3d's
+            time scale coordinates, and their weights are used to it.
+    """
+    assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
+    image_aug = batch.image_aug_BV33.double().clone()
+    if not half_pixel:
+        half_2 = image_aug.new_full((2,), 0.5)
+        image_aug[..., :2, 2] -= image_aug[..., :2, :2] @ half_2 - half_2
+    return image_aug
+
+
+def network_intrinsics(batch: Batch, half_pixel: bool) -> Tensor:
+    """Return camera frame -> network pixels and depth, float64 (B, V, 4, 4); see above."""
+    assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
+    image_aug = network_image_aug(batch, half_pixel)
+    to_image = torch.eye(4, dtype=torch.float64, device=image_aug.device)
+    to_image = to_image.expand(*image_aug.shape[:2], 4, 4).clone()
+    to_image[..., :3, :3] = image_aug @ batch.intrinsics_BV33.double()
+    return to_image

@@ -117,8 +117,8 @@ class QueryDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(channels, heads, points, width, dropout) for _ in range(layers)
         )
-        self.classify = nn.ModuleList(_classifier(channels, classes) for _ in range(layers))
-        self.regress = nn.ModuleList(_regressor(channels) for _ in range(layers))
+        self.classify = nn.ModuleList(classifier(channels, classes) for _ in range(layers))
+        self.regress = nn.ModuleList(regressor(channels) for _ in range(layers))
         self.register_buffer("low_3", torch.tensor(low), persistent=False)
         self.register_buffer("high_3", torch.tensor(high), persistent=False)
         nn.init.xavier_uniform_(self.references.weight)
@@ -176,7 +176,8 @@ class QueryDecoder(nn.Module):
         )
 
 
-def _classifier(channels: int, classes: int) -> nn.Sequential:
+def classifier(channels: int, classes: int) -> nn.Sequential:
+    """Return the branch that says logits; every class is improbable at the start."""
     hidden = [
         layer
         for _ in range(2)
@@ -187,6 +188,7 @@ def _classifier(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*hidden, last)
 
 
-def _regressor(channels: int) -> nn.Sequential:
+def regressor(channels: int) -> nn.Sequential:
+    """Return the branch that says the ten numbers of a box."""
     hidden = [layer for _ in range(2) for layer in (nn.Linear(channels, channels), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(channels, QUERY_CODE_SIZE))

@@ -1,6 +1,6 @@
 """Losses of a set of queries against the boxes that Hungarian matching gives them (DETR line)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,28 +65,39 @@ def wanted(
 
 
 def matching_cost(
-    logits_QK: Tensor, codes_QE: Tensor, truth: Wanted, config: SetLossConfig
+    logits_QK: Tensor,
+    codes_QE: Tensor,
+    truth: Wanted,
+    config: SetLossConfig,
+    weights_E: Tensor | None = None,
 ) -> Tensor:
     """Return what it costs to give each query each box: focal and L1, (Q, N).
 
-    Velocities are left out, and numbers of the code are not weighed.
+    Velocities are left out; numbers of the code are weighed where weights are given.
     """
     p_QK = logits_QK.sigmoid()
     wrong = -(1 - p_QK + _TINY).log() * (1 - _ALPHA) * p_QK**_GAMMA
     right = -(p_QK + _TINY).log() * _ALPHA * (1 - p_QK) ** _GAMMA
-    apart = torch.cdist(codes_QE[:, :_MATCHED], truth.codes_NE[:, :_MATCHED], p=1)
+    said, true = codes_QE[:, :_MATCHED], truth.codes_NE[:, :_MATCHED]
+    if weights_E is not None:
+        said, true = said * weights_E[:_MATCHED], true * weights_E[:_MATCHED]
+    apart = torch.cdist(said, true, p=1)
     return config.class_weight * (right - wrong)[:, truth.classes_N] + config.box_weight * apart
 
 
 @torch.no_grad()
 def match(
-    logits_QK: Tensor, codes_QE: Tensor, truth: Wanted, config: SetLossConfig
+    logits_QK: Tensor,
+    codes_QE: Tensor,
+    truth: Wanted,
+    config: SetLossConfig,
+    weights_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the queries and the boxes they are given, both int64, at the least cost in all.
 
     Numbers that are not finite cost as much as anything can: the loss says what is wrong.
     """
-    cost_QN = matching_cost(logits_QK, codes_QE, truth, config)
+    cost_QN = matching_cost(logits_QK, codes_QE, truth, config, weights_E)
     queries, boxes = linear_sum_assignment(np.nan_to_num(cost_QN.cpu().numpy(), nan=1e9))
     device = logits_QK.device
     return torch.from_numpy(queries).to(device), torch.from_numpy(boxes).to(device)
@@ -98,6 +109,7 @@ def set_losses(
     truth: Sequence[Wanted],
     config: SetLossConfig,
     code_weights_E: Tensor,
+    match_weights_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of classes and that of boxes of one layer, both over max(matched pairs, 1).
 
@@ -106,7 +118,9 @@ def set_losses(
     target_BQK = torch.zeros_like(logits_BQK)
     errors, pairs = [], 0
     for sample, own in enumerate(truth):
-        queries_N, boxes_N = match(logits_BQK[sample], codes_BQE[sample], own, config)
+        queries_N, boxes_N = match(
+            logits_BQK[sample], codes_BQE[sample], own, config, match_weights_E
+        )
         target_BQK[sample, queries_N, own.classes_N[boxes_N]] = 1
         wanted_NE = own.codes_NE[boxes_N]
         finite_N = wanted_NE.isfinite().all(dim=1)
@@ -129,7 +143,10 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_queries(
-    logits_BQK: Tensor, codes_BQE: Tensor, config: SetLossConfig
+    logits_BQK: Tensor,
+    codes_BQE: Tensor,
+    config: SetLossConfig,
+    decode: Callable[[Tensor], Tensor] = decode_query_boxes,
 ) -> list[Detections]:
     """Return each sample's best pairs of query and class as boxes, best first, none merged."""
     found = []
@@ -138,7 +155,7 @@ def decode_queries(
     for logits_QK, codes_QE in zip(logits_BQK.float(), codes_BQE.float(), strict=True):
         scores = logits_QK.sigmoid().flatten()
         scores_N, index_N = scores.topk(min(config.max_boxes, len(scores)))
-        boxes_N9 = decode_query_boxes(codes_QE[index_N // num_classes])
+        boxes_N9 = decode(codes_QE[index_N // num_classes])
         near_N = (boxes_N9[:, :3].abs() <= reach_3).all(dim=1)
         found.append(
             Detections(boxes_N9[near_N], scores_N[near_N], (index_N % num_classes)[near_N])
