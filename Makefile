@@ -27,7 +27,7 @@ demo: $(READY)  ## the whole job on a synthetic world, into runs/demo
 	$(BIN)/python -m bevcask.stages.demo runs/demo
 
 test: $(READY)  ## default tests: under five minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 LOWEST := $(VENV)-lowest
 test-lowest:  ## default tests with the oldest dependencies allowed, in an environment of its own

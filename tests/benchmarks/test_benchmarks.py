@@ -60,6 +60,7 @@ def test_rounds_interleave_and_the_first_is_thrown_away(load: Any) -> None:
     assert len(set(turns)) > 1
 
 
+@pytest.mark.slow
 def test_step_time_end_to_end(
     load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

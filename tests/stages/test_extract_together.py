@@ -61,6 +61,7 @@ def committed(url: Path) -> int:
     return len([path for path in url.glob("commit/*/c.*") if path.suffix != ".partial"])
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_what_one_makes(
     whole: Path, words: list[str], tmp_path: Path
 ) -> None:

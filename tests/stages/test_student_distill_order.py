@@ -97,7 +97,10 @@ def test_windows_need_a_cache(tiny_world: Path, cached_world: Path, call: Call) 
 
 @pytest.mark.parametrize(
     "keys",
-    [("loader.sampler=cbgs",), ("loader.sampler=cbgs", "loader.shuffle=window", "loader.window=2")],
+    [
+        pytest.param(("loader.sampler=cbgs",), marks=pytest.mark.slow),
+        ("loader.sampler=cbgs", "loader.shuffle=window", "loader.window=2"),
+    ],
     ids=["cbgs", "cbgs-window"],
 )
 def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(

@@ -30,7 +30,13 @@ PUBLISHED = (
 )
 
 
-@pytest.fixture(scope="module", params=[PLAIN, PUBLISHED], ids=["plain", "published"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+        pytest.param(PUBLISHED, id="published"),
+    ],
+)
 def finished(
     request: pytest.FixtureRequest,
     tiny_world: Path,

@@ -248,6 +248,7 @@ def test_damage_is_told_whatever_comes_in_the_way_of_a_deeper_look(
     assert "no deeper: " in out
 
 
+@pytest.mark.slow
 def test_the_equivariance_gap_is_a_table_and_never_a_failure(
     cached_world: Path, tiny_world: Path, checkpoint: Path, call: Call
 ) -> None:

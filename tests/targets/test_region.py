@@ -98,9 +98,13 @@ def _masks(boxes: torch.Tensor, turns: np.ndarray) -> np.ndarray:
     return box_mask(canonical, PAPER, MARGIN / SMALLEST, True).numpy()
 
 
-def test_no_keypoint_of_any_augmentation_is_missed() -> None:
-    """TiG's 24 x 24 keypoints of 10,000 boxes, each under its own augmentation."""
-    boxes, turns = _draws(10_000)
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(1_500, id="1500"), pytest.param(10_000, id="10000", marks=pytest.mark.slow)],
+)
+def test_no_keypoint_of_any_augmentation_is_missed(count: int) -> None:
+    """TiG's 24 x 24 keypoints of many boxes, each under its own augmentation."""
+    boxes, turns = _draws(count)
     for first in range(0, len(boxes), 500):
         part = slice(first, first + 500)
         mask_NYX = _masks(boxes[part], turns[part])

@@ -66,9 +66,8 @@ AUGMENTS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 VIEWS = "store.views=2"
-QUICK = ("tigdistill, LiDAR", "flips")  # the one that every run of the tests takes
 ROWS = [
-    pytest.param(*row, marks=() if row == QUICK else pytest.mark.slow)
+    pytest.param(*row, marks=pytest.mark.slow)
     for row in itertools.product(PAIRS, ("off", "flips", "views"))
     if not row[0].endswith("memory")
 ] + [

@@ -161,6 +161,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 def test_uint8_targets_of_the_trained_teacher(tiny_world: Path, tmp_path: Path) -> None:
     here = [*TRAINED, f"dataset.root={tiny_world}"]
     url = f"cache={tmp_path / 'trained.zarr'}"
