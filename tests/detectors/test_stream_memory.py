@@ -12,6 +12,7 @@ from bevcask.detectors.blocks.memory_queue import Poses, Rows, recalled, remembe
 from bevcask.detectors.memory import Stream
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_family import StreamDetector
+from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, ego_motion, transform_points
 from contracts.detector import boxes_of_all_classes, labels_of
 from detectors.small_stream import SMALL_PETR, SMALL_RAY, pose, seen, shipped, small
@@ -107,6 +108,12 @@ def test_where_cameras_are(detector: StreamDetector) -> None:
     torch.testing.assert_close(
         turned.intrinsics_BV44[0, 0] @ camera, pixel[1], atol=1e-3, rtol=1e-4
     )
+
+
+def test_mirrored_bevs_are_refused(detector: StreamDetector) -> None:
+    mirror = torch.from_numpy(bev_matrix(flip_x=True))[None].float()
+    with pytest.raises(ConfigError, match="without mirrored BEVs"):
+        detector(replace(seen(1, 0), bev_aug_B44=mirror))
 
 
 def test_half_a_pixel_of_a_resize(detector: StreamDetector) -> None:

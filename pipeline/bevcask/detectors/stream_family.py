@@ -24,6 +24,7 @@ from bevcask.detectors.blocks.stream_queries import StreamQueries
 from bevcask.detectors.camera import network_image_aug, network_intrinsics
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_names import adopt_published, published_start
+from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.targets.image_boxes import ImageBoxes, image_boxes
 from bevcask.targets.metric_code import decode_metric_boxes, encode_metric_boxes
@@ -228,6 +229,11 @@ class StreamDetector(Detector):
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
         to_pixels = network_intrinsics(batch, self.config.half_pixel)
         to_camera: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        if bool((torch.linalg.det(batch.bev_aug_B44[:, :2, :2].double()) < 0).any()):
+            raise ConfigError(
+                f"{type(self).__name__} is defined without mirrored BEVs: its memory never turns a "
+                "velocity. Leave augment.bev_flip_x and augment.bev_flip_y at their defaults."
+            )
         straight = torch.linalg.inv(batch.bev_aug_B44.double())[:, None]
         return Cameras(
             (to_pixels @ to_camera @ straight).float(),
