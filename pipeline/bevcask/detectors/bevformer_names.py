@@ -5,12 +5,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevcask.detectors.published import few, misfits, unwrapped
 from bevcask.errors import CheckpointError
 
-_SHOWN = 3
 _HEAD = "pts_bbox_head."
 _TRANSFORMER = f"{_HEAD}transformer."
-_WRAPPING = "student."  # a checkpoint of FocalDistiller holds its student so, and much else
 _OTHERS = ("teacher.", "bev_restore_layers.", "student_", "teacher_")
 
 # Row n of a published camera embedding belongs to CAM_FRONT, FRONT_RIGHT, FRONT_LEFT, BACK,
@@ -88,13 +87,7 @@ def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     Raises:
         CheckpointError: published tensors are missing, surplus or of another shape; by name.
     """
-    given = {name.replace("conv2_offset.", "conv2.conv_offset."): t for name, t in tensors.items()}
-    if any(name.startswith(_WRAPPING) for name in given):
-        given = {
-            name.removeprefix(_WRAPPING): tensor
-            for name, tensor in given.items()
-            if not name.startswith(_OTHERS)
-        }
+    given = _renamed(unwrapped(tensors, _OTHERS))
     if not any(name.startswith(_HEAD) for name in given):
         return dict(tensors)
     places = {published_name(name): name for name in own}
@@ -102,16 +95,10 @@ def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, own[place])
     shapes = {name: _published_shape(place, own[place]) for name, place in places.items()}
-    problems = [f"{name} is missing" for name in sorted(places.keys() - given.keys())]
-    problems += [f"{name} has no place" for name in sorted(given.keys() - places.keys())]
-    problems += [
-        f"{name} should have shape {shapes[name]}, has {tuple(given[name].shape)}"
-        for name in sorted(places.keys() & given.keys())
-        if tuple(given[name].shape) != shapes[name]
-    ]
+    problems = misfits(given, shapes, shapes)
     if problems:
         raise CheckpointError(
-            f"a published BEVFormer that is not this one: {_few(problems)}. Pick the "
+            f"a published BEVFormer that is not this one: {few(problems)}. Pick the "
             "detector that the file was trained as: bevformer_base, bevformer_small, "
             "bevformer_tiny_published, bevformer_focal_small or bevformer_r50."
         )
@@ -136,34 +123,31 @@ def published_start(
     Raises:
         CheckpointError: the backbone is another one; by name.
     """
-    given = {name.replace("conv2_offset.", "conv2.conv_offset."): t for name, t in tensors.items()}
+    given = _renamed(tensors)
     if not any(name.startswith("img_backbone.") for name in given):
         return None
     places = {published_name(name): name for name in own}
-    wanted = {n for n in places if n.startswith("img_backbone.") and "num_batches" not in n}
-    have = {
-        name for name in given if name.startswith("img_backbone.") and "num_batches" not in name
-    }
-    problems = [f"{name} is missing" for name in sorted(wanted - have)]
-    problems += [f"{name} has no place" for name in sorted(have - wanted)]
-    problems += [
-        f"{name} should have shape {tuple(own[places[name]].shape)}, has {tuple(given[name].shape)}"
-        for name in sorted(wanted & have)
-        if given[name].shape != own[places[name]].shape
-    ]
+    wanted = {name: tuple(own[places[name]].shape) for name in places if _of_the_backbone(name)}
+    theirs = {name: tensor for name, tensor in given.items() if _of_the_backbone(name)}
+    problems = misfits(theirs, wanted, wanted)
     if problems:
         raise CheckpointError(
-            f"the image backbone of this file is another one: {_few(problems)}. Give weights of "
+            f"the image backbone of this file is another one: {few(problems)}. Give weights of "
             "the same network."
         )
     neck = {n for n in places.keys() & given.keys() if n.startswith("img_neck.")}
     fits = {n for n in neck if given[n].shape == own[places[n]].shape}
-    return {places[name]: given[name] for name in wanted | fits}
+    return {places[name]: given[name] for name in wanted.keys() | fits}
 
 
-def _few(problems: list[str]) -> str:
-    more = f"; {len(problems)} in all" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with the older name of offset convolutions brought up to date."""
+    return {name.replace("conv2_offset.", "conv2.conv_offset."): t for name, t in tensors.items()}
+
+
+def _of_the_backbone(name: str) -> bool:
+    """Tell whether a published name is of the backbone, and more than a step counter."""
+    return name.startswith("img_backbone.") and not name.endswith("num_batches_tracked")
 
 
 def _published_shape(name: str, own: Tensor) -> tuple[int, ...]:

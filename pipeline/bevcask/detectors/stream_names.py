@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bevcask.detectors.published import few, misfits, unwrapped
 from bevcask.errors import CheckpointError
 
 if TYPE_CHECKING:
     from bevcask.detectors.stream_family import StreamDetector
 
-_SHOWN = 3
 _HEAD = "pts_bbox_head."
 _LAYER = f"{_HEAD}transformer.decoder.layers."
-_WRAPPING = "student."  # a checkpoint of HarmoDistill holds its student so, and much else
 _OTHERS = ("teacher.", "teacher_", "student_", "distill_losses.")
 _COPIES = 6  # names of one branch, whatever the number of layers
 
@@ -109,45 +108,29 @@ def adopt_published(tensors: Mapping[str, Tensor], detector: "StreamDetector") -
         CheckpointError: tensors are missing, surplus or of another shape, copies of a branch
             differ, or constants are not those of the configuration; by name.
     """
-    given = _unwrapped(tensors)
+    given = unwrapped(tensors, _OTHERS)
     if not any(name.startswith(_HEAD) for name in given):
         return dict(tensors)
     own = detector.state_dict()
     places = {published_name(name): name for name in own}
     constants = detector.constants()
     copies = {name: published_copies(name) for name in places}
-    known = {copy for every in copies.values() for copy in every} | constants.keys()
+    shapes = {
+        copy: tuple(own[places[name]].shape) for name, every in copies.items() for copy in every
+    }
     may_lack = {n for n in places if n.startswith("img_roi_head.") or "num_batches" in n}
     if any(name.startswith("img_roi_head.") for name in given):
         may_lack = {name for name in may_lack if "num_batches" in name}
     needed = {copy for name, every in copies.items() if name not in may_lack for copy in every}
-    problems = [f"{name} is missing" for name in sorted(needed - given.keys())]
-    problems += [f"{name} has no place" for name in sorted(given.keys() - known)]
-    for name, every in sorted(copies.items()):
-        shape = tuple(own[places[name]].shape)
-        problems += [
-            f"{copy} should have shape {shape}, has {tuple(given[copy].shape)}"
-            for copy in every
-            if copy in given and tuple(given[copy].shape) != shape
-        ]
+    problems = misfits(given, shapes, needed, besides=constants)
     problems = problems or _differing(given, copies, constants)
     if problems:
         raise CheckpointError(
-            f"a published {type(detector).__name__} that is not this one: {_few(problems)}. Pick "
+            f"a published {type(detector).__name__} that is not this one: {few(problems)}. Pick "
             "the detector that the file was trained as, such as streampetr_r50, "
             "streampetr_r50_900q, raydn_r50, raydn_r34 or raydn_r18."
         )
     return {place: given[name] if name in given else own[place] for name, place in places.items()}
-
-
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not any(name.startswith(_WRAPPING) for name in tensors):
-        return dict(tensors)
-    return {
-        name.removeprefix(_WRAPPING): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(_OTHERS)
-    }
 
 
 def _differing(
@@ -197,22 +180,11 @@ def published_start(
         for name, tensor in tensors.items()
         if name.startswith(prefixes[0]) and "num_batches" not in name
     }
-    wanted = {name for name in own if "num_batches" not in name}
-    problems = [f"{name} is missing" for name in sorted(wanted - given.keys())]
-    problems += [f"{name} has no place" for name in sorted(given.keys() - wanted)]
-    problems += [
-        f"{name} should have shape {tuple(own[name].shape)}, has {tuple(given[name].shape)}"
-        for name in sorted(wanted & given.keys())
-        if given[name].shape != own[name].shape
-    ]
+    shapes = {name: tuple(t.shape) for name, t in own.items() if "num_batches" not in name}
+    problems = misfits(given, shapes, shapes)
     if problems:
         raise CheckpointError(
-            f"the image backbone of this file is another one: {_few(problems)}. Give weights of "
+            f"the image backbone of this file is another one: {few(problems)}. Give weights of "
             "the same network."
         )
     return given
-
-
-def _few(problems: list[str]) -> str:
-    more = f"; {len(problems)} in all" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
