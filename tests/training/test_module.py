@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from bevcask.detectors.base import Labels
+from bevcask.data.join import TrainBatch
+from bevcask.detectors.base import Batch, Labels, Output
 from bevcask.detectors.blocks.swin import WindowAttention
 from bevcask.errors import DivergedError
 from bevcask.geometry import bev_matrix
+from bevcask.methods.none import NoDistillation
 from bevcask.targets.align import Align
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.module import (
@@ -19,7 +21,8 @@ from bevcask.training.module import (
     lr_factor,
     parameter_groups,
 )
-from bevcask.training.sources import CachedTargets, OnlineTargets, meet
+from bevcask.training.sources import CachedTargets, OnlineTargets, align_of, meet
+from detectors.test_memory import Counts
 
 
 def config(schedule: str, warmup: int = 4, **more: object) -> TrainerConfig:
@@ -223,3 +226,38 @@ def test_augmented_targets_lie_in_the_student_frame() -> None:
     point = torch.tensor([[1.0, 2.0, 3.0]])
     assert torch.equal(met.points([point])[0], point)
     assert not torch.equal(align.points([point])[0], point)
+
+
+class Listens(Counts):
+    """Keeps the batch it was shown."""
+
+    def forward(self, batch: Batch) -> Output:
+        self.shown = batch
+        return Output({}, {})
+
+
+class Hands(NoDistillation):
+    """Has no loss, and one more box for denoising queries."""
+
+    denoises = True
+
+    def pseudo_labels(self, targets: object, labels: Labels, align: Align) -> Labels:
+        return Labels(*([own[0][:1]] for own in (labels.boxes, labels.classes, labels.boxes)))
+
+
+def test_boxes_for_denoising_queries_reach_the_student_before_its_forward() -> None:
+    boxes, classes = [torch.ones(3, 9)], [torch.arange(3)]
+    labels = Labels(boxes, classes, boxes)
+    batch = Batch(tokens=["a"], bev_aug_B44=torch.eye(4)[None], labels=labels)
+    joined = TrainBatch(batch, {})
+    for method, given in (
+        (Hands(NoDistillation.Config()), 1),
+        (NoDistillation(NoDistillation.Config()), 0),
+    ):
+        student = Listens()
+        module = Distillation(student, method, CachedTargets(), config("constant"), {})
+        assert module.losses(joined, align_of(batch)) == {}
+        found = student.shown.pseudo
+        assert (0 if found is None else len(found.boxes[0])) == given
+        assert student.shown.labels is labels
+    assert batch.pseudo is None

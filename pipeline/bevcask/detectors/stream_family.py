@@ -61,6 +61,7 @@ class StreamDetector(Detector):
         backbone: the image backbone that ImageNet weights fill (`blocks.backbone.load_imagenet`).
     """
 
+    denoises = True
     config: StreamConfig
     pyramid: nn.Module
     image_head: nn.Module

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bevcask.data.join import TrainBatch
-from bevcask.detectors.base import Batch, Detector, Output
+from bevcask.detectors.base import Batch, Detector, Labels, Output
 from bevcask.detectors.memory import Policy, Stream, unroll
 from bevcask.errors import DivergedError
-from bevcask.methods.base import Method
+from bevcask.methods.base import Method, Target
 from bevcask.targets.align import Align
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.sources import TargetSource, align_of, meet
@@ -79,20 +80,25 @@ class Distillation(LightningModule):
 
     def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
         """Return every loss term of a batch by name: `detection/...`, then the method's."""
-        batch = joined.batch
+        batch, wanted = joined.batch, self.method.student_taps()
+        lesson = self._lesson(joined, align) if wanted or self.method.denoises else None
+        if lesson is not None and self.method.denoises:
+            batch = replace(batch, pseudo=self.method.pseudo_labels(*lesson))
         output = self._shown(batch)
         terms = {
             f"detection/{name}": term for name, term in self.student.loss(output, batch).items()
         }
-        wanted = self.method.student_taps()
-        if not wanted:
+        if lesson is None or not wanted:
             return terms
-        assert batch.labels is not None
-        targets = self._source(joined)
-        labels, align = meet(self._source, batch.labels, align)
         taps = {name: output.taps[name] for name in wanted}
-        taught: dict[str, Tensor] = self.method(taps, targets, labels, align, self._progress())
+        taught: dict[str, Tensor] = self.method(taps, *lesson, self._progress())
         return terms | taught
+
+    def _lesson(self, joined: TrainBatch, align: Align) -> tuple[dict[str, Target], Labels, Align]:
+        """Return the targets, and the labels and the alignment that they meet the student with."""
+        assert joined.batch.labels is not None
+        targets = self._source(joined)
+        return targets, *meet(self._source, joined.batch.labels, align)
 
     def _shown(self, batch: Batch) -> Output:
         if self._memory == "scene":
