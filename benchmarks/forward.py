@@ -21,7 +21,7 @@ import torch
 from measure import RESULTS, ground
 
 from bevcask.config import build_config
-from bevcask.detectors.base import Batch, Detector
+from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream
 from bevcask.geometry import CAMERAS
 from bevcask.groups import load_group
@@ -37,10 +37,8 @@ GOALS_GIB = {"bevformer_base": 16.0}
 KIB_A_GIB = 2**20
 
 
-def frame(detector: Detector, number: int) -> Batch:
+def frame(size_HW: tuple[int, int], number: int) -> Batch:
     """Return one frame of random pixels from six cameras around the car."""
-    size_HW = detector.inputs(detector.config).image_size_HW  # type: ignore[arg-type]
-    assert size_HW is not None
     num, scale = len(CAMERAS), size_HW[1] / 1600
     generator = torch.Generator().manual_seed(number)
     angle_V = 2 * torch.pi * torch.arange(num) / num
@@ -67,12 +65,14 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     torch.manual_seed(0)
     plugin, config = build_config("detector", load_group("detector", name), "detector")
     detector = plugin(config).eval()
+    inputs = detector.inputs(config)
+    assert inputs.image_size_HW is not None
     stream, seconds = Stream(), []
     for number in range(2):
-        batch = frame(detector, number)
+        batch = frame(inputs.image_size_HW, number)
         start = time.perf_counter()
         with torch.inference_mode():
-            shown = stream.recall(batch) if detector.inputs(config).memory else batch
+            shown = stream.recall(batch) if inputs.memory else batch
             output = detector(replace(shown, history=()))
         seconds.append(time.perf_counter() - start)
         stream.keep(shown, output.memory)

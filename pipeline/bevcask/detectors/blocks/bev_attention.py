@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.blocks.deformable import (
-    start_linear,
     start_looking_around,
     sum_of_samples,
 )
+from bevcask.detectors.blocks.starts import start_linear
 
 _NEAREST = 1e-5  # metres in front of a camera; released code
 
@@ -104,7 +104,8 @@ class TemporalSelfAttention(nn.Module):
             self.value(own.transpose(1, 2).reshape(*own.shape[::2], *size_YX)) for own in read_BQC
         ]
         read = self.output(sum_of_samples(values, locations, weights_BQALP))
-        return query_BQC + self.dropout(read)  # type: ignore[no-any-return]
+        added_BQC: Tensor = query_BQC + self.dropout(read)
+        return added_BQC
 
 
 class SpatialCrossAttention(nn.Module):
@@ -150,7 +151,8 @@ class SpatialCrossAttention(nn.Module):
             )
         ]
         mean_BQC = torch.stack(read) / seen_BVQ.sum(dim=1).clamp(min=1)[..., None]
-        return query_BQC + self.dropout(self.output(mean_BQC))  # type: ignore[no-any-return]
+        added_BQC: Tensor = query_BQC + self.dropout(self.output(mean_BQC))
+        return added_BQC
 
     def _sample(
         self,

@@ -17,7 +17,8 @@ from bevcask.detectors.blocks.bev_attention import (
     TemporalSelfAttention,
     project_pillars,
 )
-from bevcask.detectors.blocks.transformer import FeedForward, start_weights
+from bevcask.detectors.blocks.starts import start_weights
+from bevcask.detectors.blocks.transformer import FeedForward
 from bevcask.geometry import CAMERAS, Grid
 
 CAN_BUS = 18
@@ -85,7 +86,8 @@ class EncoderLayer(nn.Module):
             self.temporal(query_BQC, position_QC, read_BQC, reference_BLQ2, size_YX)
         )
         hidden = self.norms[1](self.spatial(hidden, maps_BVCHW, pillars))
-        return self.norms[2](self.feed_forward(hidden))  # type: ignore[no-any-return]
+        out_BQC: Tensor = self.norms[2](self.feed_forward(hidden))
+        return out_BQC
 
 
 class BEVFormerEncoder(nn.Module):

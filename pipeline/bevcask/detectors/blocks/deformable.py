@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bevcask.detectors.blocks.starts import start_linear
+
 # Largest temporary of `sum_of_samples`, in numbers, unless one point of all queries is larger.
 CHUNK_NUMBERS = 1 << 22
 
@@ -90,14 +92,6 @@ def start_looking_around(
     nn.init.zeros_(weights.bias)
 
 
-def start_linear(*layers: nn.Linear | nn.Conv2d) -> None:
-    """Fill layers with Xavier's uniform numbers, and biases with 0."""
-    for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
-
-
 class Reading(NamedTuple):
     """What queries read of maps, and where.
 
@@ -143,7 +137,8 @@ class DeformableAttention(nn.Module):
             maps_BCYX: one map a level.
         """
         sums_BQC = self.gather(query_BQC, reference_BQ2, maps_BCYX).sums_BQC
-        return self.output(sums_BQC)  # type: ignore[no-any-return]
+        read_BQC: Tensor = self.output(sums_BQC)
+        return read_BQC
 
     def gather(
         self, query_BQC: Tensor, reference_BQ2: Tensor, maps_BCYX: Sequence[Tensor]

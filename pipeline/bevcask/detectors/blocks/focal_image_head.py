@@ -1,6 +1,5 @@
 """StreamPETR's head in the images: boxes and their centres, cell by cell, in training alone."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bevcask.config import Config
 from bevcask.detectors.blocks.image_overlap import overlap
+from bevcask.detectors.blocks.starts import start_improbable
 from bevcask.detectors.blocks.transformer import inverse_sigmoid
 from bevcask.targets.image_boxes import ImageBoxes, channels_of
 
 _GROUPS = 32
-_PRIOR = 0.01
 _ALPHA, _GAMMA, _TINY = 0.25, 2, 1e-12
 _SURE = 1e-4  # probabilities of centres are kept this far from 0 and 1
 
@@ -58,8 +57,7 @@ class FocalImageHead(nn.Module):
         self.heat = nn.Conv2d(channels, 1, 1)
         self.sides = nn.Conv2d(channels, 4, 1)
         self.centres = nn.Conv2d(channels, 2, 1)
-        for layer in (self.classes, self.heat):
-            nn.init.constant_(layer.bias, -math.log(1 / _PRIOR - 1))  # type: ignore[arg-type]
+        start_improbable(self.classes, self.heat)
 
     def forward(self, map_BVCHW: Tensor, size_HW: tuple[int, int]) -> dict[str, Tensor]:
         """Return `image/logits` (B, V, T, K), `heat` (T, 1), `boxes` and `centres`, 0 to 1.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bevcask.detectors.blocks.deformable import start_linear, sum_of_samples
+from bevcask.detectors.blocks.deformable import sum_of_samples
 from bevcask.detectors.blocks.motion import Modulation
 from bevcask.detectors.blocks.ray_positions import Cameras
+from bevcask.detectors.blocks.starts import start_linear
 from bevcask.detectors.blocks.stream_decoder import Reader
 
 _EPS = 1e-5  # metres, least depth to divide by

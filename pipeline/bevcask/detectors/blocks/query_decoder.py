@@ -1,18 +1,16 @@
 """Object queries that read a BEV and say boxes, layer by layer (Deformable DETR, BEVFormer)."""
 
-import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.blocks.deformable import DeformableAttention, Reading
-from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid, start_weights
+from bevcask.detectors.blocks.starts import start_improbable, start_weights
+from bevcask.detectors.blocks.transformer import FeedForward, inverse_sigmoid
 from bevcask.targets.query_code import QUERY_CODE_SIZE
 from bevcask.targets.spec import TapInfo
-
-_PRIOR = 0.01  # probability of every class at the start
 
 
 class Decoded(NamedTuple):
@@ -56,6 +54,12 @@ class DecoderLayer(nn.Module):
         read = self.read.output(reading.sums_BQC)
         query_BQC = self.norms[1](query_BQC + self.dropout(read))
         return self.norms[2](self.feed_forward(query_BQC)), reading
+
+    def projection(self) -> Tensor:
+        """Return the rows of the value projection, its bias last, (C, C + 1)."""
+        value = self.read.value
+        assert value.bias is not None
+        return torch.cat([value.weight.flatten(1), value.bias[:, None]], dim=1)
 
 
 def query_taps(
@@ -131,10 +135,8 @@ class QueryDecoder(nn.Module):
             torch.cat([own.places_BQALP2, own.shares_BQALP[..., None]], dim=-1).flatten(2)
             for own in said.readings
         ]
-        projections = [layer.read.value for layer in self.layers]  # type: ignore[union-attr]
-        values_RD = torch.cat(
-            [torch.cat([own.weight.flatten(1), own.bias[:, None]], dim=1) for own in projections]  # type: ignore[union-attr,index,operator]
-        )
+        layers = cast(list[DecoderLayer], list(self.layers))
+        values_RD = torch.cat([layer.projection() for layer in layers])
         return {
             "query.last": said.states_LBQC[-1],
             "query.reads": torch.cat([own.sums_BQC for own in said.readings], dim=1),
@@ -184,7 +186,7 @@ def classifier(channels: int, classes: int) -> nn.Sequential:
         for layer in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())
     ]
     last = nn.Linear(channels, classes)
-    nn.init.constant_(last.bias, -math.log(1 / _PRIOR - 1))
+    start_improbable(last)
     return nn.Sequential(*hidden, last)
 
 

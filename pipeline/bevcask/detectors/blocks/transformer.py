@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from bevcask.detectors.blocks.starts import start_weights
+
 _EPS = 1e-5
 
 
@@ -18,13 +20,8 @@ class FeedForward(nn.Module):
 
     def forward(self, query_BQC: Tensor) -> Tensor:
         hidden = self.dropout(torch.relu(self.inner(query_BQC)))
-        return query_BQC + self.dropout(self.outer(hidden))  # type: ignore[no-any-return]
-
-
-def start_weights(*layers: nn.Linear) -> None:
-    """Fill weights with Xavier's uniform numbers, as in the releases; biases stay as torch's."""
-    for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
+        added_BQC: Tensor = query_BQC + self.dropout(self.outer(hidden))
+        return added_BQC
 
 
 def inverse_sigmoid(share: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from torch.nn.functional import (
 
 from bevcask.config import Config
 from bevcask.detectors.blocks.image_overlap import overlap
+from bevcask.detectors.blocks.starts import start_improbable
 from bevcask.targets.image_boxes import ImageBoxes, channels_of
 
-_PRIOR = 0.01
 _PARTS = ("logits", "boxes", "objects", "centres")
 _RADIUS = 2.5  # cells around the middle of a box
 _BEST = 10  # overlaps that add up to the number of cells of a box
@@ -235,5 +235,5 @@ def _tower(channels: int, width: int) -> nn.Sequential:
 def _last(width: int, outputs: int, prior: bool) -> nn.Conv2d:
     conv = nn.Conv2d(width, outputs, 1)
     if prior:
-        nn.init.constant_(conv.bias, -math.log(1 / _PRIOR - 1))  # type: ignore[arg-type]
+        start_improbable(conv)
     return conv
