@@ -5,6 +5,7 @@
 verbs: what this one does not read is left out. A word may not: it was said to this verb.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -84,8 +85,12 @@ def words_for(model: type[Config], words: Iterable[str]) -> list[str]:
     return [word for word in words if "=" not in word or reads(model, word.partition("=")[0])]
 
 
+@functools.cache
 def reads(model: type[Config], key: str) -> bool:
-    """Tell whether a verb reads a dotted key, or anything of a group."""
+    """Tell whether a verb reads a dotted key, or anything of a group.
+
+    Remembered: every word is asked about for every verb, and a group means reading a shipped file.
+    """
     if key == EXPERIMENT:
         return any(reads(model, group) for group in GROUPS if group != EXPERIMENT)
     if key in GROUPS and (members := group_members(key)):
