@@ -3,6 +3,8 @@
 Colours and stripes are replayed, at twice the student's image size.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
 from bevcask.data.index.frames import Frames
-from bevcask.data.join import JoinedDataset
+from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.samples import Key, Replay, SampleReader
-from bevcask.detectors.base import Inputs
+from bevcask.detectors.base import Batch, Inputs
+from bevcask.detectors.weights import read_weights
 from bevcask.errors import TargetMismatchError
-from bevcask.stages import plan, teacher_extract
+from bevcask.methods.base import Target
+from bevcask.stages import plan, student_distill, teacher_extract
+from bevcask.training.sources import OnlineTargets
 from bevcask.verbs import DistillConfig, ExtractConfig, PlanConfig
 from training.test_cached_equals_online import gap, gradients
 
@@ -73,6 +78,58 @@ def test_cached_equals_online(cache: str, tiny_world: Path) -> None:
     assert len(terms) == 5
     assert gap(cached[0], exact[0]) < 1e-6
     assert gap(cached[1], exact[1]) < 1e-6
+
+
+def flipped(batch: Batch) -> Batch:
+    assert batch.images_BVCHW is not None
+    return replace(batch, images_BVCHW=batch.images_BVCHW.flip(-1))
+
+
+def other_colours(batch: Batch) -> Batch:
+    assert batch.images_BVCHW is not None
+    return replace(batch, images_BVCHW=batch.images_BVCHW.flip(2))
+
+
+def a_frame_late(batch: Batch) -> Batch:
+    return replace(batch, images_BVCHW=batch.history[-1].images_BVCHW)
+
+
+@pytest.mark.parametrize("wrong", [flipped, other_colours, a_frame_late])
+def test_a_teacher_that_saw_something_else_is_noticed(
+    wrong: Callable[[Batch], Batch], tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What must not pass for equal is apart by more than ten times what is called equal."""
+    online = configure(tiny_world, "targets=online", "online.input=canonical")
+    step = 1  # the second keyframe of the scene: its history is another frame
+    exact = gradients(online, step=step)
+    say = OnlineTargets.__call__
+
+    def seen(source: OnlineTargets, batch: TrainBatch) -> dict[str, Target]:
+        assert batch.teacher_batch is not None
+        assert batch.teacher_batch.history[-1].tokens != batch.teacher_batch.tokens
+        return say(source, replace(batch, teacher_batch=wrong(batch.teacher_batch)))
+
+    monkeypatch.setattr(OnlineTargets, "__call__", seen)
+    changed = gradients(online, step=step)
+    assert gap(changed[0], exact[0]) > 1e-5
+    assert gap(changed[1], exact[1]) > 1e-5
+
+
+@pytest.mark.slow
+def test_twenty_steps_from_a_cache_end_where_twenty_online_do(
+    cache: str, tiny_world: Path, tmp_path: Path
+) -> None:
+    steps = ("trainer.max_steps=20", "trainer.warmup_steps=1")
+    weights = []
+    for name, words in {
+        "cached": (f"cache={cache}",),
+        "online": ("targets=online", "online.input=canonical"),
+    }.items():
+        run = tmp_path / name
+        student_distill.run(configure(tiny_world, *words, *steps, f"run={run}"))
+        trained = read_weights(run / "student.safetensors")
+        weights.append({n: own for n, own in trained.items() if own.is_floating_point()})
+    assert gap(*weights) < 1e-5
 
 
 def test_views_differ_by_their_colours_alone(cache: str) -> None:
