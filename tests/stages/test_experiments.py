@@ -30,12 +30,16 @@ def needs_mmdet3d(name: str) -> bool:
     return teacher.get("type") == "mmdet3d"
 
 
+ALONE = [
+    name
+    for name in group_members("experiment")
+    if name.startswith(("bevformer_", "raydn_", "streampetr_"))
+]
 PUBLISHED = [
     pytest.param(name, marks=pytest.mark.mmdet3d if needs_mmdet3d(name) else ())
     for name in group_members("experiment")
-    if name not in (*TINY, "demo", "toy_study") and not name.startswith("bevformer_")
+    if name not in (*TINY, *ALONE, "demo", "toy_study")
 ]
-ALONE = [name for name in group_members("experiment") if name.startswith("bevformer_")]
 PAPER_SIZE = [
     n for n in group_members("student") if n.endswith(("_r50", "_r101", "_swint", "_cell08"))
 ]
@@ -70,6 +74,13 @@ RECIPES = {
     "simdistill": Recipe(20, EPOCH_CBGS, 48, 1e-3, 0.01, (), 20_597, 35.0, "16-mixed"),
 }
 BEVFORMER = Recipe(24, EPOCH, 8, 2e-4, 0.01, (), 500, 35.0)
+# Streams drop what does not fill a batch: 1,758 steps of 16 an epoch.
+STREAM = Recipe(24, 16 * 1_758, 16, 4e-4, 0.01, (), 500, 35.0, "16-mixed")
+STREAMS = {
+    "raydn_r50": STREAM._replace(epochs=60),
+    "raydn_r101_1408": STREAM._replace(epochs=60, draws=4 * 7_032, batch=4, lr=1e-4),
+    "streampetr_r50": STREAM._replace(epochs=60),
+}
 
 
 def student_of(config: DistillConfig) -> Detector:
@@ -100,8 +111,8 @@ def test_a_published_row_plans_and_its_method_joins(name: str) -> None:
 @pytest.mark.parametrize("name", [n for row in PUBLISHED for n in row.values])
 def test_a_published_row_trains_as_its_script_does(name: str) -> None:
     config = compose(DistillConfig, [f"experiment={name}"])
-    if config.student.detector["type"] == "bevformer":
-        assert_trains_as_bevformer(config)
+    if config.student.detector["type"] in ("bevformer", "raydn", "streampetr"):
+        assert_trains_as_it_remembers(config, str(name))
         return
     (recipe,) = (own for start, own in RECIPES.items() if str(name).startswith(start))
     assert_recipe(config, recipe)
@@ -129,6 +140,31 @@ def assert_recipe(config: DistillConfig, recipe: Recipe) -> None:
     assert (trainer.clip, trainer.precision, trainer.ema) == (recipe.clip, recipe.precision, 0)
 
 
+def assert_trains_as_it_remembers(config: DistillConfig, name: str) -> None:
+    if config.student.detector["type"] == "bevformer":
+        assert_trains_as_bevformer(config)
+    else:
+        assert_trains_as_a_stream(config, name)
+
+
+def assert_trains_as_a_stream(config: DistillConfig, name: str) -> None:
+    """Half scenes in 16 lanes, cosine; images and BEV drawn, neither BEV mirrored nor turned."""
+    assert_recipe(config, STREAMS.get(name, STREAM))
+    assert (config.loader.order, config.loader.scene_parts) == ("scenes", 2)
+    nuimages = name in ("streampetr_r50", "harmodistill_streampetr_r50")
+    assert config.trainer.backbone_lr == (0.1 if nuimages else 0.25)
+    assert config.trainer.schedule == "cosine"
+    large = name == "raydn_r101_1408"
+    assert config.augment == AugmentConfig(
+        resize=(-0.08, 0.12) if large else (-0.06, 0.11),
+        crop=True,
+        image_flip=True,
+        bev_rotation=0.3925,
+        bev_scale=(0.95, 1.05),
+        grid_mask=0.0 if name.startswith("harmodistill") else 0.7,
+    )
+
+
 def assert_trains_as_bevformer(config: DistillConfig) -> None:
     """24 epochs of 8, cosine, colours and stripes, no BEV augmentation, a window of 3 behind it."""
     assert_recipe(config, BEVFORMER)
@@ -141,7 +177,7 @@ def assert_trains_as_bevformer(config: DistillConfig) -> None:
 @pytest.mark.parametrize("name", ALONE)
 def test_a_student_alone_is_the_student_of_a_published_row(name: str) -> None:
     config = compose(DistillConfig, [f"experiment={name}"])
-    assert_trains_as_bevformer(config)
+    assert_trains_as_it_remembers(config, name)
     assert config.method["type"] == "none"
     with torch.device("meta"):
         student = student_of(config)
