@@ -230,6 +230,11 @@ class ImageAugmentConfig(Config):
     crop: bool = Field(False, description="random horizontal crop instead of the centre")
     image_flip: bool = False
     image_rotation: float = Field(0.0, ge=0, description="+- degrees")
+    cameras_alike: bool = Field(
+        False,
+        description="one draw of the four above for all cameras of a frame, as in StreamPETR's "
+        "release; else each its own, as in BEVDet's",
+    )
     photometric: bool = Field(
         False,
         description="brightness, contrast, saturation, hue and order of the channels, camera by "

@@ -7,7 +7,15 @@ import pytest
 
 from bevcask.compose import compose
 from bevcask.config import AugmentConfig
-from bevcask.data.augment import Draw, covering_scale, draw, stream, window_gaps
+from bevcask.data.augment import (
+    Draw,
+    covering_scale,
+    draw,
+    image_ranges,
+    images_only,
+    stream,
+    window_gaps,
+)
 from bevcask.errors import ConfigError
 from bevcask.geometry import bev_matrix, inside_footprints, transform_boxes, transform_points
 from bevcask.verbs import DistillConfig
@@ -106,6 +114,53 @@ def test_draws_fill_their_ranges_and_stay_inside() -> None:
     assert 1.04 < sizes.max() <= 1.05
     assert 0.4 < (determinants < 0).mean() < 0.6  # one flip of the two
     assert len({image.scale for image in draws[0].images}) == 6  # a draw a camera
+
+
+def test_cameras_alike_see_one_draw() -> None:
+    """It is the first camera's of those drawn one by one; frames and views differ."""
+    alike = EVERYTHING.model_copy(update={"cameras_alike": True})
+    seen = []
+    for keys in ({}, {"view": 1}, {"token": "0" * 32}, {"seed": 1}):
+        drawn, one_by_one = _draw(alike, **keys), _draw(EVERYTHING, **keys)
+        assert len(drawn.images) == 6
+        assert set(drawn.images) == {one_by_one.images[0]}
+        np.testing.assert_array_equal(drawn.bev_aug, one_by_one.bev_aug)
+        seen.append(drawn.images[0])
+    assert len({image.scale for image in seen}) == 4
+    assert image_ranges(alike) != image_ranges(EVERYTHING)
+    assert images_only(alike).cameras_alike
+
+
+def test_the_ranges_of_streampetr() -> None:
+    """Scales of 0.38 to 0.55, the crop uniform over what is spare, black to the right of less."""
+    augment = compose(DistillConfig, ["experiment=streampetr_r50"]).augment
+    draws = [_draw(augment, view=view) for view in range(400)]
+    images = [drawn.images[0] for drawn in draws]
+    assert all(set(drawn.images) == {drawn.images[0]} for drawn in draws)
+    scales = np.array([image.scale for image in images])
+    assert 0.38 <= scales.min() < 0.385
+    assert 0.545 < scales.max() <= 0.55
+    spare = 1600 * scales - 704
+    left = np.array([image.crop_left for image in images])
+    assert (left[spare < 0] == 0).all()
+    shares = (left / spare)[spare > 60]
+    assert np.ptp(np.histogram(shares, 4, (0, 1.01))[0] / len(shares)) < 0.15
+    assert all(image.crop_top == round(900 * image.scale - 256) for image in images)
+    assert not any(image.rotation for image in images)
+    assert 0.4 < np.mean([image.flip for image in images]) < 0.6
+    narrow = min(images, key=lambda image: (image.scale, image.flip))
+    shown = narrow.apply(np.full((900, 1600, 3), 255, np.uint8))
+    width = round(1600 * narrow.scale)
+    shown = shown[:, ::-1] if narrow.flip else shown
+    assert width < 704
+    assert bool((shown[:, : width - 1] == 255).all())
+    assert not bool(shown[:, width + 1 :].any())
+    planes = np.array([drawn.bev_aug[:2, :2] for drawn in draws])
+    turns, sizes = np.arctan2(planes[:, 1, 0], planes[:, 0, 0]), np.sqrt(np.linalg.det(planes))
+    assert -0.3925 <= turns.min() < -0.38
+    assert 0.38 < turns.max() <= 0.3925
+    assert 0.95 <= sizes.min() < 0.951
+    assert 1.049 < sizes.max() <= 1.05
 
 
 @pytest.mark.parametrize("switched_on", ["bev_rotation", "bev_flip_x", "bev_flip_y"])

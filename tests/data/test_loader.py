@@ -11,11 +11,11 @@ import torch
 
 from bevcask.config import AugmentConfig
 from bevcask.data import workers
-from bevcask.data.augment import draw
+from bevcask.data.augment import draw, images_only
 from bevcask.data.images import load_image, normalise
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import FrameSource, build_loader, in_order
-from bevcask.data.samples import Key, SampleReader, collate
+from bevcask.data.samples import Key, Replay, SampleReader, collate
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.data.workers import Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs
@@ -179,6 +179,24 @@ def test_what_stands_still_stays_put_between_frames(
         drove += bool(np.linalg.norm(own[:2, 3]) > 1)
     assert met > 20
     assert drove > 0
+
+
+def test_cameras_alike_replay_one_draw_by_view(tiny_frames: Frames) -> None:
+    """What a student replays is to the bit the view that its teacher was shown, in six cameras."""
+    augment = AUGMENT.model_copy(update={"cameras_alike": True, "image_rotation": 0.0})
+    inputs, token = Inputs(image_size_HW=(56, 96)), tiny_frames.tokens[0]
+    student = SampleReader(tiny_frames, inputs, augment, 5, Replay(9, 2))
+    teacher = SampleReader(tiny_frames, inputs, images_only(augment), 9)
+    views = set()
+    for epoch in range(4):
+        seen = student.read(token, epoch)
+        shown = teacher.read(token, seen.view)
+        assert seen.image_aug_V33 is not None
+        np.testing.assert_array_equal(seen.images_VCHW, shown.images_VCHW)
+        np.testing.assert_array_equal(seen.image_aug_V33, shown.image_aug_V33)
+        assert len(np.unique(seen.image_aug_V33, axis=0)) == 1
+        views.add((seen.view, float(seen.image_aug_V33[0, 0, 0])))
+    assert len(views) == 2
 
 
 def test_how_far_back_is_drawn_within_its_range(tiny_frames: Frames) -> None:

@@ -1,13 +1,17 @@
 """What StreamPETR and RayDN remember, and what they are shown of it; by hand and by geometry."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bevcask.config import Config
+from bevcask.config import AugmentConfig, Config, DatasetConfig
+from bevcask.data.index.frames import Frames
+from bevcask.data.loader import FrameSource, build_loader
+from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors.blocks.memory_queue import Poses, Rows, recalled, remembered
 from bevcask.detectors.memory import Stream
 from bevcask.detectors.stream_config import StreamConfig
@@ -86,6 +90,31 @@ def test_a_new_scene_begins_at_fixed_places() -> None:
         assert not bool(own[0, 2:].any())
     assert not bool(rows.states_BMC.any())
     assert not bool(rows.ages_BM1.any())
+
+
+def test_what_stands_still_stays_put_under_two_draws(tiny_world: Path) -> None:
+    """Through loader and memory: each frame of a stream is turned and scaled by its own draw."""
+    frames = Frames.select(
+        DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all")
+    )
+    augment = AugmentConfig(bev_rotation=0.3925, bev_scale=(0.95, 1.05))
+    detector, stream = small(SMALL_PETR), Stream()
+    reader = SampleReader(frames, detector.inputs(SMALL_PETR).frame_by_frame(), augment, 0)
+    steps = [[Key(0)], [Key(1, after=0)]]
+    first, second = build_loader(FrameSource(reader), steps, num_workers=0)
+    assert not torch.equal(first.bev_aug_B44, second.bev_aug_B44)
+    stands = frames.lidar_to_global[0] @ [12.0, -7.0, 1.0, 1.0]
+    place_1, place_2 = (
+        (batch.bev_aug_B44[0].double().numpy() @ np.linalg.inv(to_global) @ stands)[:3]
+        for batch, to_global in zip((first, second), frames.lidar_to_global, strict=False)
+    )
+    assert np.linalg.norm(place_1 - place_2) > 1
+    memory = written(detector._poses(first), torch.from_numpy(place_1))
+    stream.keep(stream.recall(first), memory)
+    shown = stream.recall(second)
+    assert shown.memory is not None
+    found = read(shown.memory, detector._poses(shown)).places_BM3[0, 0]
+    torch.testing.assert_close(found.double(), torch.from_numpy(place_2), atol=2e-3, rtol=0)
 
 
 @pytest.fixture(params=[SMALL_PETR, SMALL_RAY], ids=["streampetr", "raydn"])

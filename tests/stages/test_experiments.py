@@ -159,6 +159,7 @@ def assert_trains_as_a_stream(config: DistillConfig, name: str) -> None:
         resize=(-0.08, 0.12) if large else (-0.06, 0.11),
         crop=True,
         image_flip=True,
+        cameras_alike=True,
         bev_rotation=0.3925,
         bev_scale=(0.95, 1.05),
         grid_mask=0.0 if name.startswith("harmodistill") else 0.7,

@@ -63,7 +63,14 @@ def draw(
         return Draw([clean_image(size, network_HW) for size in sizes if network_HW], np.eye(4))
     camera_stream = stream(seed, token, view, "image")
     drawn_HW = config.image_size_HW or network_HW
-    images = [_draw_image(config, camera_stream, size, drawn_HW) for size in sizes if drawn_HW]
+    numbers_V4 = camera_stream.random((len(sizes), 4))  # always four, whatever is switched on
+    if config.cameras_alike:
+        numbers_V4[:] = numbers_V4[:1]
+    images = [
+        _draw_image(config, numbers_4, size, drawn_HW)
+        for numbers_4, size in zip(numbers_V4.tolist(), sizes, strict=True)
+        if drawn_HW
+    ]
     nearest, farthest = config.frame_gap
     frame_stream = stream(seed, token, view, "frame")
     gap = frame_stream.integers(nearest, farthest + 1)
@@ -140,11 +147,11 @@ def clean_image(size_HW: tuple[int, int], network_HW: tuple[int, int]) -> ImageT
 
 def _draw_image(
     config: AugmentConfig,
-    random: np.random.Generator,
+    numbers_4: list[float],
     size_HW: tuple[int, int],
     network_HW: tuple[int, int],
 ) -> ImageTransform:
-    resize, left, flip, rotation = random.random(4)  # always four, whatever is switched on
+    resize, left, flip, rotation = numbers_4
     low, high = config.resize
     covering = covering_scale(size_HW, network_HW)
     if covering + low <= 0:
