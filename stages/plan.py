@@ -164,7 +164,7 @@ def render(result: dict[str, Any]) -> Group:
         table.add_row(
             row["name"],
             row["kind"],
-            "x".join(map(str, row["shape"])),
+            row["sizes"],
             row["codec"],
             row["region"],
             row["alignment"],

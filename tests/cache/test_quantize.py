@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevcask.cache.quantize import SMALLEST_PEAK, dequantize, encode
+from bevcask.cache.quantize import SMALLEST_PEAK, dequantize, encode, encode_targets
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.spec import LEVELS, Region, TapInfo, TargetSpec
 from cache.example import GRID, SPECS, begin
@@ -225,6 +225,19 @@ def test_nan_is_found_outside_the_region_too() -> None:
 def test_shape_must_be_the_specs() -> None:
     with pytest.raises(TargetMismatchError, match=r"expected \(B, 3, 6, 8\), got \(1, 3, 8, 6\)"):
         encode(torch.zeros(1, 3, 8, 6), SPECS[0])
+
+
+def test_images_are_resized_before_they_are_encoded() -> None:
+    """Corner to corner: of four columns brought to two, the first and the last are left."""
+    tap = TapInfo("image.level0", "image_feature", (2, 1, 1, 2), depends_on_images=True)
+    spec = TargetSpec(tap, "float32", said_HW=(1, 4))
+    said = torch.arange(16.0).view(2, 2, 1, 1, 4)
+    (stored,) = encode_targets({"image.level0": said}, [spec], None, ()).values()
+    assert torch.equal(stored.values, said[..., [0, 3]])
+    with pytest.raises(
+        TargetMismatchError, match=r"says \(1, 5\) rows and columns, expected \(1, 4"
+    ):
+        encode_targets({"image.level0": torch.zeros(1, 2, 1, 1, 5)}, [spec], None, ())
 
 
 @pytest.mark.gpu

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from bevcask.cache.quantize import encode_targets
 from bevcask.config import AugmentConfig, StoreConfig
+from bevcask.data.join import dequantised
 from bevcask.errors import PlanError, TargetMismatchError
 from bevcask.geometry import CLASSES, bev_matrix
 from bevcask.groups import load_group
 from bevcask.methods import build_method
 from bevcask.methods.harmodistill import HarmoDistill
-from bevcask.targets.plan import plan
+from bevcask.targets.plan import Plan, plan
 from bevcask.targets.spec import TapInfo, TargetSpec
 from methods.focaldistiller_cases import values
 from methods.harmodistill_cases import CASE, LEVELS, SIZES, images, with_settings
@@ -46,6 +48,37 @@ def test_plan_of_streampetr() -> None:
     chosen = plan(method.needs(), published(((16, 44),)), 1, StoreConfig(), None)
     assert chosen.bytes_per_frame == {"image.level0": pytest.approx(2.16e6, rel=2e-3)}
     assert method.config.levels[0].share == 1
+
+
+def test_maps_stored_at_the_students_size_say_the_same() -> None:
+    """Level 1 is 4 x 5 of the teacher, 2 x 3 of the student: the loss would resize it anyway."""
+    section = {**CASE.section, "levels": [at_size(i, size) for i, size in enumerate(SIZES)]}
+    specs = {s.name: s for s in plan_of(section).specs}
+    assert specs["image.level1"].said_HW == (4, 5)
+    step = CASE.step()
+    said = {name: target.values for name, target in step.targets.items()}
+    stored = dequantised(encode_targets(said, specs.values(), None, ()))
+    assert stored["image.level1"].values.shape[-2:] == (2, 3)
+    expected, found = (
+        values(replace(step, targets=targets).run(CASE.build()))
+        for targets in (step.targets, stored)
+    )
+    assert found == expected
+
+
+def at_size(level: int, size_HW: tuple[int, int]) -> dict[str, Any]:
+    tap = f"image.level{level}"
+    return {"name": f"level{level}", "student": tap, "teacher": tap, "size_HW": size_HW}
+
+
+def plan_of(section: Mapping[str, Any]) -> Plan:
+    needs = build_method(section).needs()
+    return plan(needs, CASE.teacher, 1, StoreConfig(codec="float32"), None)
+
+
+def test_a_size_that_is_not_the_students_is_refused() -> None:
+    with pytest.raises(TargetMismatchError, match=r"at \(2, 5\) .* 'image.level0' has \(3, 5\)"):
+        built(CASE.student, CASE.teacher, levels=[at_size(0, (2, 5))])
 
 
 def test_images_that_change_need_views() -> None:

@@ -10,7 +10,7 @@ from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import build_method
-from bevcask.targets.kinds import DenseBEV
+from bevcask.targets.kinds import DenseBEV, kind_of
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 
@@ -152,6 +152,29 @@ def test_needs_of_one_tap_share_a_target() -> None:
         spec = result.specs[0]
         assert (spec.region, spec.codec) == (region, codec)
         assert result.roles["head.heatmap"] == tuple(need.role for need in needs)
+
+
+def test_images_are_stored_at_the_size_that_is_read() -> None:
+    (spec,) = plan([fpn(4, 11)], TAPS, 1, AUTO, None, "it").specs[:1]
+    assert (spec.tap.shape, spec.said_HW) == ((6, 4, 4, 11), (8, 22))
+    assert kind_of(spec.tap).bytes_per_frame(spec) == 6 * 4 * 4 * 11 * 2
+    for as_said in (fpn(8, 22), fpn(16, 44)):  # what is smaller is no smaller for being enlarged
+        (spec,) = plan([as_said], TAPS, 1, AUTO, None).specs[:1]
+        assert (spec.tap.shape, spec.said_HW) == ((6, 4, 8, 22), None)
+
+
+def fpn(rows: int, columns: int) -> Need:
+    return Need("level", "image.fpn0", "image_feature", size_HW=(rows, columns))
+
+
+def test_sizes_that_cannot_be_stored() -> None:
+    flat = Need("neck", "bev.neck", "dense_bev", size_HW=(64, 64))
+    with pytest.raises(PlanError) as caught:
+        plan([flat, fpn(4, 11), replace(fpn(8, 22), role="other")], TAPS, 1, AUTO, None)
+    assert "need 'neck': only an image feature has a size to be brought to" in str(caught.value)
+    assert "need 'level', need 'other': 'image.fpn0' is asked for at several sizes" in str(
+        caught.value
+    )
 
 
 def test_wrong_description_is_found_before_any_data() -> None:

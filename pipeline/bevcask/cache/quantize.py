@@ -24,6 +24,7 @@ from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.region import region_mask
+from bevcask.targets.resize import resized
 from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
 
 SMALLEST_PEAK = 255 * torch.finfo(torch.float32).tiny
@@ -197,7 +198,7 @@ def encode_targets(
     """
     return {
         spec.key: encode(
-            said[spec.tap.name],
+            _as_stored(said[spec.tap.name], spec),
             spec,
             count=said.get(f"{spec.tap.name}.count"),
             boxes=boxes,
@@ -205,3 +206,21 @@ def encode_targets(
         )
         for spec in specs
     }
+
+
+def _as_stored(values: Tensor, spec: TargetSpec) -> Tensor:
+    """Return what a teacher said at the size that is stored.
+
+    Raises:
+        TargetMismatchError: it is not of the size that is recorded.
+    """
+    if spec.said_HW is None:
+        return values
+    if tuple(values.shape[-2:]) != spec.said_HW:
+        raise TargetMismatchError(
+            f"target {spec.key!r}: the teacher says {tuple(values.shape[-2:])} rows and columns, "
+            f"expected {spec.said_HW}, which are resized to {spec.tap.shape[-2:]}."
+        )
+    size_HW = (spec.tap.shape[-2], spec.tap.shape[-1])
+    small_NCHW = resized(values.float().flatten(0, 1), size_HW)
+    return small_NCHW.view(*values.shape[:2], *small_NCHW.shape[1:])

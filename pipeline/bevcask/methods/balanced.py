@@ -45,10 +45,3 @@ def balanced(student_NCP: Tensor, teacher_NCP: Tensor, balance: Balance) -> Tens
         divergence = functional.kl_div(to_NCP, of_NCP, reduction="sum", log_target=True)
         total = total + factor * temperature**2 * divergence
     return total / (student_NCP.shape[0] * student_NCP.shape[1])
-
-
-def resized(map_NCHW: Tensor, size_HW: tuple[int, int]) -> Tensor:
-    """Return a teacher's map at the student's size: bilinear, corner to corner, as released."""
-    if tuple(map_NCHW.shape[-2:]) == size_HW:
-        return map_NCHW
-    return functional.interpolate(map_NCHW, size=size_HW, mode="bilinear", align_corners=True)

@@ -56,6 +56,7 @@ class Pair:
         kind: what both must be.
         region: the cells of the target that the loss reads.
         whole: sums and softmaxes run over all cells, whatever the region.
+        size_HW: rows and columns that an image feature is resized to before all else, if any.
         otherwise: what to do where one of them is missing, for messages.
     """
 
@@ -65,6 +66,7 @@ class Pair:
     kind: str = "dense_bev"
     region: Region = field(default_factory=Region)
     whole: bool = False
+    size_HW: tuple[int, int] | None = None
     otherwise: str = ""
 
 
@@ -80,7 +82,14 @@ class Method(nn.Module, ABC):
     def needs(self) -> list[Need]:
         """Return what the teacher must provide."""
         return [
-            Need(pair.role, pair.teacher, pair.kind, pair.region, "all" if pair.whole else "region")
+            Need(
+                pair.role,
+                pair.teacher,
+                pair.kind,
+                pair.region,
+                "all" if pair.whole else "region",
+                pair.size_HW,
+            )
             for pair in self.pairs()
             if pair.teacher is not None
         ]

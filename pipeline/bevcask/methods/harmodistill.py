@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.base import Labels
-from bevcask.methods.balanced import Balance, balanced, resized
+from bevcask.methods.balanced import Balance, balanced
 from bevcask.methods.base import Method, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.denoising import pseudo_boxes
 from bevcask.methods.focaldistiller import image_pairs, widened
@@ -28,6 +28,7 @@ from bevcask.methods.harmodistill_queries import (
 )
 from bevcask.methods.harmodistill_settings import Level, Settings
 from bevcask.targets.align import Align
+from bevcask.targets.resize import resized
 from bevcask.targets.spec import TapInfo, TargetSpec
 
 _MODULATED = "modulated "  # starts the roles of camera-modulated levels
@@ -61,9 +62,8 @@ class HarmoDistill(Method):
 
     def pairs(self) -> list[Pair]:
         config = self.config
-        pairs = image_pairs(self._levels)
-        for pair in image_pairs(self._modulated or self._answering):
-            pairs.append(replace(pair, role=f"{_MODULATED}{pair.role}"))
+        pairs = [*_at_sizes(self._levels, "")]
+        pairs += _at_sizes(self._modulated or self._answering, _MODULATED)
         if config.local or config.response:
             pairs.append(_queries("states", config.states, "query_set"))
         if config.local:
@@ -243,6 +243,12 @@ class HarmoDistill(Method):
             ranks_BQ = ranks(looks.scores_BLQ[:, layer])
         cells_BQK = cells_of(points_BQK3, config.low, config.high, config.cells)
         return written(states_BQC, cells_BQK, ranks_BQ, config.cells)
+
+
+def _at_sizes(levels: tuple[Level, ...], prefix: str) -> Iterator[Pair]:
+    """Yield a pair a level, at the size that both are brought to."""
+    for pair, own in zip(image_pairs(levels), levels, strict=True):
+        yield replace(pair, role=f"{prefix}{pair.role}", size_HW=own.size_HW)
 
 
 def _queries(role: str, tap: str, kind: str) -> Pair:

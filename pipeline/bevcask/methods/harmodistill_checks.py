@@ -15,6 +15,11 @@ def fitting_cameras(pair: Pair, near: TapInfo, far: TapInfo, released: bool) -> 
             f"student tap {pair.student!r} has {near.shape[0]} cameras, target "
             f"{pair.teacher!r} {far.shape[0]}"
         )
+    if pair.size_HW is not None and pair.size_HW != near.shape[2:]:
+        yield (
+            f"targets are stored at {pair.size_HW} rows and columns, student tap "
+            f"{pair.student!r} has {near.shape[2:]}; set its level's size_HW to them"
+        )
     numbers = far.shape[1] * near.shape[2] * near.shape[3]
     if released and numbers % near.shape[1]:
         yield (

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from bevcask.config import Config
 from bevcask.methods.base import Mode
@@ -17,6 +17,11 @@ class Level(ImageLevel):
 
     teacher: str = Field(description="teacher tap, an image_feature of any size")
     share: float = Field(1.0, gt=0, description="of the term's weight")
+    size_HW: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="rows and columns of the student's map, at which a larger one of the teacher "
+        "is stored: the loss resizes it to them anyway; null: as the teacher says it",
+    )
 
 
 def levels_of(tap: str) -> tuple[Level, ...]:

@@ -78,6 +78,7 @@ class Plan:
                 "roles": list(self.roles[spec.key]),
                 "kind": spec.tap.kind,
                 "shape": list(spec.tap.shape),
+                "sizes": spec.sizes,
                 "codec": spec.codec,
                 "region": str(spec.region),
                 "alignment": spec.alignment,
@@ -203,7 +204,8 @@ def _choose(
 ) -> tuple[TargetSpec, list[str]]:
     """Return the target that serves every need of a tap, and what is wrong with it."""
     kind = kind_of(tap)
-    problems = kind.describe_problems(tap)
+    tap, said_HW, problems = _at_size(tap, group)
+    problems += kind.describe_problems(tap)
     region, undecided = _join({need.region for need in group})
     own = codecs_of(store)
     codec: Codec
@@ -225,7 +227,28 @@ def _choose(
         )
     if region.name not in kind.regions(tap):
         problems.append(f"{tap.name}: a {tap.kind} cannot be stored on region {region.name!r}")
-    return TargetSpec(tap, codec, region, kind.alignment(tap, augment)), problems
+    alignment = kind.alignment(tap, augment)
+    return TargetSpec(tap, codec, region, alignment, said_HW=said_HW), problems
+
+
+def _at_size(tap: TapInfo, group: list[Need]) -> tuple[TapInfo, tuple[int, int] | None, list[str]]:
+    """Return the tap at the size its needs read, the size it is said at if another, and problems.
+
+    Smaller maps stay as they are: what a loss makes of them is no gain to store.
+    """
+    wanted = {need.size_HW for need in group}
+    if wanted <= {None}:
+        return tap, None, []
+    if tap.kind != "image_feature":
+        return tap, None, [f"{_asked_by(group)}: only an image feature has a size to be brought to"]
+    said_HW = (tap.shape[2], tap.shape[3])
+    if len(wanted) > 1:
+        return tap, None, [f"{_asked_by(group)}: {tap.name!r} is asked for at several sizes"]
+    (size_HW,) = wanted
+    assert size_HW is not None
+    if size_HW[0] * size_HW[1] >= said_HW[0] * said_HW[1]:
+        return tap, None, []
+    return replace(tap, shape=(*tap.shape[:2], *size_HW)), said_HW, []
 
 
 def codecs_of(store: StoreConfig) -> dict[str, Codec]:

@@ -140,6 +140,8 @@ class Need:
         kind: the kind it must be.
         region: the cells the loss reads.
         normaliser: the cells its sums and softmaxes run over; `all` forces region `all`.
+        size_HW: rows and columns of an image feature that the loss resizes it to before all else;
+            None reads it as the teacher says it.
     """
 
     role: str
@@ -147,6 +149,7 @@ class Need:
     kind: str
     region: Region = field(default_factory=Region)
     normaliser: Literal["all", "region"] = "region"
+    size_HW: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,13 @@ class TargetSpec:
     """A tap as stored in the cache.
 
     Attributes:
-        tap: the teacher's description of the tensor.
+        tap: the tensor that is stored, as the teacher describes it but for a size it is brought to.
         codec: how values are stored.
         region: which cells are stored.
         alignment: how exactly it can meet an augmented student.
         view: which replayable image augmentation the teacher saw; 0 is the clean frame.
+        said_HW: rows and columns the teacher says, of an image feature that is resized before it is
+            stored (`targets.resize`); None stores what the teacher says.
     """
 
     tap: TapInfo
@@ -166,6 +171,7 @@ class TargetSpec:
     region: Region = field(default_factory=Region)
     alignment: Alignment = "exact"
     view: int = 0
+    said_HW: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -177,6 +183,12 @@ class TargetSpec:
         """Where a cache stores it; other views than the clean one have places of their own."""
         return view_key(self.tap.name, self.view)
 
+    @property
+    def sizes(self) -> str:
+        """The shape in words, and of which size it was said if of another."""
+        said = "" if self.said_HW is None else f" of {self.said_HW[0]}x{self.said_HW[1]}"
+        return "x".join(map(str, self.tap.shape)) + said
+
     def covers(self, needed: Region) -> bool:
         """Tell whether it holds a region as it was decided: what a threshold says, in float32."""
         if needed.name == "confident" and self.region.name == "all":
@@ -184,8 +196,10 @@ class TargetSpec:
         return self.region.covers(needed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data; a tap without bins or context says nothing of them."""
+        """Return plain JSON data; what has no bins, context or other size says nothing of them."""
         data = asdict(self) | {"region": self.region.to_dict()}
+        if self.said_HW is None:
+            del data["said_HW"]
         if not self.tap.bins:
             del data["tap"]["bins"]
         if self.tap.context == "none":
@@ -206,6 +220,7 @@ class TargetSpec:
             region=Region.from_dict(data["region"]),
             alignment=data["alignment"],
             view=data["view"],
+            said_HW=tuple(data["said_HW"]) if "said_HW" in data else None,
         )
 
 

@@ -56,6 +56,7 @@ def _describe_target(cache: Cache, name: str) -> dict[str, Any]:
         "name": name,
         "kind": spec.tap.kind,
         "shape": list(spec.tap.shape),
+        "sizes": spec.sizes,
         "dtype": spec.codec,
         "region": spec.region.name,
         "alignment": spec.alignment,
@@ -102,10 +103,9 @@ def _targets(result: dict[str, Any]) -> Table:
     table = _table(f"targets of {result['committed_frames']} frames, raw = float32", left, right)
     for row in result["targets"]:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        shape = "x".join(str(size) for size in row["shape"])
         sizes = (f"{row[key] / 1e6:,.2f}" for key in ("raw_bytes", "stored_bytes"))
         table.add_row(
-            row["name"], row["kind"], shape, row["dtype"], row["region"], row["alignment"],
+            row["name"], row["kind"], row["sizes"], row["dtype"], row["region"], row["alignment"],
             *([row["context"]] if remembered else []), *sizes, ratio,
         )  # fmt: skip
     if len(result["targets"]) > 1 and result["stored_bytes"]:
