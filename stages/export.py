@@ -17,6 +17,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     """Write the best student of a run, or that of `student.checkpoint=FILE.ckpt`, to `out`.
 
     With `teacher.checkpoint=FILE`, write that teacher's weights instead: how a pickle is converted.
+    `names=official` writes what the detector's own release reads, as `.pth` where `out` says so.
 
     Returns:
         Paths, tensors, parameters; of a student also its step and the cache it learned from.
@@ -27,7 +28,9 @@ def run(config: ExportConfig) -> dict[str, Any]:
     """
     if config.out is None:
         raise ConfigError("export needs a file: bevcask export OUT.safetensors run=DIR.")
-    out = output_file("out", config.out, ".safetensors")
+    official = config.names == "official"
+    pickled = official and config.out.endswith(".pth")
+    out = output_file("out", config.out, ".pth" if pickled else ".safetensors")
     if config.teacher.checkpoint != "random":
         return _convert(config, out)
     if config.teacher.model_fields_set:
@@ -51,12 +54,13 @@ def run(config: ExportConfig) -> dict[str, Any]:
             f"run={folder.path} has no checkpoint: neither {folder.best} nor {folder.last}. Train "
             "with `bevcask student-distill`, or give student.checkpoint=FILE.ckpt."
         )
-    return export(source, out, config.half)
+    return export(source, out, config.half, official, config.trust_code)
 
 
 def _convert(config: ExportConfig, out: Path) -> dict[str, Any]:
-    """Write a teacher's weights, under the names its detector gives them."""
-    weights = build_teacher(config.teacher, seed=0).weights()
+    """Write a teacher's weights, under the names its detector gives them, or published ones."""
+    teacher = build_teacher(config.teacher, seed=0)
+    weights = teacher.published() if config.names == "official" else teacher.weights()
     save_weights(
         halve(weights) if config.half else weights,
         out,

@@ -175,6 +175,11 @@ class ExportConfig(Config):
     run: PathText = Field("runs/latest", description="folder of a training")
     out: PathText | None = Field(None, description="write the weights to this file")
     half: bool = Field(False, description="write float16, which any detector here loads as float32")
+    names: Literal["native", "official"] = Field(
+        "native",
+        description="official: names, layout and constants of the detector's published files, for "
+        "the code that was released with them (bevformer, streampetr, raydn)",
+    )
     trust_code: TrustCode = False
 
 

@@ -8,6 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bevcask.detectors import find_detector
+from bevcask.detectors.weights import save_weights
+from bevcask.groups import load_group
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -67,6 +71,42 @@ def test_half_is_half(
     written = load_file(out)
     assert torch.equal(written["head.weight"], (state["student.head.weight"] + 5).half())
     assert written["count"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", ["raydn_tiny", "streampetr_tiny", "bevformer_tiny"])
+def test_released_code_reads_what_is_written(name: str, call: Call, tmp_path: Path) -> None:
+    """Its names and versions; and what comes back is the same network."""
+    plugin, config = find_detector(load_group("detector", name), "detector")
+    torch.manual_seed(0)
+    own = plugin(config).state_dict()
+    native, released = tmp_path / "native.safetensors", tmp_path / "released.pth"
+    save_weights(own, native, {})
+    words = [f"teacher={name}", f"teacher.checkpoint={native}", "names=official"]
+    code, _, err = call("export", str(released), *words)
+    assert code == 0, err
+    state = torch.load(released, weights_only=True)["state_dict"]
+    assert "pts_bbox_head.cls_branches.1.0.weight" in state
+    assert not any(name.startswith(("backbone.", "decoder.")) for name in state)
+    assert state._metadata["pts_bbox_head.cls_branches"] == {"version": 2}
+    back = tmp_path / "back.safetensors"
+    words = [f"teacher={name}", f"teacher.checkpoint={released}", "teacher.trust_checkpoint=true"]
+    code, _, err = call("export", str(back), *words)
+    assert code == 0, err
+    found = load_file(back)
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[key], own[key]) for key in own)
+
+
+def test_detectors_without_released_names_say_so(
+    trained: tuple[Path, dict[str, torch.Tensor]], call: Call, tmp_path: Path
+) -> None:
+    words = ["teacher=centerpoint_tiny", "teacher.checkpoint=catalog:centerpoint_tiny_synthetic"]
+    code, _, err = call("export", str(tmp_path / "out.pth"), *words, "names=official")
+    assert code == 2
+    assert "CenterPoint has no published names here: bevformer, streampetr and raydn do" in err
+    code, _, err = call("export", str(tmp_path / "out.pth"), *words)
+    assert code == 2
+    assert ".safetensors" in err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bevcask.config import Config as AnyConfig
 from bevcask.config import Inherit
-from bevcask.errors import ConfigError
+from bevcask.errors import CheckpointError, ConfigError
 from bevcask.targets.spec import TapInfo
 
 MEAN_RGB = (123.675, 116.28, 103.53)
@@ -248,6 +248,17 @@ class Detector(nn.Module, ABC):
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a checkpoint under the names and in the layout of this network."""
         return tensors
+
+    def published(self) -> dict[str, Tensor]:
+        """Return its tensors under the names and in the layout of its published files.
+
+        Raises:
+            CheckpointError: it has none.
+        """
+        raise CheckpointError(
+            f"{type(self).__name__} has no published names here: bevformer, streampetr and raydn "
+            "do. Use names=native."
+        )
 
     def starts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return what published weights of other detectors start, under the names of this one.

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from bevcask.config import Config as BaseConfig
 from bevcask.config import Inherit
 from bevcask.detectors.base import STD_RGB, Batch, Detections, Detector, Inputs, Output
-from bevcask.detectors.bevformer_names import adopt_published, published_start
+from bevcask.detectors.bevformer_names import (
+    adopt_published,
+    published_start,
+    published_tensors,
+)
 from bevcask.detectors.blocks.bevformer_encoder import BEVFormerEncoder, EncoderConfig
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
 from bevcask.detectors.blocks.frozen import BackboneConfig, freeze, hold_norms
@@ -240,6 +244,9 @@ class BEVFormer(Detector):
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return adopt_published(tensors, self.state_dict())
+
+    def published(self) -> dict[str, Tensor]:
+        return published_tensors(self.state_dict())
 
     def forward(self, batch: Batch) -> Output:
         _refuse_bev_augmentation(batch)

@@ -15,6 +15,7 @@ _OTHERS = ("teacher.", "bev_restore_layers.", "student_", "teacher_")
 # Row n of a published camera embedding belongs to CAM_FRONT, FRONT_RIGHT, FRONT_LEFT, BACK,
 # BACK_LEFT, BACK_RIGHT; this is where each of `geometry.CAMERAS` is among them.
 _CAMERA_ROWS = (2, 0, 1, 4, 3, 5)
+_CAMERAS = "encoder.camera_embeddings"
 
 _LAYERS = {
     "offsets": "sampling_offsets",
@@ -103,9 +104,18 @@ def adopt_published(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
             "bevformer_tiny_published, bevformer_focal_small or bevformer_r50."
         )
     found = {place: given[name].reshape(own[place].shape) for name, place in places.items()}
-    cameras = "encoder.camera_embeddings"
-    found[cameras] = found[cameras][list(_CAMERA_ROWS)]
+    found[_CAMERAS] = found[_CAMERAS][list(_CAMERA_ROWS)]
     return found
+
+
+def published_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a network under the names and in the layout of published files."""
+    rows = sorted(range(len(_CAMERA_ROWS)), key=_CAMERA_ROWS.__getitem__)
+    ordered = dict(own) | {_CAMERAS: own[_CAMERAS][rows]}
+    return {
+        published_name(name): tensor.reshape(_published_shape(name, tensor))
+        for name, tensor in ordered.items()
+    }
 
 
 def published_start(

@@ -23,7 +23,7 @@ from bevcask.detectors.blocks.stream_losses import denoising_losses
 from bevcask.detectors.blocks.stream_queries import StreamQueries
 from bevcask.detectors.camera import network_image_aug, network_intrinsics
 from bevcask.detectors.stream_config import StreamConfig
-from bevcask.detectors.stream_names import adopt_published, published_start
+from bevcask.detectors.stream_names import adopt_published, published_start, published_tensors
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.targets.image_boxes import ImageBoxes, image_boxes
@@ -158,6 +158,9 @@ class StreamDetector(Detector):
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return adopt_published(tensors, self)
+
+    def published(self) -> dict[str, Tensor]:
+        return published_tensors(self)
 
     def head_weights(self) -> dict[str, Tensor]:
         """Return queries, modulations and decoder: all behind the pyramid but the image head."""

@@ -93,6 +93,16 @@ def published_copies(name: str) -> list[str]:
     return [f"{_HEAD}{found[1]}_branches.{layer}.{found[2]}" for layer in range(_COPIES)]
 
 
+def published_tensors(detector: "StreamDetector") -> dict[str, Tensor]:
+    """Return all that a published file of this network holds, constants and copies included."""
+    named = {
+        copy: tensor
+        for name, tensor in detector.state_dict().items()
+        for copy in published_copies(published_name(name))
+    }
+    return named | detector.constants()
+
+
 def adopt_published(tensors: Mapping[str, Tensor], detector: "StreamDetector") -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under the names of this network.
 

@@ -1,5 +1,6 @@
 """Detector weights on disk: safetensors with a JSON note of what made them, or a trusted pickle."""
 
+import io
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,16 +25,34 @@ _SHOWN = 3
 def save_weights(tensors: Mapping[str, Tensor], path: Path, note: Mapping[str, str]) -> None:
     """Write tensors atomically as safetensors; `note` (strings) is kept in the header.
 
+    A `.pth` is written instead as released code reads its own.
+
     Raises:
         CheckpointError: no room, no permission; what was there before stays.
     """
+    write = torch_file if path.suffix == ".pth" else weights_file
     try:
-        write_whole(path, weights_file(tensors, note))
+        write_whole(path, write(tensors, note))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the weights ({error.strerror}). Make room, or make the folder "
             "writable, and repeat the command; or choose another place."
         ) from error
+
+
+def torch_file(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> bytes:
+    """Return the bytes of a torch file with a state dict that says the versions of its modules.
+
+    Released code takes one that says none for an older one, and renames parts of it.
+    """
+    state = OrderedDict((name, tensor.detach().cpu().clone()) for name, tensor in tensors.items())
+    parts = [name.split(".") for name in state]
+    modules = {".".join(own[:end]) for own in parts for end in range(len(own))}
+    versions = OrderedDict((name, {"version": 2}) for name in sorted(modules))
+    state._metadata = versions  # type: ignore[attr-defined]
+    file = io.BytesIO()
+    torch.save({"state_dict": state, "meta": dict(note)}, file)
+    return file.getvalue()
 
 
 def weights_file(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> bytes:

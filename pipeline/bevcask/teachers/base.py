@@ -12,6 +12,7 @@ from bevcask.cache.identity import check_identity
 from bevcask.config import Config as AnyConfig
 from bevcask.detectors.base import Batch, Inputs, Memory
 from bevcask.detectors.memory import Policy
+from bevcask.errors import CheckpointError
 from bevcask.targets.pixels import PIXELS, pad
 from bevcask.targets.plan import VIEW_TRANSFORM
 from bevcask.targets.spec import TapInfo
@@ -108,6 +109,14 @@ class Teacher(ABC):
     def weights(self) -> dict[str, Tensor]:
         """Return every tensor by name, as its checkpoint file holds them; or nothing."""
         return {}
+
+    def published(self) -> dict[str, Tensor]:
+        """Return every tensor as published files of this detector hold them.
+
+        Raises:
+            CheckpointError: it has no published names here.
+        """
+        raise CheckpointError("this teacher has no published names here. Use names=native.")
 
     def head(self) -> dict[str, Tensor]:
         """Return the head's task branches (`head.tasks.*`) a student may start from; or nothing."""

@@ -114,6 +114,9 @@ class NativeTeacher(Teacher):
     def weights(self) -> dict[str, Tensor]:
         return dict(self.detector.state_dict())
 
+    def published(self) -> dict[str, Tensor]:
+        return self.detector.published()
+
     def head(self) -> dict[str, Tensor]:
         return self.detector.head_weights()
 

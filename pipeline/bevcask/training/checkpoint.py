@@ -213,13 +213,21 @@ def _few(names: list[str]) -> str:
     return (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")) or "none"
 
 
-def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
-    """Write the student in a training checkpoint, without adapters, as safetensors.
+def export(
+    checkpoint: Path,
+    out: Path,
+    half: bool = False,
+    official: bool = False,
+    trust_code: bool = False,
+) -> dict[str, Any]:
+    """Write the student in a training checkpoint, without adapters.
 
     Args:
         checkpoint: of a training.
         out: the file to write.
         half: in float16.
+        official: under the names of its published files.
+        trust_code: whether its architecture may run code that is not bevcask's.
 
     Returns:
         The note, and the number of tensors and parameters written.
@@ -229,6 +237,9 @@ def export(checkpoint: Path, out: Path, half: bool = False) -> dict[str, Any]:
     """
     saved = read_checkpoint(checkpoint)
     student = student_in(saved)
+    if official:
+        own = DetectorConfig(checkpoint=str(checkpoint))
+        student = open_detector(own, trust_code)[2].published()
     note = {**saved["bevcask"], "step": str(saved["global_step"])}
     save_weights(halve(student) if half else student, out, note)
     return {
