@@ -21,9 +21,8 @@ import torch
 from measure import RESULTS, ground
 
 from bevcask.config import build_config
-from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream
-from bevcask.geometry import CAMERAS
+from bevcask.detectors.operations import random_frame
 from bevcask.groups import load_group
 
 NAMES = (
@@ -37,28 +36,6 @@ GOALS_GIB = {"bevformer_base": 16.0}
 KIB_A_GIB = 2**20
 
 
-def frame(size_HW: tuple[int, int], number: int) -> Batch:
-    """Return one frame of random pixels from six cameras around the car."""
-    num, scale = len(CAMERAS), size_HW[1] / 1600
-    generator = torch.Generator().manual_seed(number)
-    angle_V = 2 * torch.pi * torch.arange(num) / num
-    pose_V44 = torch.eye(4).repeat(num, 1, 1)
-    pose_V44[:, 0, 0], pose_V44[:, 0, 2] = angle_V.cos(), -angle_V.sin()
-    pose_V44[:, 1, 0], pose_V44[:, 1, 2] = angle_V.sin(), angle_V.cos()
-    pose_V44[:, 2, 1], pose_V44[:, 2, 2], pose_V44[:, 2, 3] = -1.0, 0.0, 1.5
-    intrinsics_33 = torch.tensor([[1260.0, 0, 800], [0, 1260, 450], [0, 0, 1]])
-    return Batch(
-        tokens=[str(number)],
-        bev_aug_B44=torch.eye(4)[None],
-        images_BVCHW=torch.randn((1, num, 3, *size_HW), generator=generator),
-        intrinsics_BV33=intrinsics_33.expand(1, num, 3, 3),
-        image_aug_BV33=torch.diag(torch.tensor([scale, scale, 1.0])).expand(1, num, 3, 3),
-        camera_to_lidar_BV44=pose_V44[None],
-        can_bus_B18=torch.full((1, 18), float(number), dtype=torch.float64),
-        after=[None if number == 0 else str(number - 1)],
-    )
-
-
 def measure(name: str, threads: int) -> dict[str, Any]:
     """Return seconds of two frames, and the largest memory of this process, GiB."""
     torch.set_num_threads(threads)
@@ -66,10 +43,9 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     plugin, config = build_config("detector", load_group("detector", name), "detector")
     detector = plugin(config).eval()
     inputs = detector.inputs(config)
-    assert inputs.image_size_HW is not None
     stream, seconds = Stream(), []
     for number in range(2):
-        batch = frame(inputs.image_size_HW, number)
+        batch = random_frame(inputs, number)
         start = time.perf_counter()
         with torch.inference_mode():
             shown = stream.recall(batch) if inputs.memory else batch

@@ -17,6 +17,7 @@ from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.presence import look, readable_frames
 from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors import find_detector
+from bevcask.detectors.operations import operations
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
@@ -29,6 +30,8 @@ from bevcask.teachers.base import Teacher
 from bevcask.training.checkpoint import start
 from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, best, probe
 from bevcask.verbs import PlanConfig
+
+_VIEWS = (1, 2, 4)
 
 
 def run(config: PlanConfig) -> dict[str, Any]:
@@ -59,9 +62,58 @@ def run(config: PlanConfig) -> dict[str, Any]:
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
         "teacher_passes": result.teacher_passes * passes_each(teacher),
+        "by_views": by_views(config, method, teacher, frames) if config.store.views else [],
         **here,
         **result.to_dict(),
         **probed,
+        **(count_step(config, teacher) if config.step else {}),
+    }
+
+
+def by_views(
+    config: PlanConfig, method: Method, teacher: Teacher, frames: int
+) -> list[dict[str, Any]]:
+    """Return what other numbers of views would cost."""
+    rows = []
+    for views in sorted({*_VIEWS, config.store.views}):
+        store = config.store.model_copy(update={"views": views})
+        other = plan(method.needs(), teacher.offers(), frames, store, config.augment)
+        passes = other.teacher_passes * passes_each(teacher)
+        rows.append({"views": views, "bytes": other.total_bytes, "passes": passes})
+    return rows
+
+
+def count_step(config: PlanConfig, teacher: Teacher) -> dict[str, Any]:
+    """Return the operations of one frame of a training step, and what a cache saves of them.
+
+    A backward pass counts as two forward ones; a window's history is shown forward alone.
+
+    Raises:
+        ConfigError: teacher or student are no detectors of bevcask's own.
+    """
+    sections = {"teacher": config.teacher.detector, "student": config.student.detector}
+    for who, section in sections.items():
+        if not section or section.get("type") == "mmdet3d":
+            raise ConfigError(
+                f"step=true counts operations of detectors of bevcask's own, and {who}= names "
+                f"none. Give {who}=NAME of one, or leave step out."
+            )
+    with progress_bar("count operations", 3) as bar:
+        plugin, own = find_detector(sections["teacher"], "teacher.detector")
+        taught = operations(plugin, own) * passes_each(teacher)
+        bar.advance(1, "")
+        plugin, own = find_detector(sections["student"], "student.detector")
+        learned, inputs = 3 * operations(plugin, own, training=True), plugin.inputs(own)
+        bar.advance(1, "")
+        if inputs.memory and inputs.history:
+            learned += operations(plugin, own) * inputs.history
+        bar.advance(1, "")
+    return {
+        "step": {
+            "student_operations": learned,
+            "teacher_operations": taught,
+            "times_faster_at_most": 1 + taught / learned,
+        }
     }
 
 
@@ -179,8 +231,28 @@ def render(result: dict[str, Any]) -> Group:
         f"{result['teacher_passes']:,} teacher passes, "
         f"at most {gigabytes(result['total_bytes'] / 1e9)} GB",
         *_without_the_largest(result),
+        *_views_and_step(result),
         *([escape(result["missing"])] if result.get("missing") else []),
     )
+
+
+def _views_and_step(result: dict[str, Any]) -> list[str]:
+    """Say what other numbers of views cost, and what a cache saves of a step."""
+    lines = []
+    if result["by_views"]:
+        costs = (
+            f"{row['views']}: {gigabytes(row['bytes'] / 1e9)} GB, {row['passes']:,} passes"
+            for row in result["by_views"]
+        )
+        lines.append(f"by store.views, {'; '.join(costs)}")
+    if "step" in result:
+        step = result["step"]
+        student, teacher = (step[f"{who}_operations"] / 1e12 for who in ("student", "teacher"))
+        lines.append(
+            f"a step takes {student:.3g} TFLOP a frame, and a teacher in it {teacher:.3g} more: "
+            f"without one it is at most {step['times_faster_at_most']:.2f} times faster"
+        )
+    return lines
 
 
 def _without_the_largest(result: dict[str, Any]) -> list[str]:

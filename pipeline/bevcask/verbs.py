@@ -52,6 +52,10 @@ class PlanConfig(Config):
     probe: int = Field(
         0, ge=0, description="run the teacher on this many frames and compare codecs"
     )
+    step: bool = Field(
+        False,
+        description="count the operations of a training step, and how much of one a cache saves",
+    )
     device: Device = "auto"
     seed: Seed = 0
     trust_code: TrustCode = False

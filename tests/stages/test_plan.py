@@ -1,0 +1,48 @@
+"""plan: what other numbers of views cost, and how much of a step a cache saves."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bevcask.compose import compose
+from bevcask.stages import plan
+from bevcask.verbs import PlanConfig
+
+Call = Callable[..., tuple[int, str, str]]
+NOMINAL = ["dataset=nuscenes", "dataset.split=train"]
+
+
+def test_the_released_row_by_views() -> None:
+    """Spec 3.3: 323 GB a view of nuScenes-train; a pass a view and one for the boxes."""
+    row = ["experiment=harmodistill_raydn_r50_r18"]
+    result = plan.run(compose(PlanConfig, row))
+    views = {row["views"]: row for row in result["by_views"]}
+    assert views.keys() == {1, 2, 4}
+    assert views[2]["bytes"] == result["total_bytes"]
+    assert views[2]["passes"] == result["teacher_passes"]
+    a_view = views[2]["bytes"] - views[1]["bytes"]
+    assert a_view / 1e9 == pytest.approx(323, rel=2e-3)
+    assert views[4]["bytes"] == pytest.approx(views[1]["bytes"] + 3 * a_view)
+
+
+def test_a_step_with_and_without_its_teacher() -> None:
+    words = [*NOMINAL, "teacher=raydn_tiny", "student=raydn_tiny", "method=harmodistill"]
+    step = plan.run(compose(PlanConfig, [*words, "step=true"]))["step"]
+    teacher, student = step["teacher_operations"], step["student_operations"]
+    assert 3 * teacher < student < 6 * teacher  # the head in the images is of training alone
+    assert step["times_faster_at_most"] == pytest.approx((student + teacher) / student)
+
+
+def test_what_cannot_be_counted_is_told(call: Call) -> None:
+    code, _, err = call("plan", *NOMINAL, "teacher=centerpoint_tiny", "step=true")
+    assert code == 2
+    assert "step=true counts operations of detectors of bevcask's own, and student= names" in err
+
+
+def test_it_says_so_in_words(call: Call) -> None:
+    words = [*NOMINAL, "teacher=raydn_tiny", "student=raydn_tiny", "method=harmodistill"]
+    code, out, err = call("plan", *words, "store.views=1", "augment.image_flip=true", "step=true")
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "by store.views, 1: " in said
+    assert "without one it is at most 1." in said
