@@ -69,6 +69,15 @@ MEMORY = (
     "augment.bev_flip_x=false",
     "augment.bev_flip_y=false",
 )
+STREAM = (
+    "teacher=raydn_tiny",
+    "teacher.checkpoint=catalog:raydn_tiny_synthetic",
+    "teacher.memory=window",
+    "teacher.history=1",
+    "student=raydn_tiny_student",
+    "augment.bev_flip_x=false",
+    "augment.bev_flip_y=false",
+)
 TRAINED = "trained on a synthetic world (data_catalog)"
 CASES = {
     "distillbev": Case(0.25, TRAINED, LIDAR),
@@ -76,6 +85,7 @@ CASES = {
     "tigdistill": Case(0.06, TRAINED, (*LIDAR, "method.inner_depth=0")),
     "simdistill": Case(0.25, TRAINED, FUSION),
     "focaldistiller": Case(0.25, TRAINED, MEMORY),
+    "harmodistill": Case(0.25, TRAINED, STREAM),
 }
 
 

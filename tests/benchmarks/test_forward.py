@@ -9,11 +9,14 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["bevformer_tiny_student", "bevdepth_tiny"])
-def test_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [("bevformer_tiny_student", False), ("bevdepth_tiny", False), ("raydn_tiny", True)],
+)
+def test_forward(name: str, train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     forward: Any = importlib.import_module("forward")
-    row = forward.measure(name, 1)
+    row = forward.measure(name, 1, train)
     assert len(row["seconds"]) == 2
     assert min(row["seconds"]) > 0
     assert 0.1 < row["peak_gib"] < 24
