@@ -84,6 +84,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         **judge(boxes, folder / "nuscenes"),
         "of": boxes.of,
         "dataset": f"{boxes.dataset.version} {boxes.dataset.split}",
+        "resampling": boxes.dataset.resampling,
         "submission": str(folder / "nuscenes" / SUBMISSION),
         "metrics": str(folder / "evaluation.json"),
     }

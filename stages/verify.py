@@ -41,7 +41,7 @@ from bevcask.provenance import pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
-from bevcask.training.identity import check_dataset
+from bevcask.training.identity import check_dataset, check_resampling
 from bevcask.verbs import VerifyConfig
 
 _SHOWN = 40
@@ -193,9 +193,10 @@ def open_teacher(
         )
     if same_memory and teacher.memory == "window":
         check_identity(cache, {"memory": teacher.remembering()})
+    frames = Frames.select(config.dataset.over(cache.plan.get("dataset", {})).whole())
+    check_resampling(cache, frames.resampling)
     device = pick_device(config.device)
     teacher.load(device)
-    frames = Frames.select(config.dataset.over(cache.plan.get("dataset", {})).whole())
     wanted = needs_pixels(cache.specs.values())
     clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
     shown = cache.fingerprint.get("views", {"augment": {}, "seed": config.seed})

@@ -49,8 +49,11 @@ Dumped with `context={"spell": function}`, each of them is what the function mak
 """
 
 
+Resampling = Literal["fast", "pillow"]
+
+
 class DatasetConfig(Config):
-    """Which frames."""
+    """Which frames, and how they are read."""
 
     root: PathText = Field(
         "data/nuscenes", description="folder with samples/, maps/ and the version folder"
@@ -68,6 +71,12 @@ class DatasetConfig(Config):
     virtual_points: PathText | None = Field(
         None,
         description="folder with SAMPLE_TOKEN.npy, for detectors of 17 point_channels; empty: none",
+    )
+
+    resampling: Resampling = Field(
+        "fast",
+        description="camera images: fast decodes them smaller and interpolates once; pillow "
+        "resizes whole ones as the releases do, bicubic and antialiased, and turns none",
     )
 
     @field_validator("infos", "virtual_points", mode="before")

@@ -93,8 +93,8 @@ class DistillConfig(Config):
     dataset: DatasetConfig = DatasetConfig()
     val: DatasetConfig | None = Field(
         None,
-        description="frames to validate on, of dataset.root and dataset.version unless it has its "
-        "own; none: no validation",
+        description="frames to validate on, of dataset.root, version and resampling unless it has "
+        "its own; none: no validation",
     )
     student: StudentConfig = StudentConfig()
     method: Method = _NO_METHOD
@@ -124,7 +124,8 @@ class DistillConfig(Config):
         dataset, val = values.get("dataset"), values.get("val")
         if not isinstance(dataset, Mapping) or not isinstance(val, Mapping):
             return values
-        shared = {key: dataset[key] for key in ("root", "version") if key in dataset}
+        keys = ("root", "version", "resampling")
+        shared = {key: dataset[key] for key in keys if key in dataset}
         return {**values, "val": {**shared, **val}}
 
 

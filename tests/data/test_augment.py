@@ -131,6 +131,22 @@ def test_cameras_alike_see_one_draw() -> None:
     assert images_only(alike).cameras_alike
 
 
+def test_crops_of_whole_pixels_end_at_the_last_of_them() -> None:
+    """Where Pillow resizes, to whole pixels: rounded up, a crop would end in a black row."""
+    seen = []
+    for view in range(50):
+        fast, pillow = (
+            draw(EVERYTHING, 0, TOKEN, view, SIZES, NETWORK, how).images[0]
+            for how in ("fast", "pillow")
+        )
+        assert pillow.scale == fast.scale
+        assert pillow.crop_top == int(900 * pillow.scale) - 256
+        assert 0 <= pillow.crop_left <= max(0, int(1600 * pillow.scale) - 704)
+        seen.append(pillow.crop_top - fast.crop_top)
+    assert set(seen) == {-1, 0}
+    assert draw(None, 0, TOKEN, 0, SIZES, NETWORK, "pillow").images == _draw(None).images
+
+
 def test_the_ranges_of_streampetr() -> None:
     """Scales of 0.38 to 0.55, the crop uniform over what is spare, black to the right of less."""
     augment = compose(DistillConfig, ["experiment=streampetr_r50"]).augment

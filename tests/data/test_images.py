@@ -15,6 +15,7 @@ from bevcask.data.images import (
     load_image,
     normalise,
     read_image,
+    whole_pixels,
 )
 from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
@@ -177,6 +178,34 @@ def test_pixels_are_close_to_an_antialiased_resize_of_the_whole(
     whole = Image.open(real_jpeg).resize((352, 128), Image.Resampling.BILINEAR, box=box)
     out = load_image(real_jpeg, CAMERA, ImageTransform(scale, 0, top, (128, 352)))
     assert np.abs(out.astype(int) - np.asarray(whole)).mean() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "left", "top", "flip"),
+    [(0.44, 0, 140, False), (0.44, 0, 140, True), (0.3811, 0, 87, True), (0.5487, 131, 237, False)],
+)
+def test_pillow_is_pillow(scale: float, left: int, top: int, flip: bool, tmp_path: Path) -> None:
+    """Pixel by pixel, from the file on; right of a narrow image there is black, then the mirror."""
+    noise = np.random.default_rng(0).integers(0, 256, (45, 80, 3), np.uint8)
+    smooth = Image.fromarray(noise).resize(CAMERA[::-1], Image.Resampling.BICUBIC)
+    path = _save(np.asarray(smooth), tmp_path / "noise.jpg")
+    network = (256, 704)
+    transform = ImageTransform(scale, left, top, network, flip=flip)
+    with Image.open(path) as whole:
+        image = whole.resize((int(1600 * scale), int(900 * scale)))
+    image = image.crop((left, top, left + 704, top + 256))
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    found = load_image(path, CAMERA, transform, "pillow")
+    np.testing.assert_array_equal(found, np.asarray(image))
+    fast = load_image(path, CAMERA, transform)
+    assert 0 < np.abs(found.astype(int) - fast).mean() < 8  # loud noise; whole pixels bend it
+
+
+def test_pillow_keeps_whole_pixels() -> None:
+    assert whole_pixels((900, 1600), 0.44) == (396, 704)
+    assert whole_pixels((900, 1600), 0.3811) == (342, 609)
+    assert whole_pixels((112, 200), 28 / 112) == (28, 50)
 
 
 def test_normalise_uses_imagenet_statistics_per_channel() -> None:

@@ -1,4 +1,5 @@
 import os
+import pickle
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from bevcask.data.samples import Key, Replay, SampleReader, collate
 from bevcask.data.sampling import Epochs, StepSampler
 from bevcask.data.workers import Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.errors import DataError, LoaderError
+from bevcask.errors import ConfigError, DataError, LoaderError
 from bevcask.geometry import inside_footprints, transform_boxes, transform_points
 
 Select = Callable[..., Frames]
@@ -197,6 +198,23 @@ def test_cameras_alike_replay_one_draw_by_view(tiny_frames: Frames) -> None:
         assert len(np.unique(seen.image_aug_V33, axis=0)) == 1
         views.add((seen.view, float(seen.image_aug_V33[0, 0, 0])))
     assert len(views) == 2
+
+
+def test_how_images_are_made_smaller_goes_with_the_frames(tiny_frames: Frames) -> None:
+    """Also to workers, and to parts of the selection; what Pillow is not asked for is refused."""
+    pillow = Frames(tiny_frames.index, tiny_frames.rows, resampling="pillow")
+    inputs, token = Inputs(image_size_HW=(56, 96)), tiny_frames.tokens[0]
+    fast = SampleReader(tiny_frames, inputs, None, 0).read(token).images_VCHW
+    same = [pillow, pillow.keep([token]), pillow.in_order([token])]
+    same.append(pickle.loads(pickle.dumps(pillow)))
+    found = [SampleReader(own, inputs, None, 0).read(token).images_VCHW for own in same]
+    assert fast is not None
+    assert found[0] is not None
+    assert 0 < np.abs(found[0] - fast).mean() < 0.2
+    for own in found[1:]:
+        np.testing.assert_array_equal(own, found[0])
+    with pytest.raises(ConfigError, match=r"image_rotation=5\.0: dataset\.resampling=pillow"):
+        SampleReader(pillow, inputs, AUGMENT, 0)
 
 
 def test_how_far_back_is_drawn_within_its_range(tiny_frames: Frames) -> None:

@@ -184,6 +184,21 @@ def test_other_ranges_are_refused_by_leaf(cache: str, tiny_world: Path) -> None:
         gradients(config)
 
 
+def test_images_made_smaller_in_another_way_are_refused(cache: str, tiny_world: Path) -> None:
+    """By a student, by an extraction that goes on, and by who asks the teacher again."""
+    still = (f"cache={cache}", *IMAGES[:-1], "dataset.resampling=pillow")
+    said = r"preprocessing\.image: .*dataset\.resampling"
+    with pytest.raises(CacheIdentityError, match=said):
+        gradients(configure(tiny_world, *still))
+    again = configure(tiny_world, *still, "store.codec=float32", VIEWS, ALONE, verb=ExtractConfig)
+    with pytest.raises(CacheIdentityError, match=r"preprocessing\.image"):
+        teacher_extract.run(again)
+    named = configure(tiny_world, *still, "check=meaning", verb=VerifyConfig)
+    assert "preprocessing.image" in verify.run(named)["problems"][0]["what"]
+    with pytest.raises(CacheIdentityError, match=said):
+        verify.run(configure(tiny_world, *still, "resample=1", verb=VerifyConfig))
+
+
 def test_another_image_size_is_refused_with_both_matrices(cache: str, tiny_world: Path) -> None:
     smaller = "student.detector.image_size_HW=[64,128]"
     config = configure(tiny_world, f"cache={cache}", *IMAGES, smaller, "teacher.detector={}")

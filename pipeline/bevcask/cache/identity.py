@@ -23,6 +23,8 @@ _ADVICE = {
     "teacher.history), or extract to another URL.",
     "dataset": "The dataset on disk is not the one the teacher saw: restore it, or extract to "
     "another URL.",
+    "preprocessing": "Read images as the teacher's were (dataset.resampling), or extract to "
+    "another URL.",
     "targets": "Ask for the targets, codec and region the cache holds, or extract to another URL.",
     "shard_rows": "Use the cache's store.shard_rows, or extract to another URL.",
 }

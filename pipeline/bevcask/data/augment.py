@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bevcask.config import AugmentConfig, ImageAugmentConfig
+from bevcask.config import AugmentConfig, ImageAugmentConfig, Resampling
 from bevcask.data.colours import Colours, GridMask, draw_colours, draw_grid_mask
-from bevcask.data.images import ImageTransform
+from bevcask.data.images import ImageTransform, whole_pixels
 from bevcask.detectors.base import CLEAN_GAP
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix
@@ -47,6 +47,7 @@ def draw(
     view: int,
     image_sizes_HW: list[tuple[int, int]],
     network_HW: tuple[int, int] | None,
+    resampling: Resampling = "fast",
 ) -> Draw:
     """Return the augmentation of a sample.
 
@@ -57,6 +58,7 @@ def draw(
         view: which of the sample's augmentations.
         image_sizes_HW: original size of each camera's image.
         network_HW: network size; None without images.
+        resampling: of the images: where it resizes to whole pixels, crops end at the last of them.
     """
     sizes = [] if network_HW is None else image_sizes_HW
     if config is None:
@@ -67,7 +69,7 @@ def draw(
     if config.cameras_alike:
         numbers_V4[:] = numbers_V4[:1]
     images = [
-        _draw_image(config, numbers_4, size, drawn_HW)
+        _draw_image(config, numbers_4, size, drawn_HW, resampling)
         for numbers_4, size in zip(numbers_V4.tolist(), sizes, strict=True)
         if drawn_HW
     ]
@@ -150,6 +152,7 @@ def _draw_image(
     numbers_4: list[float],
     size_HW: tuple[int, int],
     network_HW: tuple[int, int],
+    resampling: Resampling,
 ) -> ImageTransform:
     resize, left, flip, rotation = numbers_4
     low, high = config.resize
@@ -161,11 +164,14 @@ def _draw_image(
             f"Take a lower bound above {-covering:.3f}."
         )
     scale = covering + low + (high - low) * resize
-    spare = size_HW[1] * scale - network_HW[1]
+    resized_HW = (size_HW[0] * scale, size_HW[1] * scale)
+    if resampling == "pillow":
+        resized_HW = whole_pixels(size_HW, scale)
+    spare = resized_HW[1] - network_HW[1]
     return ImageTransform(
         scale=scale,
         crop_left=round(max(0.0, spare) * left if config.crop else spare / 2),
-        crop_top=round(size_HW[0] * scale - network_HW[0]),
+        crop_top=round(resized_HW[0] - network_HW[0]),
         size_HW=network_HW,
         flip=config.image_flip and flip < 0.5,
         rotation=math.radians(config.image_rotation) * (2 * rotation - 1),

@@ -6,6 +6,7 @@ image; the centre of the first pixel is (0, 0) in both.
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,15 +17,18 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from bevcask.config import Resampling
 from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix
 
 REDUCTIONS = (8, 4, 2, 1)
-RESAMPLING = (
-    "JPEG decoded 8, 4, 2 or 1 times smaller, never below the target scale; one bilinear step: "
-    "a resize, or a warp where there is rotation; crops at whole pixels"
-)
+RESAMPLING: Mapping[Resampling, str] = {
+    "fast": "JPEG decoded 8, 4, 2 or 1 times smaller, never below the target scale; one bilinear "
+    "step: a resize, or a warp where there is rotation; crops at whole pixels",
+    "pillow": "whole JPEG; Pillow's antialiased bicubic resize to whole pixels, rounded down; "
+    "crops at whole pixels",
+}
 """How pixels come about: part of the identity of what a network said about an image."""
 Pixels = npt.NDArray[np.uint8]
 
@@ -129,8 +133,18 @@ class ImageTransform:
         above = self._rows_above(factor, len(image_HW3))
         needed_HW3 = image_HW3[above:]
         resized_HW3 = np.asarray(cv2.resize(needed_HW3, None, fx=factor, fy=factor), np.uint8)
+        return self._crop(resized_HW3, self.crop_top - round(above * factor))
+
+    def by_pillow(self, image_HW3: Pixels) -> Pixels:
+        """Resample a whole image as releases without rotation do: Pillow's resize, crop, mirror."""
+        assert not self.rotation, "readers refuse it"
+        height, width = whole_pixels((image_HW3.shape[0], image_HW3.shape[1]), self.scale)
+        resized = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.BICUBIC)
+        cropped_HW3 = self._crop(np.asarray(resized), self.crop_top)
+        return np.ascontiguousarray(cropped_HW3[:, ::-1]) if self.flip else cropped_HW3
+
+    def _crop(self, resized_HW3: Pixels, crop_top: int) -> Pixels:
         height, width = self.size_HW
-        crop_top = self.crop_top - round(above * factor)
         cropped_HW3 = resized_HW3[
             max(0, crop_top) : max(0, crop_top + height),
             max(0, self.crop_left) : max(0, self.crop_left + width),
@@ -154,8 +168,21 @@ class ImageTransform:
         return max(0, int(out_of_sight) // period.denominator * period.denominator)
 
 
-def load_image(path: Path, size_HW: tuple[int, int], transform: ImageTransform) -> Pixels:
+def whole_pixels(size_HW: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return height and width of an image that released code resizes: rounded down."""
+    height, width = (int(size * scale + _EXACT) for size in size_HW)
+    return height, width
+
+
+def load_image(
+    path: Path,
+    size_HW: tuple[int, int],
+    transform: ImageTransform,
+    resampling: Resampling = "fast",
+) -> Pixels:
     """Return the network image (H, W, 3) uint8 of a JPEG; see `read_image`, `RESAMPLING`."""
+    if resampling == "pillow":
+        return transform.by_pillow(read_image(path, size_HW))
     reduction = transform.reduction
     return transform.apply(read_image(path, size_HW, reduction), reduction)
 

@@ -21,6 +21,7 @@ from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.pixels import depth_maps, read_pixels
 from bevcask.detectors.base import Batch, Inputs, Labels
+from bevcask.errors import ConfigError
 from bevcask.geometry import transform_boxes, transform_points
 
 Floats = npt.NDArray[np.float32]
@@ -102,6 +103,9 @@ class SampleReader:
         seed: of the augmentation.
         replay: images are augmented as one of these views; the BEV stays free.
         pixels: also read the keyframe's points in its images, with the boxes that hold them.
+
+    Raises:
+        ConfigError: images are to be turned, and the frames' resampling does not turn any.
     """
 
     def __init__(
@@ -113,6 +117,12 @@ class SampleReader:
         replay: Replay | None = None,
         pixels: bool = False,
     ) -> None:
+        if frames.resampling == "pillow" and augment is not None and augment.image_rotation:
+            raise ConfigError(
+                f"augment.image_rotation={augment.image_rotation}: dataset.resampling=pillow "
+                "resizes, crops and mirrors as releases without rotation do. Say "
+                "augment.image_rotation=0, or dataset.resampling=fast."
+            )
         self.frames = frames
         self.inputs = inputs
         self.augment = augment
@@ -139,13 +149,12 @@ class SampleReader:
         """
         index, row = self.frames.index, self.frames.row(token)
         sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
-        drawn = draw(self.augment, self.seed, token, view, sizes, self.inputs.image_size_HW)
+        way = sizes, self.inputs.image_size_HW, self.frames.resampling
+        drawn = draw(self.augment, self.seed, token, view, *way)
         replayed = 0
         if self.replay is not None:
             replayed = self.replay.view(self.seed, token, view)
-            seen = draw(
-                self.augment, self.replay.seed, token, replayed, sizes, self.inputs.image_size_HW
-            )
+            seen = draw(self.augment, self.replay.seed, token, replayed, *way)
             drawn = replace(
                 seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap, dropped=drawn.dropped
             )
@@ -222,7 +231,8 @@ class SampleReader:
         for camera, transform in enumerate(drawn.images):
             path = self.frames.root / index["frame_image"][row, camera].decode()
             height, width = index["frame_image_size"][row, camera]
-            image = load_image(path, (int(height), int(width)), transform)
+            size_HW = int(height), int(width)
+            image = load_image(path, size_HW, transform, self.frames.resampling)
             coloured = drawn.colours[camera].apply(image) if drawn.colours else image
             normalise(coloured, images_VCHW[camera])
         if drawn.grid_mask is not None:

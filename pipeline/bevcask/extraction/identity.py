@@ -76,7 +76,7 @@ def identity(
         "classes": list(CLASSES),
         "preprocessing": {
             "image_size": list(inputs.image_size_HW) if inputs.image_size_HW else None,
-            "image": RESAMPLING if inputs.image_size_HW else None,
+            "image": RESAMPLING[frames.resampling] if inputs.image_size_HW else None,
             "num_frames": 1 + inputs.history,
             "num_sweeps": inputs.num_sweeps,
             "sweeps": "nearest previous, motion compensated",

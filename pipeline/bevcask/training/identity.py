@@ -8,7 +8,8 @@ import numpy as np
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache
-from bevcask.config import DatasetConfig, TeacherConfig
+from bevcask.config import DatasetConfig, Resampling, TeacherConfig
+from bevcask.data.images import RESAMPLING
 from bevcask.data.index.arrays import pose_tolerance
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Inputs
@@ -32,6 +33,8 @@ def check_dataset(
 ) -> None:
     """Refuse a cache whose frames have other calibration, poses or annotations in this dataset.
 
+    So is one whose images were made smaller in another way than this dataset's are.
+
     All cached frames are compared, also those outside the split that is trained on, in the order
     of the cache: tables and info files name, hence sort, scenes differently. Virtual points, which
     no student reads, are compared where the dataset names them.
@@ -46,7 +49,8 @@ def check_dataset(
         exact: compare rounded poses bit for bit too.
 
     Raises:
-        CacheIdentityError: frames are gone, or leaves below `dataset` differ.
+        CacheIdentityError: frames are gone, or leaves below `dataset` differ, or
+            `preprocessing.image` does.
     """
     stored: dict[str, Any] = cache.fingerprint["dataset"]
     read: dict[str, Any] = cache.fingerprint["preprocessing"]
@@ -73,6 +77,17 @@ def check_dataset(
         rounded = {"calibration", "poses", "can_bus"} & stored.keys()
         found |= {name: stored[name] for name in rounded}
     check_identity(cache, {"dataset": found})
+    check_resampling(cache, dataset.resampling)
+
+
+def check_resampling(cache: Cache, resampling: Resampling) -> None:
+    """Refuse a cache whose teacher's images were made smaller in another way.
+
+    Raises:
+        CacheIdentityError: the leaf is named.
+    """
+    if cache.fingerprint["preprocessing"]["image"] is not None:
+        check_identity(cache, {"preprocessing": {"image": RESAMPLING[resampling]}})
 
 
 def _same_within_rounding(cache: Cache, frames: Frames, found: Mapping[str, Any]) -> bool:

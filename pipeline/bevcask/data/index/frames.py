@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.catalog import resolve
-from bevcask.config import DatasetConfig
+from bevcask.config import DatasetConfig, Resampling
 from bevcask.data.can_bus import CanBus
 from bevcask.data.index.arrays import SENSORS, FrameIndex
 from bevcask.data.virtual import virtual_digest
@@ -37,6 +37,7 @@ class Frames:
         tokens: sample token of each frame.
         scenes: scene name of each frame.
         virtual_points: folder of their virtual points, see `data.virtual`; None without.
+        resampling: of their images, see `data.images.RESAMPLING`.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Frames:
         index: FrameIndex,
         rows: npt.NDArray[np.int64],
         virtual_points: Path | None = None,
+        resampling: Resampling = "fast",
     ) -> None:
         self.index = index
         self.rows = rows
         self.virtual_points = virtual_points
+        self.resampling = resampling
         self.tokens = Tokens(index["frame_token"][rows])
         self.scenes = Scenes(index["frame_scene"][rows], index.scenes)
 
@@ -85,7 +88,7 @@ class Frames:
                 f"Splits that hold frames here: {', '.join(_filled_splits(index))}."
             )
         virtual_points = None if dataset.virtual_points is None else Path(dataset.virtual_points)
-        return cls(index, rows, virtual_points)
+        return cls(index, rows, virtual_points, dataset.resampling)
 
     @property
     def root(self) -> Path:
@@ -124,7 +127,7 @@ class Frames:
         return token in self.tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.index, self.rows, self.virtual_points)
+        return type(self), (self.index, self.rows, self.virtual_points, self.resampling)
 
     def row(self, token: str) -> int:
         """Return the index row of a token.
@@ -146,12 +149,15 @@ class Frames:
 
     def in_order(self, tokens: Sequence[str]) -> "Frames":
         """Return the frames of these tokens, in this order of tokens; see `row`."""
-        return Frames(self.index, self._rows_of(tokens), self.virtual_points)
+        return self._with(self._rows_of(tokens))
 
     def keep(self, tokens: Collection[str]) -> "Frames":
         """Return only the frames with these tokens, in this order of frames."""
         places = self.tokens.positions(list(tokens))
-        return Frames(self.index, self.rows[np.sort(places[places >= 0])], self.virtual_points)
+        return self._with(self.rows[np.sort(places[places >= 0])])
+
+    def _with(self, rows: npt.NDArray[np.int64]) -> "Frames":
+        return Frames(self.index, rows, self.virtual_points, self.resampling)
 
     def previous_row(self, row: int, gap: int) -> int:
         """Return the index row `gap` keyframes before a row, or the first of its scene."""
