@@ -61,7 +61,7 @@ def run(config: PlanConfig) -> dict[str, Any]:
     return {
         "frames": frames,
         "frames_from": "dataset" if nominal is None else "nominal size of the split",
-        "teacher_passes": result.teacher_passes * passes_each(teacher),
+        "teacher_passes": result.teacher_passes(passes_each(teacher)),
         "by_views": by_views(config, method, teacher, frames) if config.store.views else [],
         **here,
         **result.to_dict(),
@@ -78,7 +78,7 @@ def by_views(
     for views in sorted({*_VIEWS, config.store.views}):
         store = config.store.model_copy(update={"views": views})
         other = plan(method.needs(), teacher.offers(), frames, store, config.augment)
-        passes = other.teacher_passes * passes_each(teacher)
+        passes = other.teacher_passes(passes_each(teacher))
         rows.append({"views": views, "bytes": other.total_bytes, "passes": passes})
     return rows
 
@@ -118,7 +118,7 @@ def count_step(config: PlanConfig, teacher: Teacher) -> dict[str, Any]:
 
 
 def passes_each(teacher: Teacher) -> int:
-    """Return how often a teacher runs to say something of one frame: once for each of a window."""
+    """Return how often a teacher runs to say what depends on a window: once for each of it."""
     return 1 + teacher.inputs().history if teacher.memory == "window" else 1
 
 
@@ -147,19 +147,20 @@ def probe_codecs(
             "probe measures a distillation loss, and method=none has none. Name a method, and the "
             "student it will teach: method=distillbev student=bevdepth_r50."
         )
-    if teacher.remembers:
+    offers, needed = teacher.offers(), {need.tap for need in method.needs()}
+    if any(tap.in_order for name, tap in offers.items() if name in needed):
         raise ConfigError(
             "probe asks a teacher about single frames, and this one remembers whole scenes. Show "
             "it windows: teacher.memory=window."
         )
     device = pick_device(config.device)
-    frames = readable_frames(Frames.select(config.dataset), teacher.inputs(), "dataset", "skip")
+    frames = readable_frames(Frames.select(config.dataset), teacher.reads(), "dataset", "skip")
     wanted = min(config.probe, len(frames))
     spread = [frames.tokens[i * len(frames) // wanted] for i in range(wanted)]
     torch.manual_seed(config.seed)
     detector, own = find_detector(config.student.detector, "student.detector")
     teacher.load(device)
-    specs = plan(method.needs(), teacher.offers(), num_frames, config.store, config.augment).specs
+    specs = plan(method.needs(), offers, num_frames, config.store, config.augment).specs
     own_view = {spec.name: spec for spec in specs if spec.view <= 1}
     method.build(detector.describe_taps(own), own_view)
     student = detector(own)
@@ -168,7 +169,7 @@ def probe_codecs(
         frames.keep(spread),
         SampleReader(frames, detector.inputs(own), config.augment, config.seed),
         teacher=SampleReader(
-            frames, teacher.inputs(), None, config.seed, pixels=needs_pixels(specs)
+            frames, teacher.reads(), None, config.seed, pixels=needs_pixels(specs)
         ),
     )
     batches = (dataset.collate([dataset[Key(index)]]).to(device) for index in range(wanted))

@@ -6,7 +6,7 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,7 @@ from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device
 from bevcask.targets.kinds import changes_pixels
 from bevcask.targets.pixels import needs_pixels
-from bevcask.targets.plan import plan
-from bevcask.targets.spec import TargetSpec
+from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset
@@ -91,9 +90,9 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     stored = stored_targets(url)
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     what = what.with_stored(stored)
-    whole_scenes = teacher.remembers
+    whole_scenes = any(spec.tap.in_order for spec in what.specs)
     if config.store.views:
-        _check_views(config, what.specs, whole_scenes)
+        _check_views(config, what)
     old = _open_reused(config)
     tree = fingerprint(config, teacher, frames, [*what.specs, *stored])
     if config.dry_run:
@@ -137,14 +136,25 @@ def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Te
     return readable_frames(frames, teacher.reads(), "dataset", config.on_missing)
 
 
-def _check_views(config: ExtractConfig, specs: Sequence[TargetSpec], whole_scenes: bool) -> None:
+def _check_views(config: ExtractConfig, what: Plan) -> None:
     views = f"store.views={config.store.views}"
-    if whole_scenes:
+    clean = [spec.name for spec in what.specs if spec.tap.in_order and what.roles[spec.key]]
+    viewed = any(spec.view for spec in what.specs)
+    if clean and not viewed:
         raise ConfigError(
-            f"{views}: this teacher remembers the frames before, and a scene cannot be shown in "
-            "several views at once. Use store.views=0, or show it windows: teacher.memory=window."
+            f"{views}: this teacher remembers the frames before, a scene cannot be shown in "
+            f"several views at once, and {', '.join(clean)} depends on memory. Use store.views=0, "
+            "or show it windows: teacher.memory=window."
         )
-    if not any(spec.view for spec in specs):
+    if clean:
+        _log.warning(
+            "%s: %s depends on the memory of whole scenes and is stored of the clean frames; "
+            "image levels are stored of each view. To have everything of each view, show the "
+            "teacher windows: teacher.memory=window.",
+            views,
+            ", ".join(clean),
+        )
+    if not viewed:
         _log.info("%s changes nothing: this teacher does not look at images", views)
     elif not changes_pixels(config.augment):
         raise ConfigError(
@@ -224,7 +234,7 @@ def _fill(
     config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
 ) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
-    steps = steps_of(writer, frames, config.loader.batch_size, teacher.remembers)
+    steps = steps_of(writer, frames, config.loader.batch_size)
     if not steps:
         return
     wanted = needs_pixels(writer.specs)

@@ -180,12 +180,13 @@ def open_teacher(
     """Load the teacher that made a cache, and what reads its frames, clean and in every view.
 
     Raises:
-        ConfigError: it looks at whole scenes.
+        ConfigError: it looks at whole scenes, and more is asked than what does not depend on them.
         CacheIdentityError: it is another teacher, or its memory goes on otherwise.
     """
     teacher = build_teacher(_with_memory_of(cache, config.teacher), config.seed)
     check_identity(cache, {"teacher": teacher.fingerprint()})
-    if teacher.remembers:
+    alone = any(not spec.tap.in_order for spec in cache.specs.values())
+    if teacher.remembers and (config.equivariance or not alone):
         raise ConfigError(
             "a teacher that looks at whole scenes cannot be asked about single frames: resample= "
             "and equivariance= are of teachers without memory, or shown windows "
@@ -198,10 +199,10 @@ def open_teacher(
     device = pick_device(config.device)
     teacher.load(device)
     wanted = needs_pixels(cache.specs.values())
-    clean = SampleReader(frames, teacher.inputs(), None, config.seed, pixels=wanted)
+    clean = SampleReader(frames, teacher.reads(), None, config.seed, pixels=wanted)
     shown = cache.fingerprint.get("views", {"augment": {}, "seed": config.seed})
     augment = validate(AugmentConfig, shown["augment"], "views.augment")
-    views = SampleReader(frames, teacher.inputs(), augment, int(shown["seed"]))
+    views = SampleReader(frames, teacher.reads(), augment, int(shown["seed"]))
     return teacher, ViewSource(clean, views), device
 
 

@@ -1,6 +1,7 @@
 """A teacher that remembers its scene: parts keep scenes whole, a resumed run begins with them."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,32 @@ class Counting(Teacher):
         return {"head.boxes": boxes, "head.boxes.count": count, "memory/shown": old + 1}
 
 
+class Looking(Counting):
+    """Says of each image how bright it is, whatever it remembers."""
+
+    def taps(self) -> Mapping[str, TapInfo]:
+        shape = (6, 1, 1, 1)
+        bright = TapInfo("image.level0", "image_feature", shape, depends_on_images=True)
+        return {**super().taps(), bright.name: bright}
+
+    def inputs(self) -> Inputs:
+        return replace(super().inputs(), image_size_HW=(28, 50))
+
+    def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        assert batch.images_BVCHW is not None
+        bright_BV = batch.images_BVCHW.mean((2, 3, 4))
+        return super().__call__(batch, names) | {"image.level0": bright_BV[..., None, None, None]}
+
+
 @pytest.fixture
 def extract(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(url: Path, *words: str) -> tuple[dict[str, Any], list[str]]:
+    def run(
+        url: Path, *words: str, kind: type[Counting] = Counting
+    ) -> tuple[dict[str, Any], list[str]]:
         data = ["dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=all"]
         fixed = ["method=none", "store.shard_rows=1", "loader.num_workers=0"]
         config = compose(ExtractConfig, [f"cache={url}", *data, *fixed, *words])
-        teacher = Counting()
+        teacher = kind()
         monkeypatch.setattr(teacher_extract, "build_teacher", lambda *_: teacher)
         return teacher_extract.run(config), teacher.seen
 
@@ -130,6 +150,38 @@ def test_lanes_leave_no_trace(extract: Any, tmp_path: Path, width: int, rows: in
         assert len(seen) == len(set(seen)) == 6
     assert different_files(whole, url) == []
     assert counts(url) == [1.0, 2.0, 3.0] * 2
+
+
+def test_each_frame_is_shown_as_it_is_and_then_in_its_views(
+    extract: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory goes on with what the clean frames said; killed among views it ends the same."""
+    whole, lanes, killed = (tmp_path / f"{name}.zarr" for name in ("whole", "lanes", "killed"))
+    words = ["method=harmodistill_streampetr", "store.views=2", "augment.photometric=true"]
+    for url, width in ((whole, 1), (lanes, 2)):
+        _, seen = extract(url, *words, f"loader.batch_size={width}", kind=Looking)
+        assert len(seen) == 3 * 6
+    assert seen[:6] == 3 * seen[:2]
+    assert counts(whole) == [1.0, 2.0, 3.0] * 2
+    bright = {"image.level0.view1", "image.level0.view2", "image_transform.view1"}
+    assert bright | {"head.boxes"} <= open_cache(str(whole)).specs.keys()
+    assert different_files(whole, lanes) == []
+    asked = Looking.__call__
+
+    def until_the_second_view(self: Looking, batch: Batch, names: Collection[str]) -> Any:
+        if len(self.seen) == 5:
+            raise Killed
+        return asked(self, batch, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Looking, "__call__", until_the_second_view)
+        with pytest.raises(Killed):
+            extract(killed, *words, "loader.batch_size=1", kind=Looking)
+    left = open_cache(str(killed), allow_unsealed=True)
+    assert len(left.committed) == 1
+    _, seen = extract(killed, *words, "loader.batch_size=1", kind=Looking)
+    assert len(seen) == 1 + 3 * 5  # the first frame again, to remember it
+    assert different_files(whole, killed) == []
 
 
 def unseal(url: Path, shard: int) -> None:

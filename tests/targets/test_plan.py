@@ -199,6 +199,23 @@ def test_plan_is_plain_json() -> None:
         assert TargetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+def test_memory_is_of_the_clean_frames_and_images_of_every_view() -> None:
+    """A scene is shown once, as it is; a window as often as there are views."""
+    image, boxes = TAPS["image.fpn0"], replace(TAPS["head.boxes"], depends_on_images=True)
+    query = TapInfo("query.last", "query_set", (4, 8), depends_on_images=True)
+    needs = [Need(t.kind, t.name, t.kind) for t in (image, query)]
+    viewed = [f"image.fpn0.view{n}" for n in (1, 2)]
+    moves = [f"image_transform.view{n}" for n in (1, 2)]
+    found = {}
+    for context in ("scene", "window of 3"):
+        taps = {t.name: replace(t, context=context) for t in (query, boxes)} | {image.name: image}
+        result = plan(needs, taps, 10, StoreConfig(views=2), None)
+        found[context] = [spec.key for spec in result.specs], result.teacher_passes(window=4)
+    assert found["scene"] == ([*viewed, "query.last", *moves, "head.boxes"], 10 * 3)
+    states = [f"query.last.view{n}" for n in (1, 2)]
+    assert found["window of 3"] == ([*viewed, *states, *moves, "head.boxes"], 10 * 3 * 4)
+
+
 def test_nominal_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # no data/nuscenes here
 

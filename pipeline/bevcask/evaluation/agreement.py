@@ -114,6 +114,8 @@ def resample(
 ) -> tuple[dict[str, dict[str, Any]], list[Problem]]:  # fmt: skip
     """Ask the teacher again about some frames and compare with what is stored.
 
+    Targets that depend on the memory of whole scenes are left out: they are of no frame alone.
+
     Args:
         cache: an open cache.
         teacher: the one that made it, loaded on `device`.
@@ -128,9 +130,10 @@ def resample(
     """
     found: dict[str, Agreement] = defaultdict(Agreement)
     problems: list[Problem] = []
+    specs = [spec for spec in cache.specs.values() if not spec.tap.in_order]
     for token in tokens:
-        for view in sorted({spec.view for spec in cache.specs.values()}):
-            own = [spec for spec in cache.specs.values() if spec.view == view]
+        for view in sorted({spec.view for spec in specs}):
+            own = [spec for spec in specs if spec.view == view]
             batch = source.collate([source.read(token, view)])
             said = teacher.targets(batch.to(device), [spec.name for spec in own])
             said = {name: values.cpu() for name, values in said.items()}

@@ -22,15 +22,15 @@ def encoded_shards(
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
     """Yield (shard, encoded targets by name) as the teacher completes them."""
-    stream = Stream()
+    stream, in_order = Stream(), any(spec.tap.in_order for spec in specs)
     parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
-        shown = batch.to(device)
-        if teacher.remembers:
+        shown, goes_on = batch.to(device), in_order and not step.view
+        if goes_on:
             shown = stream.recall(shown)
         outputs = teacher.targets(shown, [spec.name for spec in own])
-        if teacher.remembers:
+        if goes_on:
             stream.keep(shown, memory_in(outputs))
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, shard in enumerate(step.shards):

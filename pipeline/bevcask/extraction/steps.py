@@ -27,26 +27,24 @@ class Step:
     view: int = 0
 
 
-def steps_of(
-    writer: Writer | Repairer, frames: Frames, batch_size: int, remembers: bool = False
-) -> list[Step]:
+def steps_of(writer: Writer | Repairer, frames: Frames, batch_size: int) -> list[Step]:
     """Return the forwards that fill every missing shard.
 
     Args:
-        writer: knows what is missing.
+        writer: knows what is missing. If a target depends on memory, the teacher sees each scene
+            from its first frame, scenes side by side, and other views of a frame right after it.
+            Else in row order, and no batch crosses a shard, so that a resumed run repeats the same
+            batches.
         frames: the selection.
         batch_size: frames a forward, at most.
-        remembers: the teacher must see each scene from its first frame, one frame a forward:
-            scenes go side by side. Else in row order, and no batch crosses a shard, so that a
-            resumed run repeats the same batches.
     """
     position = {token: index for index, token in enumerate(frames.tokens)}
     places = {
         shard: [position[token] for token in writer.tokens(shard)] for shard in writer.missing()
     }
-    if remembers:
-        return list(_through_scenes(places, frames, batch_size))
     views = sorted({spec.view for spec in writer.specs})
+    if any(spec.tap.in_order for spec in writer.specs):
+        return list(_through_scenes(places, frames, batch_size, views[1:]))
     return [
         step
         for shard, rows in places.items()
@@ -64,7 +62,9 @@ def _of_shard(
         yield Step(keys, [shard] * len(keys), [shard] if completes else [], view)
 
 
-def _through_scenes(places: dict[int, list[int]], frames: Frames, width: int) -> Iterator[Step]:
+def _through_scenes(
+    places: dict[int, list[int]], frames: Frames, width: int, views: Sequence[int]
+) -> Iterator[Step]:
     shard_of = {row: shard for shard, rows in places.items() for row in rows}
     last_of = {max(rows): shard for shard, rows in places.items()}
     scenes = [
@@ -74,4 +74,9 @@ def _through_scenes(places: dict[int, list[int]], frames: Frames, width: int) ->
     ]
     for keys in in_lanes(scenes, width):
         shards = [shard_of.get(key.frame) for key in keys]
-        yield Step(keys, shards, [last_of[key.frame] for key in keys if key.frame in last_of])
+        completes = [last_of[key.frame] for key in keys if key.frame in last_of]
+        yield Step(keys, shards, [] if views else completes)
+        written = [key.frame for key in keys if key.frame in shard_of]
+        for view in views if written else ():
+            again, own = [Key(row, view) for row in written], [shard_of[row] for row in written]
+            yield Step(again, list(own), completes if view == views[-1] else [], view)

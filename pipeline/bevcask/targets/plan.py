@@ -49,10 +49,15 @@ class Plan:
 
         return replace(self, specs=tuple(map(held, self.specs)))
 
-    @property
-    def teacher_passes(self) -> int:
-        """Forwards of single frames that an extraction makes: one a frame and view."""
-        return self.num_frames * len({spec.view for spec in self.specs})
+    def teacher_passes(self, window: int = 1) -> int:
+        """Return the forwards of single frames that an extraction makes: one a frame and view.
+
+        Args:
+            window: forwards that say something of a frame which depends on a window before it.
+        """
+        deep = {spec.view for spec in self.specs if spec.tap.context.startswith("window")}
+        views = {spec.view for spec in self.specs}
+        return self.num_frames * sum(window if view in deep else 1 for view in views)
 
     @property
     def bytes_per_frame(self) -> dict[str, int]:
@@ -140,7 +145,7 @@ def plan(
     for name, group in wanted.items():
         spec, found = _choose(taps[name], group, store, augment)
         problems += found
-        replayed = store.views and spec.tap.depends_on_images
+        replayed = is_replayed(spec.tap, store.views)
         if (
             spec.tap.kind == "image_feature"
             and spec.alignment == "approximate"
@@ -166,9 +171,17 @@ def plan(
     return Plan(tuple(specs), num_frames, roles)
 
 
+def is_replayed(tap: TapInfo, views: int) -> bool:
+    """Tell whether a tap is stored of each view instead of the clean frame.
+
+    It is where the pixels decide what the teacher says, unless that depends on the whole scene
+    before: a scene is shown once, as it is.
+    """
+    return views > 0 and tap.depends_on_images and not tap.in_order
+
+
 def _views(spec: TargetSpec, count: int) -> list[TargetSpec]:
-    """Return a target a view where the pixels decide what the teacher says, else the target."""
-    if not count or not spec.tap.depends_on_images:
+    if not is_replayed(spec.tap, count):
         return [spec]
     return [replace(spec, alignment="replay", view=number + 1) for number in range(count)]
 

@@ -59,6 +59,11 @@ class TapInfo:
     bins: tuple[float, ...] = ()
     context: str = "none"
 
+    @property
+    def in_order(self) -> bool:
+        """True if it can only be said of a scene's frames one after the other, from the first."""
+        return self.context == "scene"
+
 
 RegionName = Literal[
     "all", "confident", "foreground", "keypoints", "centres", "gaussians", "focal", "union"

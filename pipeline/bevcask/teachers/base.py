@@ -25,6 +25,11 @@ MEMORY = "memory/"
 """Begins the names under which a teacher says what it wants to remember."""
 
 
+def of_one_frame(tap: TapInfo) -> bool:
+    """Tell whether a tap depends on no other frame, whatever its detector remembers."""
+    return tap.kind == "image_feature"
+
+
 def memory_in(outputs: Mapping[str, Tensor]) -> Memory:
     """Return what a teacher wants to remember, by its own names."""
     return {
@@ -142,7 +147,7 @@ class Teacher(ABC):
         if history := self.reads().history:
             context = f"window of {history}"
         taps = {
-            name: tap if tap.kind == "image_feature" else replace(tap, context=context)
+            name: tap if of_one_frame(tap) else replace(tap, context=context)
             for name, tap in self.taps().items()
         }
         return {**taps, PIXELS.name: PIXELS}

@@ -21,7 +21,7 @@ from bevcask.errors import ConfigError, TargetMismatchError
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TapInfo
-from bevcask.teachers.base import MEMORY, Teacher
+from bevcask.teachers.base import MEMORY, Teacher, of_one_frame
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
@@ -129,7 +129,9 @@ class NativeTeacher(Teacher):
                 f"Known: {', '.join(taps)}."
             )
         with torch.inference_mode():
-            output = (unroll if self._memory == "window" else _alone)(self.detector, batch)
+            alone = all(of_one_frame(taps[name]) for name in names)
+            window = self._memory == "window" and not alone
+            output = (unroll if window else _alone)(self.detector, batch)
             found = {name: output.taps[name] for name in names if taps[name].kind != "box_set"}
             missing = len(found) < len(names)
             if self.remembers:

@@ -23,7 +23,7 @@ from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Detector
 from bevcask.detectors.memory import unroll
 from bevcask.methods.base import Method, Target
-from bevcask.targets.plan import plan
+from bevcask.targets.plan import is_replayed, plan
 from bevcask.targets.spec import TargetSpec, stored_dtype
 from bevcask.teachers.base import Teacher
 from bevcask.training.sources import align_of
@@ -116,7 +116,7 @@ def probe(
         for name, words in candidates.items()
     }
     copies = {
-        spec.name: max(1, store.views) if spec.tap.depends_on_images else 1
+        spec.name: store.views if is_replayed(spec.tap, store.views) else 1
         for spec in chosen[_EXACT]
     }
     sums = {name: _Sums() for name in chosen}

@@ -178,12 +178,6 @@ def _online(
     from bevcask.teachers import build_teacher
 
     teacher = build_teacher(config.teacher, config.seed)
-    if teacher.remembers:
-        raise ConfigError(
-            "targets=online: this teacher remembers the frames before, and training shows them in "
-            "no order. Extract a cache of it and name that with cache=URL, or show it windows: "
-            "teacher.memory=window."
-        )
     canonical = config.online.input == "canonical"
     what = plan(
         method.needs(),
@@ -192,9 +186,16 @@ def _online(
         config.store,
         config.augment if canonical else None,
     )
-    teacher.load(device)
     needed = {need.tap for need in method.needs()}
     specs = {s.name: s for s in what.specs if s.name in needed and s.view <= 1}
+    in_order = [name for name, spec in specs.items() if spec.tap.in_order]
+    if in_order:
+        raise ConfigError(
+            "targets=online: this teacher remembers the frames before, and training shows them in "
+            f"no order, but {', '.join(in_order)} depends on memory. Extract a cache of it and "
+            "name that with cache=URL, or show it windows: teacher.memory=window."
+        )
+    teacher.load(device)
     identity = teacher.fingerprint()
     replay = Replay(config.seed, config.store.views) if config.store.views else None
     augment = None if canonical and replay is None else config.augment
@@ -208,7 +209,7 @@ def _online(
         f"{str(identity['weights'])[:12]}",
         reader=SampleReader(
             frames,
-            teacher.inputs(),
+            teacher.reads(),
             augment,
             config.seed,
             replay,
