@@ -72,6 +72,54 @@ def test_steps_go_along_the_ray_of_a_camera() -> None:
         torch.testing.assert_close(depth - before, step * 1.5, atol=1e-3, rtol=0)
 
 
+def test_all_draws_of_all_boxes_are_at_one_pixel() -> None:
+    """Anywhere in range, under a BEV augmentation; each box is an object once, and near itself."""
+    shown = seen(2, 4)
+    assert not any(torch.equal(own, torch.eye(4)) for own in shown.bev_aug_B44)
+    camera, order = small(SMALL_RAY)._cameras(shown), SMALL_RAY.camera_order
+    generator = torch.Generator().manual_seed(5)
+    boxes = torch.rand((300, 9), generator=generator)
+    boxes[:, :2] = 90 * boxes[:, :2] - 45
+    boxes[:, 2], boxes[:, 3:6] = 4 * boxes[:, 2] - 2, 0.5 + 4 * boxes[:, 3:6]
+    samples, draws = torch.arange(300) % 2, draw(300, DENOISING)
+    steps, best = ray_steps(draws, DENOISING)
+    moved, found = along_rays(boxes, samples, steps, camera, order)
+    height, width = camera.size_HW
+    matrices = camera.lidar_to_image_BV44.double()
+    compared = 0
+    for box, sample in enumerate(samples.tolist()):
+        place = torch.cat([boxes[box, :3], torch.ones(1)]).double()
+        pixels = {
+            view: (own[:2] / own[2], own[2])
+            for view in order
+            for own in [matrices[sample, view] @ place]
+        }
+        sees = [
+            v
+            for v, (at, depth) in pixels.items()
+            if depth > 0 and bool((at >= 0).all()) and at[0] < width and at[1] < height
+        ]
+        assert bool(found[box]) == bool(sees)
+        for place in moved[:, box] if sees else ():
+            own = matrices[sample, sees[-1]] @ torch.cat([place, torch.ones(1)]).double()
+            if abs(own[2]) > 1:  # nearer a millimetre is more than a pixel
+                compared += 1
+                assert float((own[:2] / own[2] - pixels[sees[-1]][0]).abs().max()) < 1e-3
+    assert compared > 500
+    assert bool((steps.gather(0, best[None]).abs() <= DENOISING.split).all())
+
+
+def test_every_box_is_one_object_of_its_rays() -> None:
+    boxes = torch.stack([IN_VIEW] * 40)
+    boxes[:, 0] = torch.linspace(-8, 8, 40)
+    kinds = torch.arange(40) % 10
+    parts = [[own[:25], own[25:]] for own in (boxes, kinds)]
+    found = disturb(*parts, draw(40, DENOISING), SMALL_RAY, cameras(2))
+    rays = found.labels_R[DENOISING.groups * 40 :].view(5, 40)
+    assert bool(((rays != 10).sum(0) == 1).all())
+    assert torch.equal(rays.amin(0), kinds)
+
+
 def test_the_last_camera_that_sees_a_box_moves_it() -> None:
     camera = cameras(1)
     matrices = camera.lidar_to_image_BV44.clone()
