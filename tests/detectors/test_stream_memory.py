@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevcask.config import AugmentConfig, Config, DatasetConfig
 from bevcask.data.index.frames import Frames
@@ -14,6 +14,7 @@ from bevcask.data.loader import FrameSource, build_loader
 from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors.blocks.memory_queue import Poses, Rows, recalled, remembered
 from bevcask.detectors.memory import Stream
+from bevcask.detectors.raydn import RayDN
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_family import StreamDetector
 from bevcask.errors import ConfigError
@@ -220,6 +221,21 @@ def test_what_it_starts_as(detector: StreamDetector) -> None:
         assert bool(((own >= 0) & (own <= 1)).all())
         assert 0.4 < float(own.detach().mean()) < 0.7
     assert not fresh.queries.starts_P3.requires_grad
+    for own in fresh.pyramid.modules():
+        if isinstance(own, nn.Conv2d):
+            assert_xavier(own)
+    for layer in fresh.decoder.layers:
+        for linear in (layer.feed_forward.inner, layer.feed_forward.outer):
+            assert_xavier(linear, biased=isinstance(fresh, RayDN))
+
+
+def assert_xavier(layer: nn.Linear | nn.Conv2d, biased: bool = False) -> None:
+    """Uniform up to sqrt(6 / (what is read + what is made)); biases of 0 unless torch's own."""
+    window = layer.weight[0, 0].numel()
+    limit = (6 / (window * sum(layer.weight.shape[:2]))) ** 0.5
+    assert 0.9 * limit < float(layer.weight.detach().abs().max()) <= limit
+    assert layer.bias is not None
+    assert bool(layer.bias.any()) == biased
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Self, cast
 
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevcask.detectors.blocks.fpn import MultiLevelPyramid
 from bevcask.detectors.blocks.levels import STRIDES, Level
 from bevcask.detectors.blocks.point_reading import CameraModulation, Levels, PointRead
 from bevcask.detectors.blocks.ray_positions import Cameras
+from bevcask.detectors.blocks.starts import start_linear
 from bevcask.detectors.blocks.stream_decoder import StreamDecoder, StreamLayer
 from bevcask.detectors.blocks.yolox_image_head import YoloxImageHead, YoloxImageLoss
 from bevcask.detectors.stream_config import DenoisingConfig, StreamBackboneConfig, StreamConfig
@@ -69,6 +70,7 @@ class RayDN(StreamDetector):
         first = STRIDES[config.backbone.levels[0]]
         strides = [first * 2**level for level in range(config.levels)]
         self.pyramid = MultiLevelPyramid(widths, config.channels, config.levels)
+        start_linear(*(own for own in self.pyramid.modules() if isinstance(own, nn.Conv2d)))
         self.image_head = YoloxImageHead(
             config.channels, config.image_channels, len(CLASSES), strides
         )

@@ -29,6 +29,7 @@ from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.targets.image_boxes import ImageBoxes, image_boxes
 from bevcask.targets.metric_code import decode_metric_boxes, encode_metric_boxes
 from bevcask.targets.spec import TapInfo
+from bevcask.targets.target import full_precision
 
 
 class Seen(NamedTuple):
@@ -174,21 +175,28 @@ class StreamDetector(Detector):
         return tuple(sorted({name.partition(".")[0] for name in self.head_weights()}))
 
     def forward(self, batch: Batch) -> Output:
+        """Run the network; under autocast backbone and pyramid alone are in half precision.
+
+        What is behind them reckons with places and times, and with as many digits as the releases.
+        """
+        maps = self._maps(batch)
+        with torch.autocast(batch.bev_aug_B44.device.type, enabled=False):
+            return self._find(batch, [full_precision(own) for own in maps])
+
+    def _find(self, batch: Batch, maps: Sequence[Tensor]) -> Output:
         cameras, poses = self._cameras(batch), self._poses(batch)
-        seen = self.see(self._maps(batch), cameras)
+        seen = self.see(maps, cameras)
         config, samples = self.config, len(batch.tokens)
-        with torch.autocast(batch.bev_aug_B44.device.type, enabled=False):
-            rows = recalled(
-                batch.memory,
-                self._known(batch),
-                poses,
-                self.queries.metres(self.queries.starts_P3),
-                config.memory,
-                config.channels,
-            )
+        rows = recalled(
+            batch.memory,
+            self._known(batch),
+            poses,
+            self.queries.metres(self.queries.starts_P3),
+            config.memory,
+            config.channels,
+        )
         noisy = self._noisy(batch, cameras)
-        with torch.autocast(batch.bev_aug_B44.device.type, enabled=False):
-            asked = self.queries(rows, noisy.references_BN3)
+        asked = self.queries(rows, noisy.references_BN3)
         said = self.decoder(
             asked, self.queries.low_3, self.queries.high_3, seen.read, noisy.blocked_QM
         )

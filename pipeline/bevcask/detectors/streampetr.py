@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevcask.detectors.blocks.focal_image_head import FocalImageHead, FocalImageLoss, token_scores
 from bevcask.detectors.blocks.fpn import FeaturePyramid
@@ -22,6 +22,7 @@ from bevcask.detectors.blocks.ray_positions import (
     Tokens,
     depth_bins,
 )
+from bevcask.detectors.blocks.starts import start_linear
 from bevcask.detectors.blocks.stream_decoder import StreamDecoder, StreamLayer
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_family import Seen, StreamDetector
@@ -65,6 +66,7 @@ class StreamPETR(StreamDetector):
         finest = config.backbone.levels[0]
         widths = [self.backbone.channels[level] for level in config.backbone.levels]
         self.pyramid = FeaturePyramid(widths, config.channels)
+        start_linear(*(own for own in self.pyramid.modules() if isinstance(own, nn.Conv2d)))
         self.image_head = FocalImageHead(config.channels, len(CLASSES), STRIDES[finest])
         self.positions = RayPositions(
             config.channels,
@@ -86,6 +88,8 @@ class StreamPETR(StreamDetector):
             )
             for _ in range(config.layers)
         ]
+        for layer in layers:
+            start_linear(layer.feed_forward.inner, layer.feed_forward.outer)
         self.decoder = StreamDecoder(layers, config.channels, len(CLASSES), norm=True)
 
     @classmethod

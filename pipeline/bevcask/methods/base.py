@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bevcask.config import Config
@@ -14,7 +13,7 @@ from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import suggest
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
-from bevcask.targets.target import Target
+from bevcask.targets.target import Target, full_precision
 
 if TYPE_CHECKING:
     from bevcask.targets.align import Align
@@ -24,11 +23,6 @@ __all__ = ["Method", "Mode", "Pair", "Target", "full_precision", "require_unmove
 
 Mode = Literal["clean", "compat"]
 """`compat` repeats the released code bug for bug (`methods.compat`), for equivalence tests only."""
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """Return a half-precision tensor in float32; float32 and float64 stay."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def require_unmoved(align: "Align", who: str) -> None:

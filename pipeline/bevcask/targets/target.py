@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32; float32 and float64 stay."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @dataclass

@@ -46,7 +46,8 @@ def project_pillars(
         padded_HW: of the images as the network sees them.
     """
     points_QD4 = nn.functional.pad(points_QD3, (0, 1), value=1.0)
-    seen_BVQD3 = torch.einsum("bvij,qdj->bvqdi", lidar_to_image_BV44[:, :, :3], points_QD4)
+    with torch.autocast(points_QD4.device.type, enabled=False):  # pixels need the digits
+        seen_BVQD3 = torch.einsum("bvij,qdj->bvqdi", lidar_to_image_BV44[:, :, :3], points_QD4)
     depth_BVQD = seen_BVQD3[..., 2]
     size_2 = seen_BVQD3.new_tensor([padded_HW[1], padded_HW[0]])
     places = seen_BVQD3[..., :2] / depth_BVQD.clamp(min=_NEAREST)[..., None] / size_2
