@@ -65,9 +65,6 @@ def _lazy(
 
 
 def _load(cache: "Cache", name: str, part: str, block_id: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Read one shard's frames."""
-    tokens = cache.layout.tokens_of(block_id[0])
-    samples = [cache.read(token, [name])[name] for token in tokens]
-    if part == "values":
-        return np.stack([sample.floats() for sample in samples])
-    return np.stack([getattr(sample, part) for sample in samples])
+    """Read one shard's frames at once."""
+    stored = cache.read_batch(cache.layout.tokens_of(block_id[0]), [name])[name]
+    return stored.floats() if part == "values" else np.asarray(getattr(stored, part))
