@@ -24,10 +24,19 @@ SMALL = (
 )  # fmt: skip
 
 
-def words(world: Path, role: str, split: str) -> list[str]:
+RAYDN = (
+    "image_size_HW=[40,72]", "backbone.width=4", "channels=16", "heads=2", "feed_forward=16",
+    "layers=2", "queries=12", "propagated=4", "kept=6", "memory=8", "groups=2", "points=3",
+    "image_channels=8", "history=1",
+)  # fmt: skip
+SIZES = {"centerpoint_tiny": SMALL, "raydn_tiny": RAYDN}
+KINDS = ["centerpoint_tiny", pytest.param("raydn_tiny", marks=pytest.mark.slow)]
+
+
+def words(world: Path, role: str, split: str, kind: str = "centerpoint_tiny") -> list[str]:
     return [
-        f"{role}=centerpoint_tiny",
-        *(f"{role}.detector.{key}" for key in SMALL),
+        f"{role}={kind}",
+        *(f"{role}.detector.{key}" for key in SIZES[kind]),
         "trust_code=true",
         "dataset=synthetic",
         f"dataset.root={world}",
@@ -37,16 +46,18 @@ def words(world: Path, role: str, split: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_trains_on_windows_and_is_scored_in_lanes(
-    tiny_world: Path, call: Call, tmp_path: Path
+    kind: str, tiny_world: Path, call: Call, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    trained = [*words(tiny_world, "student", "synthetic_train"), "trainer=tiny", "method=none"]
+    trained = [*words(tiny_world, "student", "synthetic_train", kind), "trainer=tiny"]
+    trained.append("method=none")
     steps = ["trainer.max_steps=2", "loader.batch_size=2", "trainer.warmup_steps=1", f"run={run}"]
     code, _, err = call("student-distill", *trained, *steps)
     assert code == 0, err
     weights = run / "student.safetensors"
-    scored = [*words(tiny_world, "student", "all"), f"student.checkpoint={weights}"]
+    scored = [*words(tiny_world, "student", "all", kind), f"student.checkpoint={weights}"]
     found: list[Any] = []
     for width in (1, 2):
         place = tmp_path / f"scores{width}"
@@ -56,14 +67,20 @@ def test_it_trains_on_windows_and_is_scored_in_lanes(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
-    tiny_world: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tiny_world: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does a validation between two frames, or the average of weights, disturb it."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+    method = ["method=none"]
+    if kind == "raydn_tiny":
+        method = ["method=harmodistill", "method.denoising=true"]
+        method.append(f"cache={levels_and_boxes(tiny_world, call, tmp_path, method)}")
     trained = [
-        *words(tiny_world, "student", "all"),
-        *("method=none", "trainer=tiny", "trainer.max_steps=2", "trainer.warmup_steps=1"),
+        *words(tiny_world, "student", "all", kind),
+        *method,
+        *("trainer=tiny", "trainer.max_steps=2", "trainer.warmup_steps=1"),
         *(
             "trainer.ema=0.9",
             "trainer.accumulate=2",
@@ -82,8 +99,10 @@ def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
         assert call("student-distill", *trained, f"run={cut}")[0] == 130
     last = cut / "checkpoints" / "last.ckpt"
     kept = torch.load(last, weights_only=True)["stream"]
-    assert len(kept["tokens"]) == len(kept["memory"]["neck"]) == 2
-    code, _, err = call("student-distill", *trained, f"run={cut}")
+    assert kept["memory"]
+    assert {len(own) for own in kept["memory"].values()} == {len(kept["tokens"])} == {2}
+    others = ["loader.num_workers=1"] if kind == "raydn_tiny" else []
+    code, _, err = call("student-distill", *trained, *others, f"run={cut}")
     assert code == 0, err
     one, other = (
         torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, cut)
@@ -91,11 +110,20 @@ def test_memory_is_kept_when_training_stops_in_the_middle_of_a_scene(
     assert one["stream"]["tokens"] == other["stream"]["tokens"]
     for part in ("state_dict", "current_model_state"):
         assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
-    assert torch.equal(one["stream"]["memory"]["neck"], other["stream"]["memory"]["neck"])
+    for name, value in one["stream"]["memory"].items():
+        assert torch.equal(value, other["stream"]["memory"][name]), name
     windows = [word for word in trained if word != "loader.order=scenes"]
     code, _, err = call("student-distill", *windows, f"run={cut}")
     assert code == 2
     assert "loader.order: was scenes, now frames" in err
+
+
+def levels_and_boxes(world: Path, call: Call, folder: Path, method: list[str]) -> Path:
+    url = folder / "taught.zarr"
+    taught = words(world, "teacher", "all", "raydn_tiny")
+    code, _, err = call("teacher-extract", url, *taught, *method, "store.shard_rows=2")
+    assert code == 0, err
+    return url
 
 
 def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path) -> None:
