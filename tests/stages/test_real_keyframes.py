@@ -135,8 +135,27 @@ FLIPPED = "augment.bev_flip_x=true"
             "teacher=centerpoint_tiny",
             "student=bevformer_tiny",
         ),
+        (
+            "method=harmodistill",
+            "method.denoising=true",
+            "teacher=raydn_tiny",
+            "student=raydn_tiny",
+            "store.views=2",
+            "augment.resize=[-0.06,0.11]",
+            "augment.crop=true",
+            "augment.image_flip=true",
+            "augment.bev_rotation=0.3925",
+            "augment.bev_scale=[0.95,1.05]",
+        ),
     ],
-    ids=["tigdistill", "simdistill", "focaldistiller", "fd3d", "distillbev_transformer"],
+    ids=[
+        "tigdistill",
+        "simdistill",
+        "focaldistiller",
+        "fd3d",
+        "distillbev_transformer",
+        "harmodistill",
+    ],
 )
 def test_every_method_takes_twenty_finite_steps(
     pair: tuple[str, ...], nuscenes_root: Path, call: Call, tmp_path: Path
