@@ -290,6 +290,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ({"propagated": 21}, "propagated 21 must be within memory 20"),
         ({"heads": 3}, "must divide by heads"),
         ({"camera_order": (0, 0, 1)}, "no permutation"),
+        ({"channels": 48}, r"channels\n.*multiple of 32"),
     ):
         config: Config = SMALL_PETR
         with pytest.raises(ValueError, match=said):

@@ -33,6 +33,7 @@ from bevcask.targets.image_boxes import ImageBoxes
 class StreamPETRConfig(StreamConfig):
     """Defaults: StreamPETR R50, 428 queries."""
 
+    channels: int = Field(256, ge=32, multiple_of=32, description="norms have 32 groups of them")
     depth_bins: int = Field(64, ge=31, description="points of a token's ray")
     position_low: tuple[float, float, float] = Field(
         (-61.2, -61.2, -10.0), description="range that positions of tokens are told in"
