@@ -3,6 +3,7 @@ import pickle
 import re
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +199,41 @@ def test_cameras_alike_replay_one_draw_by_view(tiny_frames: Frames) -> None:
         assert len(np.unique(seen.image_aug_V33, axis=0)) == 1
         views.add((seen.view, float(seen.image_aug_V33[0, 0, 0])))
     assert len(views) == 2
+
+
+def test_trained_frames_of_a_window_are_read_as_if_alone(tiny_frames: Frames) -> None:
+    """Their own draws, stripes and labels; frames before them have draws, and neither of those."""
+    augment = AugmentConfig(
+        bev_rotation=0.3, image_flip=True, resize=(0.0, 0.1), grid_mask=1.0, cameras_alike=True
+    )
+    inputs = Inputs(image_size_HW=(56, 96), memory=True)
+    alone = SampleReader(tiny_frames, inputs, augment, 4)
+    windows = {
+        trained: SampleReader(
+            tiny_frames, replace(inputs, history=2, trained=trained), augment, 4
+        ).read(tiny_frames.tokens[2], 1)
+        for trained in (1, 2)
+    }
+    first, second = windows[2].history
+    for token, own in zip(tiny_frames.tokens[:3], (first, second, windows[2]), strict=False):
+        wanted = alone.read(token, 1)
+        assert own.token == token
+        np.testing.assert_array_equal(own.bev_aug_44, wanted.bev_aug_44)
+        np.testing.assert_array_equal(own.image_aug_V33, wanted.image_aug_V33)
+        masked = bool((own.images_VCHW == 0).any())
+        assert masked == (own is not first)
+        if own is not first:
+            np.testing.assert_array_equal(own.images_VCHW, wanted.images_VCHW)
+            np.testing.assert_array_equal(own.boxes_N9, wanted.boxes_N9)
+    assert first.boxes_N9 is None
+    batch = collate([windows[2]])
+    assert [earlier.labels is not None for earlier in batch.history] == [False, True]
+    for own in windows[1].history:
+        np.testing.assert_array_equal(own.bev_aug_44, windows[1].bev_aug_44)
+        np.testing.assert_array_equal(own.image_aug_V33, windows[1].image_aug_V33)
+        assert own.boxes_N9 is None
+        assert not bool((own.images_VCHW == 0).any())
+    np.testing.assert_array_equal(windows[1].images_VCHW, windows[2].images_VCHW)
 
 
 def test_how_images_are_made_smaller_goes_with_the_frames(tiny_frames: Frames) -> None:

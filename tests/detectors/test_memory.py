@@ -10,8 +10,8 @@ import torch
 from bevcask.config import Config
 from bevcask.data.lanes import SceneSteps, in_lanes
 from bevcask.data.samples import Key
-from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
-from bevcask.detectors.memory import Stream, unroll
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Labels, Output
+from bevcask.detectors.memory import Stream, unroll, unroll_trained
 from bevcask.errors import DataError
 from bevcask.targets.spec import TapInfo
 
@@ -137,6 +137,50 @@ def test_a_window_is_a_short_stream_that_starts_from_nothing() -> None:
     assert detector.weight.grad is not None
     assert float(detector.weight.grad) == 2  # of the two current frames alone
     assert unroll(detector, load([Key(0)])).taps["seen"].tolist() == [1]
+
+
+class Tells(Counts):
+    """Notes how it is run; its loss is what it counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, batch: Batch) -> Output:
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return super().forward(batch)
+
+    def loss(self, output: Output, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"seen": output.taps["seen"].sum()}
+
+
+def window(trained: int) -> Batch:
+    """Return frames 4 to 7 of a scene as a window, of which so many are trained."""
+    labels = Labels([torch.zeros(0, 9)], [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 9)])
+    history = [load([Key(frame, after=frame - 1 if frame > 4 else -1)]) for frame in (4, 5, 6)]
+    frames = [*history, load([Key(7, after=6)])]
+    shown = [
+        replace(own, labels=labels if place >= 4 - trained else None)
+        for place, own in enumerate(frames)
+    ]
+    return replace(shown[-1], history=tuple(shown[:-1]))
+
+
+@pytest.mark.parametrize(("trained", "gradient"), [(1, 1.0), (2, 2.0), (4, 4.0)])
+def test_frames_of_a_window_that_are_trained(trained: int, gradient: float) -> None:
+    """Each counts from a memory without gradient: one count of its own is all that is learned."""
+    detector = Tells().train()
+    frames = unroll_trained(detector, window(trained))
+    remembered = [(False, False)] * (4 - trained)
+    assert detector.modes == remembered + [(True, True)] * trained
+    assert [batch.tokens[0] for batch, _ in frames] == [
+        f"{8 - trained + n:032x}" for n in range(trained)
+    ]
+    assert [own.taps["seen"].item() for _, own in frames] == list(range(5 - trained, 5))
+    sum(own.taps["seen"].sum() for _, own in frames).backward()
+    assert float(detector.weight.grad) == gradient
+    whole = unroll(Tells(), window(trained)).taps["seen"]
+    assert torch.equal(whole, frames[-1][1].taps["seen"])
 
 
 class Hears(Counts):

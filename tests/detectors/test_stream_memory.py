@@ -244,6 +244,7 @@ def assert_xavier(layer: nn.Linear | nn.Conv2d, biased: bool = False) -> None:
         ("streampetr_r50", [(16, 44)], 428, 512),
         ("streampetr_harmo_r50", [(16, 44)], 428, 512),
         ("streampetr_r50_900q", [(16, 44)], 900, 1024),
+        ("streampetr_r50_window", [(16, 44)], 900, 1024),
         ("streampetr_tiny", [(10, 18)], 112, 96),
         ("raydn_r50", [(32, 88), (16, 44), (8, 22), (4, 11)], 428, 512),
         ("raydn_r34", [(32, 88), (16, 44), (8, 22), (4, 11)], 428, 512),
@@ -284,10 +285,21 @@ def test_where_the_two_drop() -> None:
     assert read == [0.0, 0.1]
 
 
+def test_a_window_as_released() -> None:
+    """Seven keyframes before, of which six are only remembered; the stream knows no windows."""
+    config = shipped("streampetr_r50_window")
+    inputs = small(SMALL_PETR).inputs(config)
+    assert (inputs.history, inputs.trained) == (7, 2)
+    stream = inputs.frame_by_frame()
+    assert (stream.history, stream.trained) == (0, 1)
+    assert small(SMALL_PETR).inputs(SMALL_PETR).trained == 1
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
     for change, said in (
         ({"kept": 31}, "kept 31: there are 30 queries"),
         ({"propagated": 21}, "propagated 21 must be within memory 20"),
+        ({"trained": 3}, "trained 3: a window has 1 frames before"),
         ({"heads": 3}, "must divide by heads"),
         ({"camera_order": (0, 0, 1)}, "no permutation"),
         ({"channels": 48}, r"channels\n.*multiple of 32"),

@@ -22,7 +22,7 @@ from bevcask.training.module import (
     parameter_groups,
 )
 from bevcask.training.sources import CachedTargets, OnlineTargets, align_of, meet
-from detectors.test_memory import Counts
+from detectors.test_memory import Counts, Tells, window
 
 
 def config(schedule: str, warmup: int = 4, **more: object) -> TrainerConfig:
@@ -243,6 +243,20 @@ class Hands(NoDistillation):
 
     def pseudo_labels(self, targets: object, labels: Labels, align: Align) -> Labels:
         return Labels(*([own[0][:1]] for own in (labels.boxes, labels.classes, labels.boxes)))
+
+
+@pytest.mark.parametrize("trained", [1, 2])
+def test_trained_frames_of_a_window_add_their_losses_by_name(trained: int) -> None:
+    student, batch = Tells(), window(trained)
+    method = NoDistillation(NoDistillation.Config())
+    own = Distillation(student, method, CachedTargets(), config("constant"), {}, "window")
+    terms = own.losses(TrainBatch(batch, {}), align_of(batch))
+    wanted = {"detection/seen": 4.0, "detection/earlier1/seen": 3.0}
+    assert {name: term.item() for name, term in terms.items()} == dict(
+        list(wanted.items())[:trained]
+    )
+    torch.stack(list(terms.values())).sum().backward()
+    assert float(student.weight.grad) == trained
 
 
 def test_boxes_for_denoising_queries_reach_the_student_before_its_forward() -> None:

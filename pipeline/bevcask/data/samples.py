@@ -147,18 +147,13 @@ class SampleReader:
         Raises:
             DataError: a file is missing, truncated or of the wrong size; the file is named.
         """
-        index, row = self.frames.index, self.frames.row(token)
-        sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
-        way = sizes, self.inputs.image_size_HW, self.frames.resampling
-        drawn = draw(self.augment, self.seed, token, view, *way)
-        replayed = 0
-        if self.replay is not None:
-            replayed = self.replay.view(self.seed, token, view)
-            seen = draw(self.augment, self.replay.seed, token, replayed, *way)
-            drawn = replace(
-                seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap, dropped=drawn.dropped
-            )
-        history = self._window(row, drawn) if self.inputs.memory else self._earlier(row, drawn)
+        row = self.frames.row(token)
+        replayed = 0 if self.replay is None else self.replay.view(self.seed, token, view)
+        drawn = self._drawn(row, view, replayed)
+        if self.inputs.memory:
+            history = self._window(row, drawn, view, replayed)
+        else:
+            history = self._earlier(row, drawn)
         goes_on = bool(history) and self.inputs.memory and history[-1].token != token
         return Sample(
             token=token,
@@ -168,7 +163,21 @@ class SampleReader:
             after=history[-1].token if goes_on else None,
             **self._sensed(row, drawn),
             **self._depth(token, drawn),
-            **self._labels(token, drawn),
+            **self._labels(row, drawn),
+        )
+
+    def _drawn(self, row: int, view: int, replayed: int) -> Draw:
+        """Return a frame's augmentation `view`, with the images of a replayed view if any."""
+        index = self.frames.index
+        sizes = [(int(h), int(w)) for h, w in index["frame_image_size"][row]]
+        token = bytes(index["frame_token"][row]).hex()
+        way = sizes, self.inputs.image_size_HW, self.frames.resampling
+        drawn = draw(self.augment, self.seed, token, view, *way)
+        if self.replay is None:
+            return drawn
+        seen = draw(self.augment, self.replay.seed, token, replayed, *way)
+        return replace(
+            seen, bev_aug=drawn.bev_aug, frame_gap=drawn.frame_gap, dropped=drawn.dropped
         )
 
     def _sensed(self, row: int, drawn: Draw) -> dict[str, Any]:
@@ -183,22 +192,29 @@ class SampleReader:
             **self._cameras(row, drawn),
         }
 
-    def _window(self, row: int, drawn: Draw) -> tuple[Sample, ...]:
+    def _window(self, row: int, drawn: Draw, view: int, replayed: int) -> tuple[Sample, ...]:
         """Read the keyframes before one, oldest first, each a frame of its own.
 
-        All share one augmentation. Where the scene begins later than the window, its first frame
-        stands in, and begins anew each time it is shown, as it does when it is the frame itself.
+        All share one augmentation, unless more than one frame is trained: then each has its own, as
+        if it were read alone, and those that are trained their labels. Where the scene begins later
+        than the window, its first frame stands in, and begins anew each time it is shown, as it
+        does when it is the frame itself.
         """
         index = self.frames.index
         gaps = window_gaps(self.inputs.gaps, drawn.dropped)
         rows = [self.frames.previous_row(row, gap) for gap in gaps]
         window: list[Sample] = []
-        drawn = replace(drawn, grid_mask=None)  # released code masks the frame that is trained
+        trained = self.inputs.trained - 1
         for place, earlier in enumerate(rows):
             goes_on = place > 0 and rows[place - 1] != earlier
-            sample = Sample(
-                token=bytes(index["frame_token"][earlier]).hex(), **self._sensed(earlier, drawn)
-            )
+            own = self._drawn(earlier, view, replayed) if trained else drawn
+            labels = {}
+            if place >= len(rows) - trained:
+                labels = self._labels(earlier, own)
+            else:
+                own = replace(own, grid_mask=None)  # released code masks the frames it trains
+            token = bytes(index["frame_token"][earlier]).hex()
+            sample = Sample(token=token, **self._sensed(earlier, own), **labels)
             window.append(replace(sample, after=window[-1].token if goes_on else None))
         return tuple(window)
 
@@ -252,12 +268,13 @@ class SampleReader:
         image_aug_V33 = _matrices(drawn).astype(np.float32)
         return {"depth_VHW": depth_maps(seen, image_aug_V33, self.inputs.image_size_HW)}
 
-    def _labels(self, token: str, drawn: Draw) -> dict[str, Any]:
+    def _labels(self, row: int, drawn: Draw) -> dict[str, Any]:
         if not self.frames.has_labels:
             return {}
-        boxes, classes, _ = self.frames.labels(token)
-        seen = self.frames.seen(token)
-        canonical = boxes[seen]
+        index = self.frames.index
+        part = slice(*(int(end) for end in index["frame_box"][row : row + 2]))
+        seen, classes = index.seen(part), np.array(index["box_class"][part])
+        canonical = np.array(index["box_values"][part])[seen]
         moved = canonical if self.augment is None else transform_boxes(canonical, drawn.bev_aug)
         return {"boxes_N9": moved, "classes_N": classes[seen], "canonical_boxes_N9": canonical}
 

@@ -53,8 +53,9 @@ class Batch:
         known_B: bool, whose memory holds something; None without memory.
         history: earlier keyframes of each sample, oldest first, as `Inputs.history` asks. Of a
             detector that remembers each is a frame of its own, to be shown in turn
-            (`memory.unroll`). Of others there is one, images and cameras only, whose `bev_aug`
-            brings its canonical LIDAR_TOP to *this* batch's augmented one, ego motion included.
+            (`memory.unroll`); those that are trained have labels. Of others there is one, images
+            and cameras only, whose `bev_aug` brings its canonical LIDAR_TOP to *this* batch's
+            augmented one, ego motion included.
     """
 
     tokens: list[str]
@@ -187,6 +188,9 @@ class Inputs:
         pad: when the keyframe stands in for sweeps the dataset does not have: for each that is
             missing, only where there are none at all (mmdet3d's `pad_empty_sweeps`), never.
         virtual_points: virtual points behind those of the sweeps, all of 17 numbers.
+        trained: how many frames of a window give losses in training, the frame itself and those
+            just before it. Above 1 all of them are drawn one by one, by token and view, rather than
+            under one augmentation, and those that are trained bring labels.
     """
 
     image_size_HW: tuple[int, int] | None = None
@@ -198,6 +202,7 @@ class Inputs:
     ego_points: Literal["drop", "keyframe", "keep"] = "drop"
     pad: Literal["missing", "empty", "never"] = "missing"
     virtual_points: bool = False
+    trained: int = 1
 
     @property
     def gaps(self) -> tuple[int, ...]:
@@ -208,7 +213,7 @@ class Inputs:
 
     def frame_by_frame(self) -> "Inputs":
         """Return what is loaded where memory is carried from frame to frame: no window."""
-        return replace(self, history=0) if self.memory else self
+        return replace(self, history=0, trained=1) if self.memory else self
 
 
 class Detector(nn.Module, ABC):

@@ -4,6 +4,7 @@ A detector is shown one frame and what it said to remember of the frame before; 
 `Stream` carries memory from batch to batch, `unroll` over the frames of a window.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -104,15 +105,32 @@ def unroll(detector: Detector, batch: Batch) -> Output:
 
     A window is a short stream that starts from nothing. A batch without history is just run.
     """
-    if not batch.history:
-        alone: Output = detector(batch)
-        return alone
+    stream = _looked_back(detector, batch.history)
+    output: Output = detector(stream.recall(batch) if batch.history else batch)
+    return output
+
+
+def unroll_trained(detector: Detector, batch: Batch) -> list[tuple[Batch, Output]]:
+    """Run a detector on a window; return its frames that are trained, oldest first.
+
+    They are those of its history that have labels, and the frame itself. What is remembered of one
+    reaches the next without gradient.
+    """
+    labelled = (n for n, earlier in enumerate(batch.history) if earlier.labels is not None)
+    first = next(labelled, len(batch.history))
+    if first == len(batch.history):
+        return [(batch, unroll(detector, batch))]
+    stream = _looked_back(detector, batch.history[:first])
+    return [(own, stream.show(detector, own)) for own in (*batch.history[first:], batch)]
+
+
+def _looked_back(detector: Detector, history: Sequence[Batch]) -> Stream:
+    """Return what a detector remembers of frames shown without gradient, in evaluation mode."""
     stream, modes = Stream(), [(module, module.training) for module in detector.modules()]
     detector.eval()
     with torch.no_grad():
-        for earlier in batch.history:
+        for earlier in history:
             stream.show(detector, earlier)
     for module, training in modes:
         module.training = training
-    output: Output = detector(stream.recall(batch))
-    return output
+    return stream

@@ -82,6 +82,9 @@ class StreamConfig(Config):
     low: tuple[float, float, float] = Field((-51.2, -51.2, -5.0), description="range of centres")
     high: tuple[float, float, float] = Field((51.2, 51.2, 3.0), description="its other corner")
     history: int = Field(0, ge=0, description="keyframes before, shown without gradient (window)")
+    trained: int = Field(
+        1, ge=1, description="frames of a window that are trained, this one and those before"
+    )
     loss: StreamLossConfig = StreamLossConfig()
     denoising: DenoisingConfig = DenoisingConfig()
 
@@ -94,6 +97,10 @@ class StreamConfig(Config):
         if self.kept > self.queries + self.propagated:
             raise ValueError(
                 f"kept {self.kept}: there are {self.queries + self.propagated} queries"
+            )
+        if self.trained > 1 + self.history:
+            raise ValueError(
+                f"trained {self.trained}: a window has {self.history} frames before and this one"
             )
         if sorted(self.camera_order) != list(range(len(self.camera_order))):
             raise ValueError(f"camera_order {self.camera_order} is no permutation")

@@ -118,7 +118,7 @@ class StreamDetector(Detector):
     @classmethod
     def inputs(cls, config: BaseConfig) -> Inputs:
         own = cast(StreamConfig, config)
-        return Inputs(own.image_size_HW, own.history, memory=True)
+        return Inputs(own.image_size_HW, own.history, memory=True, trained=own.trained)
 
     @classmethod
     def describe_taps(cls, config: BaseConfig) -> Mapping[str, TapInfo]:

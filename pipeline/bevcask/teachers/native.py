@@ -41,7 +41,7 @@ class NativeTeacher(Teacher):
         self._checkpoint = config.checkpoint
         self._trust = config.trust_checkpoint
         self._detector: Detector | None = None
-        self._inputs = replace(self._plugin.inputs(self._config), depth=False)
+        self._inputs = replace(self._plugin.inputs(self._config), depth=False, trained=1)
         self._memory = _policy(config, self._inputs)
         if self._memory == "window" and config.history is not None:
             self._inputs = replace(self._inputs, history=config.history)

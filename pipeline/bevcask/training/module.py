@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bevcask.data.join import TrainBatch
 from bevcask.detectors.base import Batch, Detector, Labels, Output
-from bevcask.detectors.memory import Policy, Stream, unroll
+from bevcask.detectors.memory import Policy, Stream, unroll_trained
 from bevcask.errors import DivergedError
 from bevcask.methods.base import Method, Target
 from bevcask.targets.align import Align
@@ -79,15 +79,22 @@ class Distillation(LightningModule):
         return loss
 
     def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
-        """Return every loss term of a batch by name: `detection/...`, then the method's."""
+        """Return every loss term of a batch by name: `detection/...`, then the method's.
+
+        `detection/earlier1/...` and on are of the frames of a window that are trained before this
+        one, which alone the method reads.
+        """
         batch, wanted = joined.batch, self.method.student_taps()
         lesson = self._lesson(joined, align) if wanted or self.method.denoises else None
         if lesson is not None and self.method.denoises:
             batch = replace(batch, pseudo=self.method.pseudo_labels(*lesson))
-        output = self._shown(batch)
+        *earlier, (_, output) = self._shown(batch)
         terms = {
             f"detection/{name}": term for name, term in self.student.loss(output, batch).items()
         }
+        for back, (frame, said) in zip(range(len(earlier), 0, -1), earlier, strict=True):
+            own = self.student.loss(said, frame)
+            terms |= {f"detection/earlier{back}/{name}": term for name, term in own.items()}
         if lesson is None or not wanted:
             return terms
         taps = {name: output.taps[name] for name in wanted}
@@ -100,13 +107,13 @@ class Distillation(LightningModule):
         targets = self._source(joined)
         return targets, *meet(self._source, joined.batch.labels, align)
 
-    def _shown(self, batch: Batch) -> Output:
-        if self._memory == "scene":
-            return self._stream.show(self.student, batch)
+    def _shown(self, batch: Batch) -> list[tuple[Batch, Output]]:
+        """Return the frames that are trained, oldest first, with what the student says of them."""
         if self._memory == "window":
-            return unroll(self.student, batch)
-        output: Output = self.student(batch)
-        return output
+            return unroll_trained(self.student, batch)
+        if self._memory == "scene":
+            return [(batch, self._stream.show(self.student, batch))]
+        return [(batch, self.student(batch))]
 
     def _progress(self) -> float:
         return self.global_step / self._config.max_steps if self._trainer is not None else 0.0
