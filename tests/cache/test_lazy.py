@@ -37,6 +37,16 @@ def test_pad_rows_reach_no_statistic(sealed: str) -> None:
     assert array.shape[0] == 6 < cache.layout.num_rows
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_chunks_may_be_smaller_than_a_shard(sealed: str, frames: int) -> None:
+    cache = open_cache(sealed)
+    whole, parts = cache.xarray("head.heatmap"), cache.xarray("head.heatmap", frames=frames)
+    assert parts["values"].chunksizes["frame"] == ((1,) * 6 if frames == 1 else (2, 1, 2, 1))
+    assert parts.identical(whole)
+    both = cache.dask("bev.neck", frames=1) - cache.dask("bev.neck")
+    assert not both.any().compute()
+
+
 def test_names_of_two_targets_differ(sealed: str) -> None:
     cache = open_cache(sealed)
     both = cache.dask("bev.neck") + cache.dask("bev.signed")

@@ -14,30 +14,40 @@ if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
 
 
-def lazy_values(cache: "Cache", name: str) -> dask.array.Array:
-    """Return the dequantised values of a target, float32 (frame, *shape), a dask chunk a shard."""
-    return _lazy(cache, name, "values", cache.specs[name].tap.shape, np.dtype("float32"))
+def lazy_values(cache: "Cache", name: str, frames: int | None = None) -> dask.array.Array:
+    """Return the dequantised values of a target, float32 (frame, *shape).
+
+    A dask chunk is so many frames of one shard, which is what is read for any part of it; without a
+    number it is all of them.
+    """
+    shape = cache.specs[name].tap.shape
+    return _lazy(cache, name, "values", shape, np.dtype("float32"), frames)
 
 
-def lazy_dataset(cache: "Cache", name: str) -> xarray.Dataset:
+def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray.Dataset:
     """Return `values` (and `region`, `count` where stored) with coordinates.
+
+    Chunks are those of `lazy_values`.
 
     Coordinates: `sample_token`, `scene`, `timestamp` (seconds) along `frame`; `y`, `x` (metres,
     cell centres) where the target has a BEV grid.
     """
     spec = cache.specs[name]
     dims = ("frame", *dims_of(spec)[1:])
-    variables: dict[str, Any] = {"values": (dims, lazy_values(cache, name))}
+    variables: dict[str, Any] = {"values": (dims, lazy_values(cache, name, frames))}
     if spec.region.name != "all":
-        cells = _lazy(cache, name, "region", spec.tap.shape[-2:], np.dtype(bool))
+        cells = _lazy(cache, name, "region", spec.tap.shape[-2:], np.dtype(bool), frames)
         variables["region"] = (("frame", *dims[-2:]), cells)
     if is_set(spec):
-        variables["count"] = (("frame",), _lazy(cache, name, "count", (), np.dtype("int64")))
-    frames = cache.frames
+        variables["count"] = (
+            ("frame",),
+            _lazy(cache, name, "count", (), np.dtype("int64"), frames),
+        )
+    table = cache.frames
     coordinates: dict[str, Any] = {
-        "sample_token": ("frame", np.array(list(frames.tokens))),
-        "scene": ("frame", np.array(frames.scenes.names)[frames.scenes.codes_N]),
-        "timestamp": ("frame", frames.timestamps, {"long_name": "time", "unit": "seconds"}),
+        "sample_token": ("frame", np.array(list(table.tokens))),
+        "scene": ("frame", np.array(table.scenes.names)[table.scenes.codes_N]),
+        "timestamp": ("frame", table.timestamps, {"long_name": "time", "unit": "seconds"}),
     }
     if spec.tap.grid is not None:
         centres_YX2 = spec.tap.grid.centres()
@@ -50,21 +60,31 @@ def lazy_dataset(cache: "Cache", name: str) -> xarray.Dataset:
 
 
 def _lazy(
-    cache: "Cache", name: str, part: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    cache: "Cache",
+    name: str,
+    part: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    frames: int | None,
 ) -> dask.array.Array:
-    layout = cache.layout
-    rows = tuple(layout.frames_per_shard.tolist())
-    blocks: dask.array.Array = dask.array.map_blocks(  # type: ignore[no-untyped-call]
-        partial(_load, cache, name, part),
-        name=f"bevcask-{cache.id}-{name}-{part}",
-        chunks=(rows, *((size,) for size in shape)),
+    blocks: list[list[str]] = []
+    for shard in range(cache.layout.num_shards):
+        tokens = list(cache.layout.tokens_of(shard))
+        size = frames or len(tokens)
+        blocks += [tokens[start : start + size] for start in range(0, len(tokens), size)]
+    lazy: dask.array.Array = dask.array.map_blocks(  # type: ignore[no-untyped-call]
+        partial(_load, cache, name, part, blocks),
+        name=f"bevcask-{cache.id}-{name}-{part}-{frames}",
+        chunks=(tuple(map(len, blocks)), *((size,) for size in shape)),
         dtype=dtype,
         meta=np.empty((0,) * (1 + len(shape)), dtype),
     )
-    return blocks
+    return lazy
 
 
-def _load(cache: "Cache", name: str, part: str, block_id: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Read one shard's frames at once."""
-    stored = cache.read_batch(cache.layout.tokens_of(block_id[0]), [name])[name]
+def _load(
+    cache: "Cache", name: str, part: str, blocks: list[list[str]], block_id: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Read one block's frames at once."""
+    stored = cache.read_batch(blocks[block_id[0]], [name])[name]
     return stored.floats() if part == "values" else np.asarray(getattr(stored, part))

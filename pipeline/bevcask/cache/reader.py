@@ -303,19 +303,28 @@ class Cache:
             )
         return self.specs[name]
 
-    def dask(self, name: str) -> "dask.array.Array":
-        """Return a target lazily: float32 (frame, ...), one dask chunk a shard, no pad rows."""
+    def dask(self, name: str, frames: int | None = None) -> "dask.array.Array":
+        """Return a target lazily: float32 (frame, ...), no pad rows.
+
+        A dask chunk is a shard, read as a whole: right for sums over everything. Who picks single
+        frames says `frames=1`.
+        """
         from bevcask.cache.lazy import lazy_values
 
         self._spec(name)
-        return lazy_values(self, name)
+        return lazy_values(self, name, frames)
 
-    def xarray(self, name: str) -> "xarray.Dataset":
-        """Return a target lazily with token, scene, time and metric coordinates, no pad rows."""
+    def xarray(self, name: str, frames: int | None = None) -> "xarray.Dataset":
+        """Return a target lazily with token, scene, time and metric coordinates, no pad rows.
+
+        Args:
+            name: of the target.
+            frames: a dask chunk, see `dask`.
+        """
         from bevcask.cache.lazy import lazy_dataset
 
         self._spec(name)
-        return lazy_dataset(self, name)
+        return lazy_dataset(self, name, frames)
 
     def _read_row(self, array: ArraySpec, shard: int, place: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` with one row of `values`; reads its inner chunk and nothing else."""
