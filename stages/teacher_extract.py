@@ -105,7 +105,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         fingerprint=tree,
         plan=what.to_dict()
         | {"dataset": config.dataset.model_dump(mode="json"), "offers": sorted(teacher.offers())},
-        provenance=made_by(teacher, frames),
+        provenance=made_by(teacher, frames, pick_device(config.device)),
         part=part,
         whole_scenes=whole_scenes,
     )
@@ -220,7 +220,11 @@ def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -
     require_identity(cache, layout.identity(fingerprint(config, teacher, frames, specs)))
     if config.dry_run:
         return {"cache": url, "dry_run": True, "to_repair": len(wanted)}
-    repairer = Repairer(cache, wanted, {"provenance": made_by(teacher, frames), "repair": True})
+    repairer = Repairer(
+        cache,
+        wanted,
+        {"provenance": made_by(teacher, frames, pick_device(config.device)), "repair": True},
+    )
     if wanted:
         with repairer:
             _fill(config, frames, teacher, repairer)

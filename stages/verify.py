@@ -5,7 +5,7 @@ digests of all files -> values, frames (check=meaning) -> the teacher again (res
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from bevcask.evaluation.windows import remembered_targets, window_gap
 from bevcask.outputs import output_file
 from bevcask.paths import write_whole
 from bevcask.progress import progress_bar
-from bevcask.provenance import pick_device
+from bevcask.provenance import hardware, pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
@@ -54,7 +54,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     Returns:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
         `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
-        per target, `equivariance` per augmentation and target, `windows` per target, `repair`;
+        per target, `equivariance` per augmentation and target, `windows` per target, `repair`,
+        `notes` on what differs and is no damage;
         `unfinished` says what
         came in the way of a deeper look at a damaged cache.
 
@@ -147,6 +148,7 @@ def _ask_teacher(
         with progress_bar("resample", len(tokens)) as bar:
             result["resample"], found = resample(cache, teacher, source, tokens, device, bar)
         problems += found
+        result["notes"] = list(_notes(cache, result["resample"], device))
     if config.equivariance and problems:
         result["unfinished"] = "equivariance= is not looked into where there are problems"
     elif config.equivariance:
@@ -154,6 +156,25 @@ def _ask_teacher(
         with progress_bar("equivariance", len(tokens) * len(AUGMENTATIONS)) as bar:
             result["equivariance"] = equivariance_gap(
                 cache, teacher, source.reader, tokens, device, bar
+            )
+
+
+def _notes(
+    cache: Cache, compared: Mapping[str, Mapping[str, Any]], device: torch.device
+) -> Iterator[str]:
+    """Yield what is no damage, and what explains it."""
+    made_on, here = cache.provenance.get("device"), hardware(device)["device"]
+    for name, found in compared.items():
+        off = f"{name}: off by up to {found['error']:.3g} times what its codec may change"
+        if found["verdict"] == "noise":
+            yield (
+                f"{off}, and two answers here differ by {found['noise']:.3g}: the teacher's own "
+                "noise, no damage. It is not deterministic here."
+            )
+        elif found["verdict"] == "elsewhere":
+            yield (
+                f"{off}, a little everywhere: arithmetic of another device, version or precision, "
+                f"no damage. Made on {made_on or 'an unknown device'}, asked on {here}."
             )
 
 
@@ -256,6 +277,7 @@ def render(result: dict[str, Any]) -> Group:
     ]
     if "not_compared" in result:
         parts.append(f"not compared: {result['not_compared']}")
+    parts += result.get("notes", [])
     if "unfinished" in result:
         parts.append(f"no deeper: {result['unfinished']}")
     for name in ("problems", "suspicions"):

@@ -94,6 +94,9 @@ class DatasetConfig(Config):
         return self.model_copy(update={"split": "all", "scenes": None, "limit": None})
 
 
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
+
+
 class NativeTeacherConfig(Config):
     """A bevcask detector, ours or mmdet3d's, and its checkpoint."""
 
@@ -111,6 +114,15 @@ class NativeTeacherConfig(Config):
     )
     history: int | None = Field(
         None, ge=1, description="memory=window: keyframes before each; none: as the detector says"
+    )
+    precision: Precision = Field(
+        "float32",
+        description="how it reckons, part of a cache's identity: float32 without TF32, tf32 on "
+        "CUDA, bf16 or fp16 by autocast",
+    )
+    deterministic: bool = Field(
+        True,
+        description="on CUDA the same bits each time; false where an operation has no way to",
     )
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"

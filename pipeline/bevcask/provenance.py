@@ -15,6 +15,7 @@ from bevcask.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PACKAGES = ("torch", "numpy", "zarr", "numcodecs", "nuscenes-devkit")
 
 
@@ -52,6 +53,21 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
+
+
+def hardware(device: "torch.device") -> dict[str, Any]:
+    """Return what a device is, and what its kernels come from."""
+    import torch
+
+    if device.type != "cuda":
+        return {"device": device.type}
+    driver = _DRIVER.read_text().partition("\n")[0] if _DRIVER.is_file() else None
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": driver,
+    }
 
 
 def pick_device(name: str) -> "torch.device":

@@ -65,6 +65,9 @@ class TrainerConfig(Config):
     )
     clip: float = Field(5.0, gt=0, description="gradient norm")
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    deterministic: bool = Field(
+        False, description="the same weights again on CUDA; slower, and not every operation can"
+    )
     validate_every: int = Field(
         0, ge=0, description="steps between validations; 0: only at the end"
     )

@@ -21,7 +21,7 @@ BOXES = TapInfo("boxes", "box_set", (8, 11))
 
 def units(values: Tensor, exact: Tensor, scale: Tensor | None, codec: Codec) -> float:
     bound = error_bound(exact, scale, TargetSpec(MAP, codec))
-    return agreement._largest(values, exact, bound)[0]
+    return agreement._gap(values, exact, bound, TargetSpec(MAP, codec))[0].largest
 
 
 @pytest.mark.parametrize("codec", ["uint8", "uint4", "int8", "int4", "float16", "float32"])
@@ -78,7 +78,7 @@ def boxes(count: int) -> Tensor:
 
 def furthest(values: Tensor, exact: Tensor) -> float:
     bound = error_bound(boxes(8), None, TargetSpec(BOXES, "float32"))
-    return agreement._furthest_box(values, exact, bound[0])[0]
+    return agreement._furthest_boxes(values, exact, bound[0])[0].largest
 
 
 def test_boxes_agree_in_any_order_and_across_the_seam_of_yaw() -> None:

@@ -198,7 +198,7 @@ def encode_targets(
     """
     return {
         spec.key: encode(
-            _as_stored(said[spec.tap.name], spec),
+            as_stored(said[spec.tap.name], spec),
             spec,
             count=said.get(f"{spec.tap.name}.count"),
             boxes=boxes,
@@ -208,7 +208,7 @@ def encode_targets(
     }
 
 
-def _as_stored(values: Tensor, spec: TargetSpec) -> Tensor:
+def as_stored(values: Tensor, spec: TargetSpec) -> Tensor:
     """Return what a teacher said at the size that is stored.
 
     Raises:

@@ -304,10 +304,9 @@ class Cache:
         return self.specs[name]
 
     def dask(self, name: str, frames: int | None = None) -> "dask.array.Array":
-        """Return a target lazily: float32 (frame, ...), no pad rows.
+        """Return a target lazily: float32 (frame, ...), no pad rows; a dask chunk is a shard.
 
-        A dask chunk is a shard, read as a whole: right for sums over everything. Who picks single
-        frames says `frames=1`.
+        Whoever picks single frames says `frames=1`.
         """
         from bevcask.cache.lazy import lazy_values
 
@@ -315,12 +314,7 @@ class Cache:
         return lazy_values(self, name, frames)
 
     def xarray(self, name: str, frames: int | None = None) -> "xarray.Dataset":
-        """Return a target lazily with token, scene, time and metric coordinates, no pad rows.
-
-        Args:
-            name: of the target.
-            frames: a dask chunk, see `dask`.
-        """
+        """Return what `dask` does with token, scene, time and metric coordinates."""
         from bevcask.cache.lazy import lazy_dataset
 
         self._spec(name)

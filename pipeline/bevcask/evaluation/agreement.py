@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.layout import group_of, is_scaled, scale_axes
+from bevcask.cache.quantize import as_stored
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.data.augment import stream
@@ -19,6 +20,7 @@ from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
 from bevcask.detectors.base import Batch
 from bevcask.errors import CacheCorruptError
+from bevcask.evaluation.verdict import Gap, Verdict, judge, judge_boxes, norm_share, worse
 from bevcask.progress import Ticker
 from bevcask.targets.region import region_mask
 from bevcask.targets.spec import TargetSpec
@@ -29,6 +31,7 @@ ARITHMETIC = 2.0**-14
 half a step of uint8; all that a float32 target is allowed."""
 _TIME = 1e-6  # seconds
 _FLIPPED = 1e-3  # of the stored cells: thresholds that arithmetic may decide otherwise
+_FLIPPED_ELSEWHERE = 0.05  # where arithmetic was another
 _BEYOND = 1e6  # errors are cut here, so that they stay numbers
 _YAW, _CLASS = 6, 10  # columns of a box set
 
@@ -95,10 +98,12 @@ class Agreement:
 
     Attributes:
         frames: compared.
-        error: largest error, in units of what the codec may change (`bound`); above 1 is damage.
+        error: largest error, in units of what codec and arithmetic may change (`error_bound`).
         absolute: the same error, in units of the target.
         token: where it is.
         cells_differ: largest share of stored cells that only one side stores.
+        noise: largest gap between two answers of the teacher here, in the same units.
+        verdict: the worst of any frame (`evaluation.verdict`).
     """
 
     frames: int = 0
@@ -106,6 +111,8 @@ class Agreement:
     absolute: float = 0.0
     token: str | None = None
     cells_differ: float = 0.0
+    noise: float = 0.0
+    verdict: Verdict = "agrees"
 
 
 def resample(
@@ -124,25 +131,39 @@ def resample(
         device: where the teacher runs.
         bar: moved by one a frame.
 
+    The teacher is asked twice about the first frame of each view: what differs then is its own
+    noise.
+
     Returns:
-        Target name -> `Agreement` as plain data; and a problem for each frame and target beyond
-        the bound.
+        Target name -> `Agreement` as plain data; and a problem for each frame and target that is
+        damaged, or another's.
     """
     found: dict[str, Agreement] = defaultdict(Agreement)
     problems: list[Problem] = []
     specs = [spec for spec in cache.specs.values() if not spec.tap.in_order]
+
+    def ask(batch: Batch, own: Sequence[TargetSpec]) -> dict[str, Tensor]:
+        said = teacher.targets(batch.to(device), [spec.name for spec in own])
+        return {name: values.cpu() for name, values in said.items()}
+
+    specs.sort(key=lambda spec: spec.tap.kind == "box_set")  # judged by the maps before them
     for token in tokens:
-        for view in sorted({spec.view for spec in specs}):
+        maps: Verdict = "agrees"
+        for view in sorted({spec.view for spec in specs}, reverse=True):
             own = [spec for spec in specs if spec.view == view]
             batch = source.collate([source.read(token, view)])
-            said = teacher.targets(batch.to(device), [spec.name for spec in own])
-            said = {name: values.cpu() for name, values in said.items()}
+            said = ask(batch, own)
+            again = ask(batch, own) if token == tokens[0] else None
             for spec in own:
                 try:
-                    problem = _compare(cache, spec, token, batch, said, found[spec.key])
+                    verdict, problem = _compare(
+                        cache, spec, token, batch, said, again, found[spec.key], maps
+                    )
                 except CacheCorruptError as error:
-                    problem = str(error)
-                if problem is not None:
+                    verdict, problem = "damage", str(error)
+                if verdict != "damage":
+                    maps = worse(maps, verdict)
+                else:
                     shard = cache.layout.row_of[token] // cache.layout.shard_rows
                     key = f"{group_of(spec)}/values"
                     problems.append(Problem(key, problem, shard, spec.key, token))
@@ -156,13 +177,15 @@ def _compare(
     token: str,
     batch: Batch,
     said: Mapping[str, Tensor],
+    again: Mapping[str, Tensor] | None,
     agreement: Agreement,
-) -> str | None:
-    """Compare one target of one frame; return what is wrong, None if nothing."""
+    maps: Verdict,
+) -> tuple[Verdict, str]:
+    """Compare one target of one frame; return the verdict, and what is wrong."""
     stored = cache.read(token, [spec.key])[spec.key]
     scale = None if stored.scale is None else torch.from_numpy(stored.scale)
     values = torch.from_numpy(stored.floats())
-    exact = said[spec.name].float()
+    exact = as_stored(said[spec.name], spec).float()
     boxes = None if batch.labels is None else batch.labels.canonical_boxes
     mask = region_mask(spec.region, exact, spec.tap.grid, boxes)
     exact, differ = exact[0], 0.0
@@ -171,22 +194,29 @@ def _compare(
         differ = float((mask[0] != kept).sum() / max(1, int(kept.sum())))
         values, exact = values * (mask[0] & kept), exact * (mask[0] & kept)
     bound = error_bound(exact, scale, spec)
+    if again is not None:
+        other = as_stored(again[spec.name], spec).float()[0]
+        whole = as_stored(said[spec.name], spec).float()[0]
+        agreement.noise = max(agreement.noise, _gap(other, whole, bound, spec)[0].largest)
     if stored.count is not None:
         values = values[: int(stored.count)]
         exact = exact[: int(said[f"{spec.name}.count"][0])]
+    gap, absolute = _gap(values, exact, bound, spec)
     if spec.tap.kind == "box_set":
-        error, absolute = _furthest_box(values, exact, bound[0])
+        verdict = judge_boxes(gap, agreement.noise, maps)
     else:
-        error, absolute = _largest(values, exact, bound)
+        verdict = judge(gap, agreement.noise)
+    if differ > (_FLIPPED if verdict == "agrees" else _FLIPPED_ELSEWHERE):
+        verdict = "damage"
     agreement.frames += 1
     agreement.cells_differ = max(agreement.cells_differ, differ)
-    if agreement.token is None or error > agreement.error:
-        agreement.error, agreement.absolute, agreement.token = error, absolute, token
-    if error > 1:
-        return f"the teacher says otherwise: off by {error:.3g} times what {spec.codec} may change"
-    if differ > _FLIPPED:
-        return f"the teacher stores other cells: {differ:.2%} of those stored differ"
-    return None
+    agreement.verdict = worse(agreement.verdict, verdict)
+    if agreement.token is None or gap.largest > agreement.error:
+        agreement.error, agreement.absolute, agreement.token = gap.largest, absolute, token
+    if gap.largest > 1:
+        times = f"off by {gap.largest:.3g} times what {spec.codec} may change"
+        return verdict, f"the teacher says otherwise: {times}"
+    return verdict, f"the teacher stores other cells: {differ:.2%} of those stored differ"
 
 
 def error_bound(exact: Tensor, scale: Tensor | None, spec: TargetSpec) -> Tensor:
@@ -215,32 +245,42 @@ def error_bound(exact: Tensor, scale: Tensor | None, spec: TargetSpec) -> Tensor
     return arithmetic
 
 
-def _largest(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[float, float]:
-    """Return the largest error in units of the bound, and as it is."""
+def _gap(values: Tensor, exact: Tensor, bound: Tensor, spec: TargetSpec) -> tuple[Gap, float]:
+    """Return how far two answers are apart, and their largest gap as it is."""
+    if spec.tap.kind == "box_set":
+        return _furthest_boxes(values, exact, bound[0])
     if values.shape != exact.shape:
-        return _BEYOND, _BEYOND
+        return Gap(torch.full((1,), _BEYOND), _BEYOND), _BEYOND
     if not exact.numel():
-        return 0.0, 0.0
+        return Gap(exact, 0.0), 0.0
     off = torch.nan_to_num((values - exact).abs(), nan=_BEYOND)
     units = torch.nan_to_num(
         off / bound[: len(off)] if bound.shape[0] > 1 else off / bound, nan=_BEYOND
-    )
-    place = int(units.argmax())
-    return min(float(units.flatten()[place]), _BEYOND), float(off.flatten()[place])
+    ).clamp(max=_BEYOND)
+    largest = float(off.flatten()[int(units.argmax())])
+    said = units[(exact != 0) | (values != 0)]
+    return Gap(said if len(said) else units, norm_share(off, exact)), largest
 
 
-def _furthest_box(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[float, float]:
-    """Return how far the loneliest box of either side is from its nearest on the other.
+def _furthest_boxes(values: Tensor, exact: Tensor, bound: Tensor) -> tuple[Gap, float]:
+    """Return how far each box of either side is from its nearest on the other.
 
     Order is no matter: equal scores may be sorted either way.
     """
     if not len(values) or not len(exact):
-        return (0.0, 0.0) if len(values) == len(exact) else (_BEYOND, _BEYOND)
+        same = len(values) == len(exact)
+        return (
+            (Gap(torch.zeros(1), 0.0), 0.0)
+            if same
+            else (
+                Gap(torch.full((1,), _BEYOND), _BEYOND),
+                _BEYOND,
+            )
+        )
     off = (values[:, None] - exact[None]).abs()
     off[..., _YAW] = torch.minimum(off[..., _YAW], 2 * math.pi - off[..., _YAW]).abs()
-    units, column = torch.nan_to_num(off / bound, nan=_BEYOND).max(dim=-1)
+    units, column = torch.nan_to_num(off / bound, nan=_BEYOND).clamp(max=_BEYOND).max(dim=-1)
     nearest = torch.cat([units.min(dim=1).values, units.min(dim=0).values])
-    error = float(nearest.max())
     place = int((units == nearest.max()).flatten().nonzero()[0])
-    absolute = float(off.flatten(0, 1)[place, int(column.flatten()[place])])
-    return min(error, _BEYOND), absolute
+    largest = float(off.flatten(0, 1)[place, int(column.flatten()[place])])
+    return Gap(nearest, 0.0), largest

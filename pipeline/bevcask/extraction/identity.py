@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from bevcask.cache.frames import FrameTable
 from bevcask.data.augment import image_ranges
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
 from bevcask.geometry import CAMERAS, CLASSES
-from bevcask.provenance import provenance
+from bevcask.provenance import hardware, provenance
 from bevcask.targets.pixels import RULE, needs_pixels
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers.base import Teacher
@@ -21,13 +23,17 @@ def frame_table(frames: Frames) -> FrameTable:
     return FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global)
 
 
-def made_by(teacher: Teacher, frames: Frames) -> dict[str, Any]:
+def made_by(teacher: Teacher, frames: Frames, device: torch.device) -> dict[str, Any]:
     """Return what is recorded of this run."""
     inputs = teacher.inputs()
-    made = provenance() | {
-        "missing_sweeps": frames.missing_sweeps(inputs.num_sweeps),
-        "pose_precision": frames.index.precision,
-    }
+    made = (
+        provenance()
+        | hardware(device)
+        | {
+            "missing_sweeps": frames.missing_sweeps(inputs.num_sweeps),
+            "pose_precision": frames.index.precision,
+        }
+    )
     if inputs.can_bus:
         made["frames_without_can_bus"] = CanBus(frames.index).without(frames.rows)
     return made

@@ -22,6 +22,7 @@ from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import MEMORY, Teacher, of_one_frame
+from bevcask.teachers.reckoning import half_precision, identity, prepare, reckoning
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
@@ -40,6 +41,7 @@ class NativeTeacher(Teacher):
         self._type = str(config.detector["type"])
         self._checkpoint = config.checkpoint
         self._trust = config.trust_checkpoint
+        self._reckons = config
         self._detector: Detector | None = None
         self._inputs = replace(self._plugin.inputs(self._config), depth=False, trained=1)
         self._memory = _policy(config, self._inputs)
@@ -54,6 +56,9 @@ class NativeTeacher(Teacher):
             plugin, architecture = find_detector(own.detector, "teacher.detector")
             said["config"] = plugin.identity(architecture)
             said["type"] = f"native/{own.detector['type']}"
+        given = {key for key in ("precision", "deterministic") if key in own.model_fields_set}
+        if given:
+            said["reckoning"] = {key: getattr(own, key) for key in sorted(given)}
         if own.checkpoint != "random":
             path = Path(resolve("checkpoint", own.checkpoint))
             said["weights"] = identify(read_tensors(path, own.trust_checkpoint))
@@ -100,6 +105,7 @@ class NativeTeacher(Teacher):
             return self._plugin(self._config)
 
     def load(self, device: torch.device | str) -> None:
+        prepare(self._reckons, torch.device(device).type)
         self.detector.to(device)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -108,6 +114,7 @@ class NativeTeacher(Teacher):
             "config": self._plugin.identity(self._config),
             "weights": identify(self.detector.state_dict()),
             "classes": list(CLASSES),
+            "reckoning": identity(self._reckons),
             "checkpoint": f"random, seed {self.seed}" if self._checkpoint == "random" else "file",
         }
 
@@ -128,10 +135,12 @@ class NativeTeacher(Teacher):
                 f"teacher has no tap {unknown[0]!r}.{suggest(unknown[0], taps)} "
                 f"Known: {', '.join(taps)}."
             )
-        with torch.inference_mode():
-            alone = all(of_one_frame(taps[name]) for name in names)
-            window = self._memory == "window" and not alone
-            output = (unroll if window else _alone)(self.detector, batch)
+        alone = all(of_one_frame(taps[name]) for name in names)
+        run = unroll if self._memory == "window" and not alone else _alone
+        own, device = self._reckons, batch.bev_aug_B44.device.type
+        with torch.inference_mode(), reckoning(own.precision, own.deterministic, device):
+            with half_precision(own.precision, device):
+                output = run(self.detector, batch)
             found = {name: output.taps[name] for name in names if taps[name].kind != "box_set"}
             missing = len(found) < len(names)
             if self.remembers:

@@ -99,6 +99,7 @@ def _trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=_PRECISION[config.precision],
+        deterministic=config.deterministic or None,
         max_steps=config.max_steps,
         gradient_clip_val=config.clip,
         accumulate_grad_batches=config.accumulate,

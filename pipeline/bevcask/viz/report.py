@@ -122,7 +122,8 @@ def _origin(result: dict[str, Any]) -> Table:
     table = Table(title="origin", show_header=False, title_justify="left")
     teacher, dataset, made = result["teacher"], result["dataset"], dict(result["provenance"])
     rows = {
-        "teacher": f"{teacher['type']}, checkpoint {teacher.get('checkpoint', 'not recorded')}",
+        "teacher": f"{teacher['type']}, checkpoint {teacher.get('checkpoint', 'not recorded')}"
+        + _reckoned(teacher.get("reckoning", {})),
         "weights": teacher["weights"],
         "dataset": f"{dataset['version']} in {dataset['root']}, split {dataset['split']}",
         **{key: made.pop(key) for key in ("command", "git", "host", "time") if key in made},
@@ -131,6 +132,13 @@ def _origin(result: dict[str, Any]) -> Table:
     for key, value in rows.items():
         table.add_row(Text(key, style="bold"), str(value))
     return table
+
+
+def _reckoned(how: dict[str, Any]) -> str:
+    if not how:
+        return ""
+    repeats = "" if how["deterministic"] else ", not the same twice on CUDA"
+    return f", {how['precision']}{repeats}"
 
 
 def _coverage(scenes: list[dict[str, Any]]) -> Table:
