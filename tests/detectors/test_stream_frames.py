@@ -10,6 +10,7 @@ from torch import Tensor
 from bevcask.detectors.base import Batch, Labels
 from bevcask.detectors.memory import Stream
 from bevcask.detectors.stream_family import StreamDetector
+from bevcask.evaluation.detect import detect
 from bevcask.geometry import ego_motion, transform_points
 from contracts.detector import boxes_of_all_classes, labels_of
 from contracts.stream import joined
@@ -98,6 +99,22 @@ def test_two_lanes_are_one_lane_twice(detector: StreamDetector) -> None:
                 torch.testing.assert_close(
                     both.memory[name][lane], remembered[0], atol=1e-4, rtol=1e-4
                 )
+
+
+def test_scenes_side_by_side_are_evaluated_as_frame_after_frame(detector: StreamDetector) -> None:
+    lanes = ([frame(0), frame(1, 0)], [frame(3), frame(4, 3)])
+    cpu = torch.device("cpu")
+    found = detect(detector, [joined([lane[step] for lane in lanes]) for step in range(2)], cpu)
+    forgetful = detect(detector, [frame(1)], cpu)["1"]
+    assert not torch.allclose(found["1"].scores_N, forgetful.scores_N, atol=1e-4)
+    for lane in lanes:
+        stream = Stream()
+        for batch in lane:
+            with torch.inference_mode():
+                (own,) = detector.eval().decode(stream.show(detector, batch))
+            both = found[batch.tokens[0]]
+            torch.testing.assert_close(both.scores_N, own.scores_N, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(both.boxes_N9, own.boxes_N9, atol=1e-3, rtol=1e-4)
 
 
 def told(batch: Batch, labels: Labels) -> Batch:

@@ -16,13 +16,16 @@ from torch import Tensor
 from bevcask.cache import open_cache
 from bevcask.cache.reader import Cache
 from bevcask.compose import compose, words_for
+from bevcask.data.index.frames import Frames
 from bevcask.data.join import TrainBatch
+from bevcask.data.samples import Key, SampleReader, collate
 from bevcask.errors import ConfigError
 from bevcask.methods.base import Target
-from bevcask.stages import teacher_extract, verify
+from bevcask.stages import plan, teacher_extract, verify
 from bevcask.targets.spec import view_key
+from bevcask.teachers.native import NativeTeacher
 from bevcask.training.sources import CachedTargets
-from bevcask.verbs import DistillConfig, ExtractConfig, VerifyConfig
+from bevcask.verbs import DistillConfig, ExtractConfig, PlanConfig, VerifyConfig
 from training.test_cached_equals_online import ONLINE, gap, gradients, say, whole_gap
 
 SHARED = (
@@ -122,6 +125,21 @@ def test_the_teacher_agrees_with_every_view_of_its_levels(
     stored = open_cache(cache.partition("=")[2]).specs
     assert stored["head.boxes"].tap.context == "scene"
     assert found["resample"].keys() == stored.keys() - {"head.boxes"}
+
+
+def test_a_window_is_shown_where_it_changes_something(tiny_world: Path) -> None:
+    """Image levels take one pass a frame, states of queries one for each frame of the window."""
+    window = ("teacher.memory=window", "teacher.history=2")
+    config = configure(tiny_world, "raydn", *window)
+    teacher = NativeTeacher(config.teacher, 3)
+    reader = SampleReader(Frames.select(config.dataset), teacher.reads(), None, 3)
+    batch, passes = collate([reader.at(Key(2), reader.frames)]), list[int]()
+    assert len(batch.history) == 2
+    teacher.detector.register_forward_hook(lambda *_: passes.append(1))
+    for names, expected in ((["image.level0"], 1), (["image.level0", "query.last"], 3)):
+        passes.clear()
+        teacher(batch, names)
+        assert len(passes) == expected
 
 
 QUERIES = ("method.balanced=0", "method.local=0.1")
@@ -250,6 +268,17 @@ def test_a_window_without_all_of_the_scene_says_something_else(tiny_world: Path)
     for name in whole[0]:
         if name.startswith(TAUGHT):
             assert (name in told) != name.endswith(levels), name
+
+
+@pytest.mark.slow
+def test_levels_are_probed_without_memory_and_queries_are_not(tiny_world: Path) -> None:
+    def probed(*more: str) -> dict[str, Any]:
+        return plan.run(configure(tiny_world, "raydn", "probe=1", *more, verb=PlanConfig))
+
+    rows = {row["name"]: row for row in probed()["probe"]}
+    assert rows["float32"]["gradient"] == 0 < rows["float16"]["gradient"] < 1e-2
+    with pytest.raises(ConfigError, match="this one remembers whole scenes"):
+        probed("method.local=0.1")
 
 
 CODECS = {"float16": (1e-3, 5e-3), "int8": (3e-3, 5e-3)}
