@@ -238,7 +238,7 @@ def _fill(
     config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
 ) -> None:
     """Write every missing shard; the forward of one overlaps the writing of the one before."""
-    steps = steps_of(writer, frames, config.loader.batch_size)
+    steps = steps_of(writer, frames, config.loader.batch_size, teacher.parts)
     if not steps:
         return
     wanted = needs_pixels(writer.specs)

@@ -180,7 +180,7 @@ def _notes(
 
 def _show_windows(config: VerifyConfig, cache: Cache) -> dict[str, Any]:
     remembered_targets(cache)  # said before the teacher is loaded
-    teacher = config.teacher.model_copy(update={"memory": "window"})
+    teacher = config.teacher.model_copy(update={"memory": "window", "parts": None})
     windowed = config.model_copy(update={"teacher": teacher})
     asked, source, device = open_teacher(windowed, cache, same_memory=False)
     tokens = spread_tokens(cache, config.windows, config.seed)

@@ -124,6 +124,12 @@ class NativeTeacherConfig(Config):
         True,
         description="on CUDA the same bits each time; false where an operation has no way to",
     )
+    parts: int | None = Field(
+        None,
+        ge=1,
+        description="memory=scene: pieces of a scene at which memory begins anew, as in training "
+        "with loader.scene_parts; none: whole scenes",
+    )
     detector: dict[str, Any] = Field(
         default_factory=dict, description="architecture, see configs/detector"
     )

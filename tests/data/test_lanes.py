@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from bevcask.data.lanes import SceneSteps, in_lanes
+from bevcask.data.lanes import SceneSteps, cut, in_lanes
 
 SCENES = [range(4), range(4, 9), range(9, 11), range(11, 15)]
 START = {frame: scene.start for scene in SCENES for frame in scene}
@@ -65,7 +65,23 @@ def test_halves_of_scenes_begin_anew() -> None:
         for key in batch
         if key.after < 0
     }
-    assert begins == {0, 2, 4, 6, 9, 10, 11, 13}
+    assert begins == {0, 2, 4, 7, 9, 10, 11, 13}  # the first half of five is the longer one
+
+
+def test_memory_begins_anew_where_it_is_told() -> None:
+    """In its lane: the frames of a scene stay one behind the other."""
+    plain, anew = (list(in_lanes(SCENES, 2, begins)) for begins in ((), {7, 9, 13}))
+    assert [[key.frame for key in keys] for keys in anew] == [
+        [key.frame for key in keys] for keys in plain
+    ]
+    assert {key.frame for keys in anew for key in keys if key.after < 0} == {0, 4, 7, 9, 11, 13}
+    assert {key.frame for keys in plain for key in keys if key.after < 0} == {0, 4, 9, 11}
+
+
+def test_parts_of_one_length() -> None:
+    assert cut(range(10, 51), 2) == [range(10, 31), range(31, 51)]
+    assert cut(range(4), 3) == [range(2), range(2, 4)]
+    assert cut(range(2), 5) == [range(1), range(1, 2)]
 
 
 def test_a_step_depends_on_seed_and_number_alone() -> None:

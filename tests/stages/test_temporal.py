@@ -12,11 +12,12 @@ from torch import Tensor
 from bevcask.cache.reader import open_cache
 from bevcask.compose import compose
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.errors import DataError
+from bevcask.errors import CacheIdentityError, DataError
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
 from bevcask.verbs import ExtractConfig
+from bevcask.viz.report import describe
 from cache.test_writer import different_files
 from ending import Killed
 
@@ -192,6 +193,33 @@ def unseal(url: Path, shard: int) -> None:
     chunks = cache.commit.chunks()
     del chunks[shard]
     seal.unseal(cache, chunks)
+
+
+class Halving(Counting):
+    """Begins anew at half scenes."""
+
+    parts = 2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_half_scenes_differ_behind_the_half_alone(extract: Any, tmp_path: Path, rows: int) -> None:
+    """Also where a shard holds both halves, or the second one alone is made again."""
+    url, words = tmp_path / "halves.zarr", (f"store.shard_rows={rows}",)
+    extract(url, *words, kind=Halving)
+    assert counts(url) == [1.0, 2.0, 1.0] * 2
+    cache = open_cache(str(url))
+    assert cache.specs["head.boxes"].tap.context == "scene in 2 parts"
+    assert cache.fingerprint["memory"] == {"policy": "scene", "parts": 2}
+    assert describe(cache)["targets"][0]["context"] == "scene in 2 parts"
+    with pytest.raises(CacheIdentityError, match=r"memory\.parts"):
+        extract(url, *words)
+    short = tmp_path / "short.zarr"
+    extract(short, *words, "dataset.limit=2", kind=Halving)
+    assert counts(short) == [1.0, 2.0], "of the scene, not of what is selected of it"
+    if rows == 1:
+        unseal(url, 5)
+        _, seen = extract(url, *words, kind=Halving)
+        assert seen == cache.frames.tokens[5:]
 
 
 def test_parts_never_cut_a_scene(extract: Any, tmp_path: Path) -> None:

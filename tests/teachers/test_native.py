@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bevcask.config import TeacherConfig, validate
+from bevcask.config import NativeTeacherConfig, TeacherConfig, validate
 from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import save_weights
-from bevcask.errors import ConfigError
+from bevcask.errors import CacheIdentityError, ConfigError
 from bevcask.groups import load_group
 from bevcask.teachers import build_teacher, find_teacher
+from bevcask.teachers.native import NativeTeacher
 from contracts.teacher import TeacherContract
 from detectors.scenes import camera_batch, scan
 
@@ -65,6 +67,8 @@ REMEMBERS = {"type": "detectors.remembering:Remembering"}
     [
         ({}, {"memory": "window"}, "does not remember"),
         ({}, {"history": 2}, "does not remember"),
+        ({}, {"parts": 2}, "does not remember"),
+        (REMEMBERS, {"memory": "window", "parts": 2}, r"teacher\.parts=2 cuts scenes"),
         (REMEMBERS, {"history": 2}, r"teacher\.history=2 is the length of a window"),
         (REMEMBERS, {"memory": "scene", "history": 2}, "is the length of a window"),
     ],
@@ -75,6 +79,31 @@ def test_memory_and_detector_go_together(
     section = small("centerpoint_tiny", **detector)
     with pytest.raises(ConfigError, match=said):
         build_teacher(TeacherConfig.model_validate({**section, **keys}), 0)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "same"),
+    [
+        ({}, None, True),
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"parts": 2}, None, True),
+        ({"parts": 2}, 2, True),
+        ({"parts": 2}, 1, False),
+    ],
+)
+def test_a_cache_of_other_parts_is_refused(
+    stored: dict[str, int], asked: int | None, same: bool
+) -> None:
+    """As far as the parts are named; whole scenes are recorded by nothing."""
+    tree = {"teacher": {}, "memory": {"policy": "scene", **stored}}
+    cache: Any = SimpleNamespace(url="cache", identity=tree, fingerprint=tree)
+    config = NativeTeacherConfig(memory="scene", parts=asked)
+    if same:
+        NativeTeacher.matches(config, cache)
+        return
+    with pytest.raises(CacheIdentityError, match=r"memory\.parts.*teacher\.parts"):
+        NativeTeacher.matches(config, cache)
 
 
 def test_what_a_teacher_reads_and_what_its_taps_depend_on_follow_its_memory() -> None:
@@ -90,6 +119,12 @@ def test_what_a_teacher_reads_and_what_its_taps_depend_on_follow_its_memory() ->
     assert context == ["scene", "window of 2", "window of 1"]
     assert scene.remembering() == {"policy": "scene"}
     assert window.remembering() == {"policy": "window", "history": 2, "gaps": [2, 1]}
+    halves = make(parts=2)
+    assert halves.memory == "scene"
+    assert halves.offers()["bev.neck"].context == "scene in 2 parts"
+    assert halves.offers()["bev.neck"].in_order
+    assert halves.remembering() == {"policy": "scene", "parts": 2}
+    assert make(parts=1).remembering() == scene.remembering()
     forgets = TestCenterPoint().make()
     assert (forgets.memory, forgets.offers()["bev.neck"].context) == ("none", "none")
     section = small("bevdepth_tiny", num_frames=2)

@@ -20,7 +20,7 @@ _ADVICE = {
     "teacher": "Name the teacher (config and checkpoint) that made the cache, or extract with this "
     "one to another URL.",
     "memory": "Show the teacher scenes or windows as the cache did (teacher.memory, "
-    "teacher.history), or extract to another URL.",
+    "teacher.history, teacher.parts), or extract to another URL.",
     "dataset": "The dataset on disk is not the one the teacher saw: restore it, or extract to "
     "another URL.",
     "preprocessing": "Read images as the teacher's were (dataset.resampling), or extract to "

@@ -5,8 +5,8 @@ One batch holds one frame of each lane, so that time runs along the batches and 
 
 import functools
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from itertools import islice, pairwise
+from collections.abc import Collection, Container, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +18,28 @@ Ints = npt.NDArray[np.int64]
 _FIRST_WALK = 64  # steps of a lane that are laid out at once, doubled as a run goes on
 
 
-def in_lanes(scenes: Sequence[range], width: int) -> Iterator[list[Key]]:
+def in_lanes(scenes: Sequence[range], width: int, anew: Container[int] = ()) -> Iterator[list[Key]]:
     """Yield every frame once: one frame of each of up to `width` scenes a batch.
 
     Args:
         scenes: the frames of each scene, in order of time.
         width: scenes side by side; a scene that ends makes room for the next one.
+        anew: frames that memory begins anew at, beside the first of each scene.
     """
     waiting = iter(scene for scene in scenes if scene)
     lanes: list[deque[Key]] = []
     while True:
         lanes = [lane for lane in lanes if lane]
-        lanes += [deque(_walk(scene)) for scene in islice(waiting, width - len(lanes))]
+        lanes += [deque(_walk(scene, anew)) for scene in islice(waiting, width - len(lanes))]
         if not lanes:
             return
         yield [lane.popleft() for lane in lanes]
 
 
-def _walk(scene: range) -> Iterator[Key]:
+def _walk(scene: range, anew: Container[int]) -> Iterator[Key]:
     for frame in scene:
-        yield Key(frame, after=frame - 1 if frame > scene.start else -1)
+        begins = frame == scene.start or frame in anew
+        yield Key(frame, after=-1 if begins else frame - 1)
 
 
 class SceneSteps(Collection[list[Key]]):
@@ -50,7 +52,7 @@ class SceneSteps(Collection[list[Key]]):
         scenes: the frames of each scene, in order of time.
         seed: of the permutations.
         width: B, lanes and samples of a batch.
-        parts: into how many scenes each is cut (StreamPETR trains on halves).
+        parts: into how many scenes each is cut, see `cut` (StreamPETR trains on halves).
         start_step: first step to yield (a resumed run).
         max_steps: the step after the last.
     """
@@ -64,7 +66,7 @@ class SceneSteps(Collection[list[Key]]):
         start_step: int = 0,
         max_steps: int = 1,
     ) -> None:
-        self._scenes = [part for scene in scenes for part in _cut(scene, parts)]
+        self._scenes = [part for scene in scenes for part in cut(scene, parts)]
         self._seed = seed
         self._width = width
         self._start_step = start_step
@@ -108,6 +110,11 @@ class SceneSteps(Collection[list[Key]]):
         return stream(self._seed, "scenes", epoch).permutation(len(self._scenes))
 
 
-def _cut(scene: range, parts: int) -> list[range]:
-    ends = [scene.start + len(scene) * part // parts for part in range(parts + 1)]
-    return [range(a, b) for a, b in pairwise(ends) if b > a]
+def cut(scene: range, parts: int) -> list[range]:
+    """Return a scene in so many parts of one length, the last ones shorter or not there.
+
+    >>> cut(range(5), 2)
+    [range(0, 3), range(3, 5)]
+    """
+    length = max(1, -(-len(scene) // parts))
+    return [scene[start : start + length] for start in range(0, len(scene), length)]

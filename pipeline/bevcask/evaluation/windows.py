@@ -101,7 +101,7 @@ def remembered_targets(cache: Cache) -> dict[str, TargetSpec]:
     found = {
         key: spec
         for key, spec in cache.specs.items()
-        if spec.tap.context == "scene" and spec.tap.kind != "box_set"
+        if spec.tap.in_order and spec.tap.kind != "box_set"
     }
     if policy != "scene" or not found:
         raise ConfigError(

@@ -46,7 +46,8 @@ class TapInfo:
         bins: metres that each channel stands for (`image.depth`: the depth its features are lifted
             to), else empty.
         context: which other frames the value depends on: `none`, `window of N` keyframes before
-            this one, or `scene`, all of them since its first.
+            this one, or `scene`, all of them since its first, or `scene in N parts`, since the
+            first of that part.
     """
 
     name: str
@@ -62,7 +63,7 @@ class TapInfo:
     @property
     def in_order(self) -> bool:
         """True if it can only be said of a scene's frames one after the other, from the first."""
-        return self.context == "scene"
+        return self.context.startswith("scene")
 
 
 RegionName = Literal[

@@ -88,10 +88,15 @@ class Teacher(ABC):
         """Return what is loaded with each frame: no history where memory is carried along."""
         return self.inputs().frame_by_frame() if self.remembers else self.inputs()
 
+    @property
+    def parts(self) -> int:
+        """Of each scene, at which its memory begins anew; 1 for whole scenes."""
+        return 1
+
     def remembering(self) -> dict[str, Any]:
         """Return what identifies its memory."""
         if self.memory != "window":
-            return {"policy": self.memory}
+            return {"policy": self.memory} | ({"parts": self.parts} if self.parts > 1 else {})
         inputs = self.inputs()
         return {"policy": "window", "history": inputs.history, "gaps": list(inputs.gaps)}
 
@@ -144,6 +149,8 @@ class Teacher(ABC):
         Taps say which other frames they depend on; image features are of one frame.
         """
         context = "scene" if self.remembers else "none"
+        if self.remembers and self.parts > 1:
+            context = f"scene in {self.parts} parts"
         if history := self.reads().history:
             context = f"window of {history}"
         taps = {

@@ -68,7 +68,9 @@ class NativeTeacher(Teacher):
     def matches(cls, config: AnyConfig, cache: "Cache") -> None:
         super().matches(config, cache)
         own = cast(NativeTeacherConfig, config)
-        asked = {"policy": own.memory, "history": own.history}
+        asked = {"policy": own.memory, "history": own.history, "parts": own.parts}
+        if own.parts == 1 and "parts" not in cache.fingerprint.get("memory", {}):
+            asked["parts"] = None  # whole scenes go without saying
         said = {key: value for key, value in asked.items() if value is not None}
         if said:
             check_identity(cache, {"memory": said})
@@ -76,6 +78,10 @@ class NativeTeacher(Teacher):
     @property
     def memory(self) -> Policy:
         return self._memory
+
+    @property
+    def parts(self) -> int:
+        return cast(NativeTeacherConfig, self.config).parts or 1
 
     def taps(self) -> Mapping[str, TapInfo]:
         return self._plugin.describe_taps(self._config)
@@ -169,10 +175,10 @@ def _policy(config: NativeTeacherConfig, inputs: Inputs) -> Policy:
     """
     kind = config.detector["type"]
     if not inputs.memory:
-        if config.memory or config.history:
+        if config.memory or config.history or config.parts:
             raise ConfigError(
-                f"teacher.memory={config.memory}, teacher.history={config.history}: {kind} does "
-                "not remember. Leave them out."
+                f"teacher.memory={config.memory}, teacher.history={config.history}, "
+                f"teacher.parts={config.parts}: {kind} does not remember. Leave them out."
             )
         return "none"
     if config.memory != "window":
@@ -182,6 +188,11 @@ def _policy(config: NativeTeacherConfig, inputs: Inputs) -> Policy:
                 "through whole scenes. Say teacher.memory=window, or leave it out."
             )
         return "scene"
+    if config.parts is not None:
+        raise ConfigError(
+            f"teacher.parts={config.parts} cuts scenes, and memory begins anew before each window. "
+            "Say teacher.memory=scene, or leave it out."
+        )
     if not (config.history or inputs.history):
         raise ConfigError(
             f"teacher.memory=window: {kind} does not say how many frames a window has. Say "

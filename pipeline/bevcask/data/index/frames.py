@@ -120,6 +120,12 @@ class Frames:
         starts = [0, *(np.flatnonzero(np.diff(codes_n)) + 1).tolist(), len(codes_n)]
         return [range(a, b) for a, b in pairwise(starts) if b > a]
 
+    def whole_scene(self, frames: range) -> range:
+        """Return all index rows of the scene that some of the selection's frames are of."""
+        codes = self.index["frame_scene"]
+        first, end = np.searchsorted(codes, codes[self.rows[frames.start]] + [0, 1])
+        return range(int(first), int(end))
+
     def __len__(self) -> int:
         return len(self.rows)
 
