@@ -1,10 +1,17 @@
 """Boxes in images: hulls of what is before the lens, moved by the draw, where nothing is nearer."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_classes import Box
+from nuscenes.utils.geometry_utils import BoxVisibility, view_points
+from shapely.geometry import MultiPoint, box
 
-from bevcask.geometry import CLASSES
+from bevcask.geometry import CAMERAS, CLASSES, pose_matrix
 from bevcask.targets.image_boxes import (
     IMAGE_CHANNEL,
     channels_of,
@@ -35,7 +42,7 @@ def test_a_box_ahead_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "box",
+    "own",
     [
         box_at(0, -10, 0),
         box_at(0, -0.5, 0),  # its front is before the lens, its centre is not
@@ -44,9 +51,9 @@ def test_a_box_ahead_by_hand() -> None:
     ],
     ids=["behind", "around", "beside", "too small"],
 )
-def test_what_is_not_seen(box: np.ndarray) -> None:
-    for own in seen_boxes(box, AHEAD, INNER, SIZE):
-        assert len(own) == 0
+def test_what_is_not_seen(own: np.ndarray) -> None:
+    for part in seen_boxes(own, AHEAD, INNER, SIZE):
+        assert len(part) == 0
 
 
 def test_the_hull_is_clipped_and_not_its_border() -> None:
@@ -103,6 +110,56 @@ def test_each_camera_has_its_own() -> None:
     assert second.classes_N.tolist() == [7]
     assert first.corners_N4.dtype == torch.float32
     assert float(second.centres_N2[0, 0]) < 400
+
+
+def test_boxes_of_the_devkits_geometry(tiny_world: Path) -> None:
+    """By its boxes, which stand on the ground however the car leans, and its projection."""
+    devkit = NuScenes("v1.0-synthetic", str(tiny_world), verbose=False)
+    checked = 0
+    for sample in devkit.sample:
+        lidar = devkit.get("sample_data", sample["data"]["LIDAR_TOP"])
+        to_global = sensor_to_global(devkit, lidar)
+        boxes = np.stack([in_frame(devkit.get_box(t), to_global) for t in sample["anns"]])
+        for camera in CAMERAS:
+            data = devkit.get("sample_data", sample["data"][camera])
+            _, shown, inner = devkit.get_sample_data(data["token"], BoxVisibility.NONE)
+            to_camera = np.linalg.inv(sensor_to_global(devkit, data)) @ to_global
+            up = to_global[2, :3]
+            found, _, _, rows = seen_boxes(boxes, to_camera, inner, (112, 200), up)
+            hulls = [hull_of(own, inner) for own in shown]
+            wanted = {n: own for n, own in enumerate(hulls) if own is not None}
+            assert rows.tolist() == list(wanted)
+            for row, corners in zip(rows, found, strict=True):
+                np.testing.assert_allclose(corners, wanted[row], atol=1e-3)
+            checked += len(rows)
+    assert checked > 100
+
+
+def hull_of(own: Box, inner: np.ndarray) -> tuple[float, ...] | None:
+    """Return what an image of 200 x 112 shows of a box of a camera's frame, if it is a pixel."""
+    if own.center[2] <= 0:
+        return None
+    corners = own.corners()
+    front = view_points(corners[:, corners[2] > 0], inner, normalize=True)[:2].T
+    hull = MultiPoint(front).convex_hull.intersection(box(0, 0, 200, 112))
+    if hull.is_empty or min(np.ptp(np.reshape(hull.bounds, (2, 2)), 0)) < 1:
+        return None
+    return tuple(hull.bounds)
+
+
+def sensor_to_global(devkit: NuScenes, data: dict[str, Any]) -> np.ndarray:
+    ego = devkit.get("ego_pose", data["ego_pose_token"])
+    mounted = devkit.get("calibrated_sensor", data["calibrated_sensor_token"])
+    to_global, to_ego = (pose_matrix(p["translation"], p["rotation"]) for p in (ego, mounted))
+    return to_global @ to_ego
+
+
+def in_frame(own: Box, to_global: np.ndarray) -> np.ndarray:
+    """Return a box of the devkit as ours, in a frame."""
+    turn = np.linalg.inv(to_global[:3, :3]) @ own.rotation_matrix
+    centre = np.linalg.inv(to_global) @ [*own.center, 1]
+    width, length, height = own.wlh
+    return np.array([*centre[:3], length, width, height, np.arctan2(turn[1, 0], turn[0, 0]), 0, 0])
 
 
 @pytest.mark.skipif(not (FOLDER / "streampetr_a.npz").is_file(), reason=MISSING)

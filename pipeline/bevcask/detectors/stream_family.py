@@ -345,11 +345,23 @@ class StreamDetector(Detector):
         assert batch.labels is not None, "the loader gave no labels"
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
         assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
-        to_camera = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        assert batch.lidar_to_global_B44 is not None, "the loader gave no poses"
+        to_camera, up_B3 = (
+            torch.linalg.inv(batch.camera_to_lidar_BV44.double()),
+            batch.lidar_to_global_B44[:, 2, :3],
+        )
         image_aug = network_image_aug(batch, self.config.half_pixel)
         sizes = self.config.camera_size_HW, self.config.image_size_HW
         return [
-            image_boxes(own, kinds, to_camera[n], batch.intrinsics_BV33[n], image_aug[n], sizes)
+            image_boxes(
+                own,
+                kinds,
+                to_camera[n],
+                batch.intrinsics_BV33[n],
+                image_aug[n],
+                sizes,
+                up_B3[n],
+            )
             for n, (own, kinds) in enumerate(self._canonical(batch))
         ]
 
