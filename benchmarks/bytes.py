@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--name", default="bytes", help="results/NAME.json")
     parser.add_argument("words", nargs="*", help="key=value; a dataset, for one of your own")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BEVCASK_HOME"] = folder  # index of data that goes away

@@ -41,10 +41,10 @@ TEACHERS = {
         ("bevdepth_tiny", "bevdepth_tiny_start"),
         ("bevfusion_tiny", "bevfusion_tiny_synthetic"),
         ("bevformer_tiny", "bevformer_tiny_synthetic"),
+        ("raydn_tiny", "raydn_tiny_synthetic"),
     )
 }
 TEACHERS["bevformer_tiny"] += ("teacher.memory=window",)
-TEACHERS["raydn_tiny"] = ("teacher=raydn_tiny",)  # random weights
 HALF_RANGE = ("teacher.detector.half_extent=25.6", "student.detector.half_extent=25.6")
 OWN = {  # a window has its frames drawn one by one, as `both_views` counts them
     "raydn_tiny": ("method.modulated=0.1", "method.schedule=false", "student.detector.history=1")
