@@ -69,7 +69,7 @@ def fill(url: str, part: str = "1/1", num_targets: str = "4") -> None:
         part=Part.parse(part),
     )
     names = {spec.name for spec in writer.specs}
-    with writer, WriteQueue(writer, depth=1) as waiting:
+    with writer, WriteQueue(writer, depth=1, threads=3) as waiting:
         for shard in writer.missing():
             said = _arrays(writer, shard)
             waiting.put(shard, {name: said[name] for name in names})

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import zarr  # noqa: F401  # once, before the forks
 
-from bevcask.cache import Encoded, FrameTable, create, lease, open_cache, verify
+from bevcask.cache import Encoded, FrameTable, WriteQueue, create, lease, open_cache, verify
 from bevcask.cache.reader import Cache
 from bevcask.cache.repair import Repairer
 from bevcask.cache.reuse import reuse
@@ -81,18 +81,22 @@ def _fill(
     with writer:
         if old is not None:
             reuse(writer, open_cache(str(old)))
-        for shard in writer.missing():
-            said = _said(writer.cache, shard, lie == shard)
-            writer.write(shard, {name: said[name] for name in names})
+        with WriteQueue(writer, depth=1, threads=2) as waiting:
+            for shard in writer.missing():
+                said = _said(writer.cache, shard, lie == shard)
+                waiting.put(shard, {name: said[name] for name in names})
     if not writer.unfinished():
         writer.seal()
 
 
 def _repair(url: Path) -> None:
     cache = Cache(str(url), allow_unsealed=True, lenient=True)
-    with Repairer(cache, {0: {"bev.neck"}, 1: {"head.heatmap"}}, {"provenance": {}}) as repairer:
+    with (
+        Repairer(cache, {0: {"bev.neck"}, 1: {"head.heatmap"}}, {"provenance": {}}) as repairer,
+        WriteQueue(repairer, depth=1, threads=2) as waiting,
+    ):
         for shard in repairer.missing():
-            repairer.write(shard, _said(cache, shard))
+            waiting.put(shard, _said(cache, shard))
 
 
 def _wrong(url: Path) -> None:

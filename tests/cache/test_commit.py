@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bevcask.cache import open_cache
-from bevcask.cache.chunks import encode_chunk, encode_shard
+from bevcask.cache.chunks import encode_chunk, join_rows
 from bevcask.cache.commit import Committed
 from bevcask.cache.files import Files
 from bevcask.cache.layout import ArraySpec, commit_key
@@ -118,7 +118,7 @@ def test_commit_entry_round_trips() -> None:
 def test_an_entry_holds_what_ends_every_row() -> None:
     values = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
     values[2] = 0
-    data = encode_shard(values)
+    data = join_rows([encode_chunk(row) for row in values])
     array = ArraySpec("a/values", (8, 2, 3), "uint8", ("row", "y", "x"), 1)
     rows = [encode_chunk(row)[-4:] or bytes(4) for row in values]
     assert Committed.of(data, array, 4).rows == b"".join(rows)

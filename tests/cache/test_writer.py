@@ -7,13 +7,14 @@ import json
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bevcask.cache import Encoded, WriteQueue, Writer, concatenate, open_cache, verify
+from bevcask.cache import Encoded, WriteQueue, Writer, concatenate, objects, open_cache, verify
 from bevcask.cache.layout import commit_key
 from bevcask.errors import (
     CacheIdentityError,
@@ -21,6 +22,8 @@ from bevcask.errors import (
     DiskFullError,
     TargetMismatchError,
 )
+from bevcask.geometry import Grid
+from bevcask.targets.spec import TapInfo, TargetSpec
 from cache.example import FINGERPRINT, SPECS, begin, build, commit_folder, encoded, frame_table
 
 
@@ -299,15 +302,15 @@ class SlowWriter:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self.tokens, self.missing = writer.tokens, writer.missing
-        self.cache, self.specs = writer.cache, writer.specs
+        self.cache, self.specs, self.encode = writer.cache, writer.specs, writer.encode
         self.allowed = threading.Semaphore(0)
         self.failure: Exception | None = None
 
-    def write(self, shard: int, arrays: Any) -> int:
+    def commit(self, shard: int, objects: Any) -> int:
         self.allowed.acquire()
         if self.failure is not None:
             raise self.failure
-        return self._writer.write(shard, arrays)
+        return self._writer.commit(shard, objects)
 
 
 def test_queue_writes_everything(sealed: str, tmp_path: Path) -> None:
@@ -320,6 +323,71 @@ def test_queue_writes_everything(sealed: str, tmp_path: Path) -> None:
     assert different_files(Path(sealed), tmp_path) == []
     stored = open_cache(str(tmp_path))
     assert waiting.num_bytes == sum(stored.stored_bytes(name) for name in stored.specs)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_bytes_do_not_depend_on_the_number_of_threads(
+    sealed: str, tmp_path: Path, threads: int
+) -> None:
+    writer = begin(tmp_path)
+    with WriteQueue(writer, depth=2, threads=threads) as waiting:
+        for shard in writer.missing():
+            waiting.put(shard, encoded(writer, shard))
+    writer.seal()
+    assert different_files(Path(sealed), tmp_path) == []
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_bytes_in_flight_are_bounded(tmp_path: Path, threads: int) -> None:
+    """Count what has been handed over and is still held by anybody, encoded or not."""
+    depth, num_shards, side = 2, 12, 64
+    grid = Grid.square(side / 2, 1.0)
+    tap = TapInfo("bev.neck", "dense_bev", (8, side, side), grid, nonnegative=True)
+    writer = begin(tmp_path, specs=[TargetSpec(tap, "uint8")], frames=frame_table((24,)))
+    noise = np.random.default_rng(0).integers(0, 255, (2, 8, side, side), np.uint8)
+    flying, peak = [0], [0]
+
+    def land() -> None:
+        flying[0] -= 1
+
+    with WriteQueue(writer, depth, threads) as waiting:
+        for shard in range(num_shards):
+            values = noise.copy()
+            weakref.finalize(values, land)
+            waiting.put(shard, {"bev.neck": Encoded(values, np.ones((2, 8), np.float32))})
+            del values
+            flying[0] += 1
+            peak[0] = max(peak[0], flying[0])
+    assert waiting.num_shards == num_shards
+    assert flying[0] == 0
+    assert peak[0] <= depth + 1
+
+
+def test_an_encoders_error_stops_and_what_was_before_stays(
+    sealed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, encode_chunk = begin(tmp_path), objects.encode_chunk
+    bad = encoded(writer, 2)["image.fpn0"].numpy().values[0]
+
+    def encode(values: Any) -> bytes:
+        if values.shape == bad.shape and np.array_equal(values, bad):
+            raise MemoryError("no room for row 4")
+        return encode_chunk(values)
+
+    def produce() -> None:
+        with WriteQueue(writer, depth=1, threads=3) as waiting:
+            for shard in writer.missing():
+                waiting.put(shard, encoded(writer, shard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "encode_chunk", encode)
+        with pytest.raises(MemoryError, match="row 4"):
+            produce()
+    cache = open_cache(str(tmp_path), allow_unsealed=True)
+    assert cache.committed == {0, 1}
+    assert not list(tmp_path.glob("*/*/values/c.[23].*"))
+    build(tmp_path)
+    assert different_files(Path(sealed), tmp_path) == []
 
 
 def test_queue_is_bounded(tmp_path: Path) -> None:
@@ -393,7 +461,7 @@ def test_ctrl_c_keeps_what_was_handed_over(tmp_path: Path) -> None:
     writer = begin(tmp_path)
 
     def produce() -> None:
-        with WriteQueue(writer, depth=2) as waiting:
+        with WriteQueue(writer, depth=2, threads=2) as waiting:
             waiting.put(0, encoded(writer, 0))
             waiting.put(1, encoded(writer, 1))
             raise KeyboardInterrupt
@@ -401,3 +469,25 @@ def test_ctrl_c_keeps_what_was_handed_over(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         produce()
     assert begin(tmp_path).missing() == [2, 3]
+    assert not [one for one in threading.enumerate() if one.name.startswith("bevcask-")]
+
+
+def test_a_second_ctrl_c_waits_for_nothing_but_running_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SlowWriter(begin(tmp_path))
+
+    def produce() -> None:
+        with WriteQueue(writer, depth=2, threads=2) as waiting:
+            waiting.put(0, encoded(writer, 0))  # type: ignore[arg-type]
+            monkeypatch.setattr(waiting, "_say", interrupted)
+            monkeypatch.setattr("bevcask.cache.writer._VOICE_SECONDS", 0.01)
+            raise KeyboardInterrupt
+
+    def interrupted(began: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        produce()
+    assert not [one for one in threading.enumerate() if one.name.startswith("bevcask-encoder")]
+    writer.allowed.release()

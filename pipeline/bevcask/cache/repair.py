@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bevcask.cache.chunks import objects_of
-from bevcask.cache.commit import committed, encode_row
+from bevcask.cache.commit import encode_row
 from bevcask.cache.files import Files
 from bevcask.cache.layout import Encoded, commit_key
 from bevcask.cache.lease import Lease, holding_small_files
+from bevcask.cache.objects import Each, ShardObjects
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import seal, unseal
@@ -165,11 +165,28 @@ class Repairer:
             TargetMismatchError: a target is missing, or of the wrong shape or dtype.
             DiskFullError: the disk is full; every object is the old or the new one.
         """
+        return self.commit(shard, self.encode(shard, arrays))
+
+    def encode(
+        self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each = map
+    ) -> ShardObjects:
+        """Begin with the listed files of a shard, which `commit` takes; see `ShardObjects`.
+
+        Raises:
+            TargetMismatchError: see `write`.
+        """
         names = self._wanted[shard]
         said = {name: arrays[name] for name in names if name in arrays}
-        objects = objects_of(self._layout, names, shard, said)
+        return ShardObjects(self._layout, names, shard, said, each)
+
+    def commit(self, shard: int, encoded: ShardObjects) -> int:
+        """Wait for the files of a shard and put them in their places; return their bytes.
+
+        Raises:
+            DiskFullError: see `write`.
+        """
+        objects, new = encoded.wait()
         self._lease.check()
-        new = committed(self._layout, objects)
         keys = [array.key for array in self._layout.arrays]
         known = shard in self._cache.commit
         old = dict(zip(keys, self._cache.commit[shard], strict=True)) if known else {}

@@ -9,18 +9,19 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from bevcask.cache.chunks import objects_of
-from bevcask.cache.commit import committed, encode_row
+from bevcask.cache.commit import Committed, committed, encode_row
 from bevcask.cache.files import Files
 from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.metadata import read_root
+from bevcask.cache.objects import Each, ShardObjects
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import end_addition, seal
@@ -35,7 +36,8 @@ _log = logging.getLogger(__name__)
 class Writer:
     """Writes the missing shards of a cache, or of one part of it. Made by `create`.
 
-    Use as a context manager: it holds the lease of its shards. Not for two threads at once.
+    Use as a context manager: it holds the lease of its shards. Not for two threads at once, but for
+    `encode`, which may run beside the rest.
 
     Args:
         cache: the cache as it will be, opened with its commits so far.
@@ -143,13 +145,32 @@ class Writer:
             DiskFullError: the disk is full; earlier shards are safe.
             CacheBusyError: this process has lost its lease.
         """
+        return self.commit(shard, self.encode(shard, arrays))
+
+    def encode(
+        self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each = map
+    ) -> ShardObjects:
+        """Begin with the files of a shard, which `commit` takes; see `ShardObjects`.
+
+        Raises:
+            TargetMismatchError: see `write`.
+        """
         assert shard in self._shards
         assert not self._done_S[shard]
-        objects = objects_of(self._layout, [spec.key for spec in self.specs], shard, arrays)
+        return ShardObjects(self._layout, [spec.key for spec in self.specs], shard, arrays, each)
+
+    def commit(self, shard: int, encoded: ShardObjects) -> int:
+        """Wait for the files of a shard, write them, then commit it; return their bytes.
+
+        Raises:
+            DiskFullError: see `write`.
+            CacheBusyError: see `write`.
+        """
+        objects, entries = encoded.wait()
         self._lease.check()
         keys = {array.key: array.object_key(shard) for array in self._layout.arrays}
         self._files.put_many({keys[key]: data for key, data in objects.items() if data})
-        self._put_commit(shard, objects)
+        self._put_commit(shard, entries)
         return sum(map(len, objects.values()))
 
     def adopt(self, shard: int, objects: Mapping[str, bytes], links: Mapping[str, Path]) -> None:
@@ -164,11 +185,11 @@ class Writer:
         keys = {a.key: a.object_key(shard) for a in self._layout.arrays if objects.get(a.key)}
         if not self._files.link_many({keys[k]: path for k, path in links.items() if k in keys}):
             self._files.put_many({key: objects[name] for name, key in keys.items()})
-        self._put_commit(shard, objects)
+        self._put_commit(shard, committed(self._layout, objects))
 
-    def _put_commit(self, shard: int, objects: Mapping[str, bytes]) -> None:
+    def _put_commit(self, shard: int, entries: Mapping[str, Committed]) -> None:
         """Commit a shard: what was written, between what is committed of targets it already had."""
-        known = committed(self._layout, objects)
+        known = dict(entries)
         if self._base is not None:
             theirs = zip(self._base.layout.arrays, self._base.commit[shard], strict=True)
             known |= {array.key: row for array, row in theirs}
@@ -223,24 +244,31 @@ class Writer:
 class ShardWriter(Protocol):
     """Whatever takes whole shards."""
 
-    def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
+    def encode(self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each) -> ShardObjects:
+        """Begin with the files of a shard."""
+        ...
+
+    def commit(self, shard: int, encoded: ShardObjects) -> int:
         """Write one shard; return its bytes."""
         ...
 
 
 class WriteQueue:
-    """Writes shards on a background thread while the teacher computes the next.
+    """Writes shards in the background while the teacher computes the next.
 
-    At most `depth` shards wait, so memory is flat. Use as a context manager: leaving it, also by
-    Ctrl-C or an error, writes what was handed over; an error of the thread is raised in `put` or on
-    leaving. What was handed over is not to be changed any more.
+    Rows are encoded by `threads` threads. One more writes the files of a shard and commits it, in
+    the order in which shards were handed over. At most `depth` of them wait behind the one that is
+    written, so memory is flat. Use as a context manager: leaving it, also by Ctrl-C or an error,
+    writes what was handed over; an error of a thread is raised in `put` or on leaving. What was
+    handed over is not to be changed any more.
     """
 
-    def __init__(self, writer: ShardWriter, depth: int) -> None:
+    def __init__(self, writer: ShardWriter, depth: int, threads: int = 1) -> None:
         self._writer = writer
-        self._waiting: queue.Queue[tuple[int, dict[str, Encoded[Any]]] | None]
-        self._waiting = queue.Queue(maxsize=depth)
+        self._slots = threading.Semaphore(depth + 1)
+        self._waiting: queue.SimpleQueue[tuple[int, ShardObjects] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bevcask-encoder")
         self._thread = threading.Thread(target=self._work, name="bevcask-writer", daemon=True)
         self.num_bytes = 0
         self.num_shards = 0
@@ -255,11 +283,14 @@ class WriteQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hand_over(None)
+        self._waiting.put(None)
         began = time.monotonic()
-        while self._thread.is_alive():
-            self._thread.join(_VOICE_SECONDS)
-            self._say(began)
+        try:
+            while self._thread.is_alive():
+                self._thread.join(_VOICE_SECONDS)
+                self._say(began)
+        finally:
+            self._pool.shutdown(cancel_futures=True)
         if error is None and self._error is not None:
             raise self._error
 
@@ -267,21 +298,19 @@ class WriteQueue:
         """Hand over a shard; blocks while `depth` shards wait. CUDA tensors go to the host here.
 
         Raises:
+            TargetMismatchError: a target is missing, unknown or of the wrong shape or dtype.
             BevcaskError: writing an earlier shard failed.
         """
         if self._error is not None:
             raise self._error
-        self._hand_over((shard, {name: encoded.numpy() for name, encoded in arrays.items()}))
-
-    def _hand_over(self, item: tuple[int, dict[str, Encoded[Any]]] | None) -> None:
         began = time.monotonic()
-        while True:
-            try:
-                self._waiting.put(item, timeout=_VOICE_SECONDS)
-            except queue.Full:
-                self._say(began)
-            else:
-                return
+        while not self._slots.acquire(timeout=_VOICE_SECONDS):
+            self._say(began)
+        try:
+            self._waiting.put((shard, self._writer.encode(shard, arrays, self._pool.map)))
+        except BaseException:
+            self._slots.release()
+            raise
 
     def _say(self, began: float) -> None:
         """Say that the store takes its time, where it does."""
@@ -292,10 +321,11 @@ class WriteQueue:
     def _work(self) -> None:
         """Write until told to stop; after an error go on taking, so that nobody waits for ever."""
         while (item := self._waiting.get()) is not None:
-            if self._error is not None:
-                continue
             try:
-                self.num_bytes += self._writer.write(*item)
-                self.num_shards += 1
+                if self._error is None:
+                    self.num_bytes += self._writer.commit(*item)
+                    self.num_shards += 1
             except BaseException as error:
                 self._error = error
+            del item
+            self._slots.release()
