@@ -22,7 +22,8 @@ from bevcask.cache.parts import Part
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.repair import Repairer, read_list
 from bevcask.cache.reuse import reuse
-from bevcask.cache.writer import WriteQueue, Writer
+from bevcask.cache.write_queue import WriteQueue
+from bevcask.cache.writer import Writer
 from bevcask.catalog import check_name, is_missing, register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.can_bus import mention_can_bus

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from bevcask.cache.quantize import dequantize, encode
     from bevcask.cache.reader import Cache, open_cache
     from bevcask.cache.verify_bytes import Problem, Report, verify
-    from bevcask.cache.writer import WriteQueue, Writer
+    from bevcask.cache.write_queue import WriteQueue
+    from bevcask.cache.writer import Writer
 
 _HOME = {
     "check_identity": "identity",
@@ -27,7 +28,7 @@ _HOME = {
     "Report": "verify_bytes",
     "verify": "verify_bytes",
     "Writer": "writer",
-    "WriteQueue": "writer",
+    "WriteQueue": "write_queue",
     "create": "begin",
     "stored_targets": "begin",
 }

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bevcask.cache.room import check_bound, check_projection
-from bevcask.cache.writer import WriteQueue, Writer
+from bevcask.cache.write_queue import WriteQueue
+from bevcask.cache.writer import Writer
 from bevcask.targets.kinds import kind_of
 
 
