@@ -1,4 +1,5 @@
-# Everything below sets itself up from a fresh clone with Python 3.11 or 3.12 and nothing else.
+# Everything below sets itself up from a fresh clone with Python 3.11 or 3.12 and nothing else;
+# test-next takes the newest Python there is.
 # PIP_ARGS is handed to pip, e.g. to point it at the CPU or CUDA build of torch you want.
 
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) python3)
@@ -8,7 +9,7 @@ PIP_ARGS ?=
 READY := $(VENV)/.ready
 READY_MMDET3D := $(VENV)/.ready-mmdet3d
 
-.PHONY: help setup demo test test-lowest test-slow mmdet3d test-mmdet3d lint types format clean
+.PHONY: help setup demo test test-lowest test-next test-slow mmdet3d test-mmdet3d lint types format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,12 +33,23 @@ test: $(READY)  ## default tests: under five minutes on two cores
 LOWEST := $(VENV)-lowest
 test-lowest:  ## default tests with the oldest dependencies allowed, in an environment of its own
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python bounds.py lowest > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(LOWEST)/constraints.txt \
 	  -e . pytest pytest-xdist
 	# Old releases are warned by newer ones of others; what is asked is whether they work.
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+
+NEXT := $(VENV)-next
+NEWEST ?= $(firstword $(shell command -v python3.14) $(shell command -v python3.13) $(shell command -v python3.12) $(PYTHON))
+test-next:  ## default tests with the newest Python and dependencies, numpy 2 among them, in an environment of its own
+	$(NEWEST) -m venv --clear $(NEXT)
+	$(NEXT)/bin/python bounds.py newest > $(NEXT)/requirements.txt
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) -r $(NEXT)/requirements.txt setuptools pytest pytest-xdist
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps nuscenes-devkit
+	$(NEXT)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
 	$(BIN)/python -m pytest -m slow
@@ -65,4 +77,4 @@ format: $(READY)  ## fix what ruff can fix
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) $(LOWEST) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(NEXT) runs .mypy_cache .ruff_cache .pytest_cache

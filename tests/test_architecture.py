@@ -1,6 +1,7 @@
 """The tree keeps its promises: imports go one way, heavy libraries stay where they belong."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -136,12 +137,25 @@ def test_every_package_is_listed() -> None:
 
 def test_lower_bounds_are_what_make_test_lowest_installs() -> None:
     """A dependency without one, or with one that the pinned set is below, was never tried."""
-    told = subprocess.run(
-        [sys.executable, str(REPOSITORY / "lowest.py")], capture_output=True, text=True, check=True
-    )
-    bounds = dict(line.split("==") for line in told.stdout.splitlines())
+    bounds = dict(line.split("==") for line in bounds_of("lowest"))
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert len(bounds) == len(project["dependencies"]) - 1  # all but torch
     for name, bound in bounds.items():
         assert Version(bound) <= Version(metadata.version(name)), name
     assert Version(bounds["lightning"]) >= Version("2.6")  # WeightAveraging
+
+
+def test_nothing_has_an_upper_bound_where_make_test_next_installs() -> None:
+    """nuscenes-devkit's own dependencies stand in for it: it would bring an old numpy."""
+    newest = [re.split(r"[\[>]", line)[0] for line in bounds_of("newest")]
+    assert "nuscenes-devkit" not in newest
+    assert {"numpy", "zarr", "pyquaternion"} <= set(newest)
+    assert not any("<" in line for line in bounds_of("newest"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    bounded = [own for own in project["dependencies"] if "<" in own]
+    assert bounded == ["nuscenes-devkit>=1.2,<1.3"]
+
+
+def bounds_of(which: str) -> list[str]:
+    command = [sys.executable, str(REPOSITORY / "bounds.py"), which]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -145,7 +145,7 @@ class _Check:
         return Report(
             self._files.url,
             sorted(self._problems, key=lambda problem: problem.key),
-            len(self._digests) + np.count_nonzero(lengths_SA) + commits + len(runs) + 1,
+            len(self._digests) + int(np.count_nonzero(lengths_SA)) + commits + len(runs) + 1,
             hashed,
             self._targets,
         )
