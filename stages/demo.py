@@ -16,6 +16,7 @@ from typing import Any
 
 from bevcask.compose import compose
 from bevcask.errors import BevcaskError, Stopped
+from bevcask.signals import exit_code
 from bevcask.stages import evaluate, inspect_cache, student_distill, synthesize, teacher_extract
 from bevcask.verbs import (
     DistillConfig,
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
-        return 128 + stopped.signal
+        return exit_code(stopped.signal)
     sys.stdout.write(table(metrics))
     sys.stdout.write(
         f"\nsynthetic world, seed {SEED}; {time.perf_counter() - start:.0f} s. Look at {folder}/, "

@@ -6,6 +6,7 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 """
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device
+from bevcask.scheduler import share
 from bevcask.targets.kinds import changes_pixels
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
@@ -58,7 +60,8 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     """Fill `config.cache` with what the method needs of the teacher.
 
     A sealed cache that lacks some of it gets it added; `part=i/n` fills the i-th of n ranges of
-    shards, and whoever finds all committed seals; `repair=FILE` writes listed shards again.
+    shards, and whoever finds all committed seals; without it a scheduler's variables say which
+    (`scheduler.share`); `repair=FILE` writes listed shards again.
 
     Returns:
         cache URL, id, frames, stored and raw bytes, `sealed`, `shards_left` (of all parts),
@@ -77,6 +80,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     url = resolve("cache", config.cache)
     if config.name is not None:
         check_name(config.name, url)
+    config = _shared(config)
     part = Part() if config.part is None else Part.parse(config.part)
     frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
@@ -123,6 +127,16 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         "shards_left": left,
         "reused": reused,
     }
+
+
+def _shared(config: ExtractConfig) -> ExtractConfig:
+    """Return the configuration with the part that a scheduler gives this process, if any."""
+    found = None if config.part or config.repair else share(os.environ)
+    if found is None:
+        return config
+    part = f"{found.number}/{found.count}"
+    _log.info("part=%s, as %s; part=1/1 fills everything from here", part, found.said_by)
+    return config.model_copy(update={"part": part})
 
 
 def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -> Frames:

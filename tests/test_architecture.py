@@ -25,8 +25,10 @@ RANKS = {
     "progress": 0,
     "provenance": 0,
     "tokens": 0,
+    "scheduler": 0,
     "groups": 0.5,
     "outputs": 0.5,
+    "signals": 0.5,
     "consent": 0.5,
     "config": 1,
     "trainer_config": 1.2,
@@ -51,6 +53,8 @@ RANKS = {
 SAME_RANK = {
     ("registry", "errors"),
     ("provenance", "errors"),
+    ("provenance", "scheduler"),
+    ("scheduler", "errors"),
     ("geometry", "errors"),
     ("fingerprint", "errors"),
 }

@@ -91,7 +91,7 @@ def test_signals_of_the_group_are_left_to_the_process_that_is_served(
         worker = int(process.stdout.readline())
         helpers = family(process.pid)
         for pid in helpers:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 os.kill(pid, number)
         time.sleep(0.2)
         assert worker in alive(helpers)

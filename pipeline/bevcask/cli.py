@@ -1,7 +1,7 @@
 """The command line: `bevcask VERB [URL] [key=value ...] [--json]`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 the thing checked is not
-ok, 2 wrong usage or input, 130 and 143 stopped by Ctrl-C and SIGTERM.
+ok, 2 wrong usage or input, 75 try again (a scheduler's SIGTERM or SIGUSR1), 130 Ctrl-C.
 """
 
 import importlib
@@ -23,6 +23,7 @@ from bevcask import __version__
 from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
+from bevcask.signals import ending, exit_code
 from bevcask.verbs import VERBS
 
 app = typer.Typer(
@@ -114,7 +115,8 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
     for chatty in ("lightning", "lightning.pytorch", "matplotlib", "distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        result, module = work()
+        with ending():
+            result, module = work()
     except BevcaskError as error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(2) from None
@@ -128,7 +130,7 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         raise typer.Exit(2) from None
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
-        raise typer.Exit(128 + stopped.signal) from None
+        raise typer.Exit(exit_code(stopped.signal)) from None
     except KeyboardInterrupt:
         sys.stderr.write(
             "interrupted. teacher-extract and student-distill go on from what they saved when the "
@@ -199,7 +201,12 @@ for _name in VERBS:
 
 def main() -> None:
     """Entry point of the `bevcask` command."""
-    app()
+    try:
+        with ending(last=True):
+            app()
+    except Stopped as stopped:  # before or behind a verb's own work
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(exit_code(stopped.signal))
 
 
 if __name__ == "__main__":

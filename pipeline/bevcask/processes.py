@@ -1,8 +1,8 @@
 """Helper processes have no life of their own.
 
-Signals that reach the whole group (Ctrl-C, a scheduler's SIGTERM) are for the process they serve:
-it decides when it needs them no more. They end when it ends, also when it is killed; the fork
-server they come from ends with the last of them.
+Signals that reach the whole group (Ctrl-C, a scheduler's SIGTERM or SIGUSR1) are for the process
+they serve: it decides when it needs them no more. They end when it ends, also when it is killed;
+the fork server they come from ends with the last of them.
 """
 
 import multiprocessing
@@ -30,7 +30,8 @@ def end_with_parent() -> None:
                 pass
             os._exit(0)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nobody tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=obey, name="bevcask-obey", daemon=True).start()

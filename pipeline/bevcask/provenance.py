@@ -1,5 +1,6 @@
 """Where and how a file was made: versions, host, command, git, time. State, never identity."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bevcask import __version__
 from bevcask.errors import ConfigError
+from bevcask.scheduler import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +73,7 @@ def hardware(device: "torch.device") -> dict[str, Any]:
 
 
 def pick_device(name: str) -> "torch.device":
-    """Turn `auto | cpu | cuda | cuda:N` into a device.
+    """Turn `auto | cpu | cuda | cuda:N` into a device; with `auto` each rank of a host has its own.
 
     Raises:
         ConfigError: not a device, or CUDA asked for where there is none.
@@ -79,7 +81,12 @@ def pick_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = local_rank(os.environ)
+        if rank is None:
+            return torch.device("cuda")
+        return torch.device("cuda", rank % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -76,7 +76,11 @@ class ExtractConfig(Config):
         description="selected frames whose files are not there: raise says which scenes are, skip "
         "leaves them out of the cache",
     )
-    part: str | None = Field(None, description="i/n: fill part i of n; the last to end seals")
+    part: str | None = Field(
+        None,
+        description="i/n: fill part i of n; the last to end seals. None: as SLURM's job array or "
+        "torchrun's ranks say, else everything",
+    )
     name: str | None = Field(None, description="keep the sealed cache as catalog:NAME")
     repair: PathText | None = Field(
         None, description="write again what this list of `verify repair=FILE` names"

@@ -413,3 +413,23 @@ def test_a_disk_too_small_for_the_rest_is_refused_after_a_shard(
     assert committed(url) >= 1
     extract(call, url, words)
     assert different_files(whole, url) == []
+
+
+def test_a_job_array_fills_one_cache(
+    whole: Path, words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks, counted from 11, in either order; nobody says part=."""
+    url = tmp_path / "array.zarr"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "11")
+    parts = {}
+    for task in (12, 11):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        parts[task] = extract(call, url, words)
+    assert [parts[task]["part"] for task in (11, 12)] == ["1/2", "2/2"]
+    assert (parts[12]["sealed"], parts[11]["sealed"]) == (False, True)
+    assert not different_files(url, whole)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "99")
+    assert (
+        "SLURM_ARRAY_TASK_ID=99 is none of 2 tasks from 11" in extract(call, url, words, 2)["error"]
+    )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from bevcask.signals import ASKED
 from bevcask.training import keeper
 from bevcask.training.module import Distillation
 from ending import Killed, at_step
@@ -117,7 +118,7 @@ def test_an_evaluation_does_not_end_a_training(
     with monkeypatch.context() as patch:
         at_step(patch, 0, signal.SIGTERM)
         code, _, err = call(*words)
-    assert code == 143
+    assert code == 75
     assert "step 1 is saved" in err
     scored = succeed(call("evaluate", str(cached_world), f"run={tmp_path / 'run'}", "--json"))
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == scored
@@ -134,12 +135,12 @@ def test_a_second_signal_is_nobodys(
 
     def train_on(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        found.extend(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+        found.extend(map(signal.getsignal, ASKED))
 
     monkeypatch.setattr(keeper.Keeper, "on_train_start", train_on)
     before = signal.getsignal(signal.SIGINT)
     assert call(*words)[0] == 130
-    assert found == [signal.SIG_DFL, signal.SIG_DFL]
+    assert found == [signal.SIG_DFL] * 3
     assert "SIGINT: stopping at the end of this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) == before
 

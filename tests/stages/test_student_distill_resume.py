@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bevcask.signals import exit_code
 from ending import Killed, at_step
 from small_student import STUDENT
 
@@ -86,7 +87,7 @@ def test_ended_early_and_resumed_equals_uninterrupted(
         at_step(patch, step, end)
         if isinstance(end, signal.Signals):
             code, _, err = call(*command)
-            assert code == 128 + end
+            assert code == exit_code(end)
             assert f"step {step + 1} is saved; the same command goes on from there" in err
         else:
             with pytest.raises(Killed):

@@ -21,13 +21,13 @@ from bevcask.evaluation.detect import detect
 from bevcask.evaluation.nuscenes import Evaluation, Sense
 from bevcask.paths import write_whole
 from bevcask.progress import Ticker
+from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage
 from bevcask.training.checkpoint import student_in
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
 from bevcask.training.saving import keep
-from bevcask.training.signals import Stop
 
 
 class Validation:

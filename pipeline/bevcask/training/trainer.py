@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from bevcask.data.join import TrainBatch
 from bevcask.errors import ConfigError, DivergedError
+from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage, StepClock
 from bevcask.training.keeper import Keeper, Validation
@@ -19,7 +20,6 @@ from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
 from bevcask.training.saving import WholeFiles, resume_point
-from bevcask.training.signals import Stop
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "16-mixed": "16-mixed", "bf16-mixed": "bf16-mixed"}
 _log = logging.getLogger(__name__)
