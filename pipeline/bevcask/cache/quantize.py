@@ -136,7 +136,8 @@ def _named(number: int, tokens: Sequence[str]) -> str:
 def _quantize(exact: Tensor, peak: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     """Return integers and their scale (B, [V,] C); `peak` is the largest magnitude, broadcast."""
     levels = LEVELS[spec.codec]
-    scale = torch.where(peak >= SMALLEST_PEAK, peak / levels, 0.0)
+    # By a tensor: CUDA would multiply by the rounded reciprocal of a number.
+    scale = torch.where(peak >= SMALLEST_PEAK, peak / torch.full_like(peak, levels), 0.0)
     divisor = torch.where(scale > 0, scale, torch.inf)
     stored = (exact / divisor).round_().clamp_(-levels, levels).to(_dtype(spec))
     axes = [0, *(axis + 1 for axis in scale_axes(spec))]

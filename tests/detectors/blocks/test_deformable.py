@@ -13,6 +13,7 @@ from bevcask.detectors.blocks.deformable import (
     MapSelfAttention,
     sum_of_samples,
 )
+from bevcask.teachers.reckoning import reckoning
 from detectors.blocks.memory import LargestTensor
 
 CENTRES = 1e-5  # reference points are float32
@@ -239,8 +240,9 @@ def test_cuda_equals_cpu() -> None:
     for device in ("cpu", "cuda"):
         own = module.to(device)
         own.zero_grad()
-        outputs.append(own(map_BCYX.to(device)))
-        outputs[-1].square().mean().backward()
+        with reckoning("float32", deterministic=False, device=device):  # TF32 errs by 4e-4
+            outputs.append(own(map_BCYX.to(device)))
+            outputs[-1].square().mean().backward()
         gradients.append(own.attention.value.weight.grad.cpu())
     torch.testing.assert_close(outputs[1].cpu(), outputs[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
