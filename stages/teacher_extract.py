@@ -42,6 +42,7 @@ from bevcask.extraction.shards import encoded_shards
 from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
+from bevcask.processes import cores
 from bevcask.progress import Ticker, progress_bar
 from bevcask.provenance import command, pick_device
 from bevcask.scheduler import share
@@ -268,11 +269,12 @@ def _fill(
     loader = build_loader(
         ViewSource(clean, views), [step.keys for step in steps], config.loader.num_workers
     )
+    threads = config.store.threads or max(1, cores() - loader.num_workers)
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
     projected = False
     with progress_bar("extract", total) as bar:
-        with WriteQueue(writer, config.store.queue) as queue:
+        with WriteQueue(writer, config.store.queue, threads) as queue:
             ticking = ticks(zip(steps, loader, strict=True), bar, queue)
             for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
                 queue.put(shard, arrays)

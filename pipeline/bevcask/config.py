@@ -236,6 +236,12 @@ class WrittenStoreConfig(StoreConfig):
 
     shard_rows: int = Field(8, ge=1, le=4096, description="frames a shard; scenes start on a shard")
     queue: int = Field(2, ge=1, description="shards waiting for the writer; bounds memory")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="that compress and digest; none: the cores this process may use, less the "
+        "loader's workers",
+    )
     reuse: PathText | None = Field(
         None, description="take the shards that fit from this cache (URL)"
     )

@@ -1,4 +1,4 @@
-"""Helper processes have no life of their own.
+"""Cores to share out, and helper processes, which have no life of their own.
 
 Signals that reach the whole group (Ctrl-C, a scheduler's SIGTERM or SIGUSR1) are for the process
 they serve: it decides when it needs them no more. They end when it ends, also when it is killed;
@@ -13,6 +13,13 @@ import threading
 
 FORK_SERVER = "bevcask.fork_server"
 """To be preloaded by a fork server: makes it ignore the signals of the group."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

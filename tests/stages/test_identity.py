@@ -192,6 +192,7 @@ ACCEPTED: list[Change] = [
     say("loader.batch_size", "1"),
     say("seed", "5"),
     say("store.queue", "1"),
+    say("store.threads", "3"),
 ]
 SEEN_BY_STUDENTS = [
     pair

@@ -20,7 +20,9 @@ from bevcask.cli import app
 from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.samples import SampleReader, collate
+from bevcask.errors import ConfigError
 from bevcask.groups import load_group
+from bevcask.stages import teacher_extract
 from bevcask.teachers import build_teacher
 
 TEACHER = ("teacher=centerpoint_tiny", "seed=3", "loader.num_workers=0", "loader.batch_size=2")
@@ -103,6 +105,33 @@ def test_same_command_again_changes_nothing(extracted: Path, tiny_world: Path) -
     assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("num_cores", "own", "threads"),
+    [
+        (5, "loader.num_workers=0", 5),
+        (5, "loader.num_workers=2", 3),
+        (1, "loader.num_workers=2", 1),
+        (5, "store.threads=7", 7),
+    ],
+)
+def test_the_writer_takes_the_cores_that_the_loader_leaves(
+    tiny_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_cores: int,
+    own: str,
+    threads: int,
+) -> None:
+    def queue(*arguments: object) -> None:
+        raise ConfigError(f"threads: {arguments[-1]}")
+
+    monkeypatch.setattr(teacher_extract, "cores", lambda: num_cores)
+    monkeypatch.setattr(teacher_extract, "WriteQueue", queue)
+    code, _, err = call("teacher-extract", str(tmp_path / "c.zarr"), *words(tiny_world, own))
+    assert code == 2
+    assert f"threads: {threads}" in err
+
+
 def test_dry_run_touches_nothing(tiny_world: Path, tmp_path: Path) -> None:
     code, out, err = call(
         "teacher-extract", str(tmp_path / "x.zarr"), *words(tiny_world, "dry_run=true", "--json")
@@ -161,7 +190,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         "bevcask.cli",
         "teacher-extract",
         str(url),
-        *words(tiny_world, "store.codec=float32", "store.shard_rows=1"),
+        *words(tiny_world, "store.codec=float32", "store.shard_rows=1", "store.threads=3"),
     ]
     for round_ in range(rounds):
         process = subprocess.Popen(
