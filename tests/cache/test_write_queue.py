@@ -58,6 +58,45 @@ def test_bytes_do_not_depend_on_the_number_of_threads(
     assert different_files(Path(sealed), tmp_path) == []
 
 
+def test_two_threads_encode_two_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, encode_chunk, both = begin(tmp_path), objects.encode_chunk, threading.Barrier(2)
+
+    def encode(values: Any) -> bytes:
+        if values.ndim > 2:  # the rows of maps: an even number a shard
+            both.wait(timeout=10)
+        return encode_chunk(values)
+
+    monkeypatch.setattr(objects, "encode_chunk", encode)
+    with WriteQueue(writer, depth=2, threads=2) as waiting:
+        waiting.put(0, encoded(writer, 0))
+    assert waiting.num_shards == 1
+
+
+def test_the_next_shard_is_encoded_while_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, encode_chunk = SlowWriter(begin(tmp_path)), objects.encode_chunk
+    first, second = (encoded(writer, shard) for shard in (0, 1))  # type: ignore[arg-type]
+    row, seen = second["bev.neck"].numpy().values[0], threading.Event()
+
+    def encode(values: Any) -> bytes:
+        if np.array_equal(values, row):
+            seen.set()
+        return encode_chunk(values)
+
+    monkeypatch.setattr(objects, "encode_chunk", encode)
+    with WriteQueue(writer, depth=1) as waiting:
+        waiting.put(0, first)
+        waiting.put(1, second)
+        ahead = seen.wait(timeout=10)
+        for _ in range(2):
+            writer.allowed.release()
+    assert ahead
+    assert writer.missing() == [2, 3]
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_bytes_in_flight_are_bounded(tmp_path: Path, threads: int) -> None:
     """Count what has been handed over and is still held by anybody, encoded or not."""
