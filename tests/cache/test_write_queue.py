@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bevcask.cache import Encoded, WriteQueue, Writer, objects, open_cache
-from bevcask.errors import DiskFullError
+from bevcask.errors import DiskFullError, TargetMismatchError
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo, TargetSpec
 from cache.example import begin, build, encoded, frame_table
@@ -56,6 +56,45 @@ def test_bytes_do_not_depend_on_the_number_of_threads(
             waiting.put(shard, encoded(writer, shard))
     writer.seal()
     assert different_files(Path(sealed), tmp_path) == []
+
+
+def test_pieces_that_follow_each_other_are_as_good_as_the_whole(
+    sealed: str, tmp_path: Path
+) -> None:
+    writer = begin(tmp_path)
+    with WriteQueue(writer, depth=2, threads=2) as waiting:
+        for shard in writer.missing():
+            rows = range(len(writer.tokens(shard)))
+            said = encoded(writer, shard).items()
+            waiting.put(shard, {name: [all_.sample([row]) for row in rows] for name, all_ in said})
+    writer.seal()
+    assert different_files(Path(sealed), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "got"),
+    [
+        (lambda said: [said], r"got \(1, 3, 6, 8\) uint8"),
+        (lambda said: [said, said, said], r"got \(3, 3, 6, 8\) uint8"),
+        (lambda said: [said, Encoded(said.values.float(), said.scale)], "float32"),
+        (lambda said: [said, Encoded(said.values[:, :2], said.scale)], r"got \(2, 2, 6, 8\)"),
+        (
+            lambda said: [said, Encoded(said.values)],
+            r"scale: expected \(2, 3\) float32, got \(1",
+        ),
+        (lambda said: [], "got nothing"),
+    ],
+)
+def test_wrong_pieces_are_refused_at_once(tmp_path: Path, spoil: Any, got: str) -> None:
+    writer = begin(tmp_path)
+    said: dict[str, Any] = dict(encoded(writer, 0))
+    said["bev.neck"] = spoil(said["bev.neck"].sample([0]))
+    with WriteQueue(writer, depth=1) as waiting:
+        for _ in range(3):  # none of them takes a place
+            with pytest.raises(TargetMismatchError, match=got):
+                waiting.put(0, said)
+        waiting.put(0, encoded(writer, 0))
+    assert writer.missing() == [1, 2, 3]
 
 
 def test_two_threads_encode_two_rows_at_once(

@@ -4,7 +4,7 @@ A row is encoded by whatever thread is free. Whoever encodes the last row of a f
 digests it, so that no thread waits for another.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -19,6 +19,8 @@ from bevcask.targets.spec import TargetSpec
 
 Each = Callable[..., Iterable[Any]]
 """`map`, or that of a pool of threads, which begins at once."""
+Pieces = Encoded[Any] | Sequence[Encoded[Any]]
+"""Encoded frames of a shard, tensors or arrays: at once, or in pieces that follow each other."""
 
 
 class ShardObjects:
@@ -28,8 +30,7 @@ class ShardObjects:
         layout: of the cache.
         names: the targets that are expected.
         shard: which one.
-        arrays: target name -> encoded frames of the shard, tensors or arrays. They are read until
-            `wait` returns, and let go of row by row.
+        arrays: target name -> encoded frames of the shard. They are read until `wait` returns.
         each: encodes the rows: `map` does so in `wait`, that of a pool of threads from now on.
 
     Raises:
@@ -42,7 +43,7 @@ class ShardObjects:
         layout: Layout,
         names: Collection[str],
         shard: int,
-        arrays: Mapping[str, Encoded[Any]],
+        arrays: Mapping[str, Pieces],
         each: Each = map,
     ) -> None:
         chunks = _chunks_of(layout, names, shard, arrays)
@@ -96,7 +97,7 @@ class _Object:
 
 
 def _chunks_of(
-    layout: Layout, names: Collection[str], shard: int, arrays: Mapping[str, Encoded[Any]]
+    layout: Layout, names: Collection[str], shard: int, arrays: Mapping[str, Pieces]
 ) -> dict[str, list[npt.NDArray[Any]]]:
     """Return what is to be encoded, by array key: the rows, or the one chunk with its pad rows."""
     problems = [f"{name}: missing" for name in names if name not in arrays]
@@ -104,35 +105,46 @@ def _chunks_of(
     num = len(layout.frames_of(shard))
     chunks: dict[str, list[npt.NDArray[Any]]] = {}
     for name in set(names) & set(arrays):
-        parts = _parts(layout.specs[name], arrays[name].numpy())
+        said = arrays[name]
+        pieces = [said] if isinstance(said, Encoded) else said
+        parts = [_parts(layout.specs[name], piece.numpy()) for piece in pieces]
         for array in arrays_of(layout.specs[name], layout.num_rows):
-            part = parts[array.key]
-            expected = (num, *array.shape[1:])
-            if part is None or part.shape != expected or part.dtype != array.dtype:
-                got = "nothing" if part is None else f"{part.shape} {part.dtype}"
-                problems.append(f"{array.key}: expected {expected} {array.dtype}, got {got}")
+            found = [part[array.key] for part in parts if array.key in part]
+            if wrong := _mismatch(array, num, found):
+                problems.append(wrong)
             elif array.inner_rows is None:
                 whole = np.zeros((layout.shard_rows, *array.shape[1:]), array.dtype)
-                whole[:num] = part
+                np.concatenate(found, out=whole[:num])
                 chunks[array.key] = [whole]
             else:
-                chunks[array.key] = list(part)
+                chunks[array.key] = [row for part in found for row in part]
     if problems:
         raise TargetMismatchError(f"shard {shard}: {'; '.join(sorted(problems))}.")
     return chunks
 
 
-def _parts(
-    spec: TargetSpec, encoded: Encoded[npt.NDArray[Any]]
-) -> dict[str, npt.NDArray[Any] | None]:
-    """Return an encoded batch by array key."""
+def _mismatch(array: ArraySpec, num: int, pieces: Sequence[npt.NDArray[Any]]) -> str:
+    """Say where shape or dtype are not those of so many rows of an array; "" where they are."""
+    expected = (num, *array.shape[1:])
+    total = sum(len(piece) for piece in pieces if piece.ndim)
+    said = "" if pieces else "nothing"
+    for piece in pieces:
+        got = (total, *piece.shape[1:])
+        if got != expected or piece.dtype != array.dtype:
+            said = f"{got} {piece.dtype}"
+    return said and f"{array.key}: expected {expected} {array.dtype}, got {said}"
+
+
+def _parts(spec: TargetSpec, encoded: Encoded[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return what there is of an encoded batch, by array key."""
     group = group_of(spec)
     region = encoded.region
     if region is not None:
         region = np.packbits(region.reshape(len(region), -1), axis=1, bitorder="little")
-    return {
+    parts = {
         f"{group}/values": encoded.values,
         f"{group}/scale": encoded.scale,
         f"{group}/region": region,
         f"{group}/count": encoded.count if is_set(spec) else None,
     }
+    return {key: part for key, part in parts.items() if part is not None}

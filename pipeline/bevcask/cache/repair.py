@@ -9,9 +9,9 @@ from typing import Any
 
 from bevcask.cache.commit import encode_row
 from bevcask.cache.files import Files
-from bevcask.cache.layout import Encoded, commit_key
+from bevcask.cache.layout import commit_key
 from bevcask.cache.lease import Lease, holding_small_files
-from bevcask.cache.objects import Each, ShardObjects
+from bevcask.cache.objects import Each, Pieces, ShardObjects
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import seal, unseal
@@ -155,7 +155,7 @@ class Repairer:
         finally:
             self._lease.release()
 
-    def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
+    def write(self, shard: int, arrays: Mapping[str, Pieces]) -> int:
         """Write the listed targets of one shard again; others among `arrays` are left out.
 
         Returns:
@@ -167,9 +167,7 @@ class Repairer:
         """
         return self.commit(shard, self.encode(shard, arrays))
 
-    def encode(
-        self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each = map
-    ) -> ShardObjects:
+    def encode(self, shard: int, arrays: Mapping[str, Pieces], each: Each = map) -> ShardObjects:
         """Begin with the listed files of a shard, which `commit` takes; see `ShardObjects`.
 
         Raises:

@@ -7,10 +7,9 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
-from bevcask.cache.layout import Encoded
-from bevcask.cache.objects import Each, ShardObjects
+from bevcask.cache.objects import Each, Pieces, ShardObjects
 
 _VOICE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -19,7 +18,7 @@ _log = logging.getLogger(__name__)
 class ShardWriter(Protocol):
     """Whatever takes whole shards."""
 
-    def encode(self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each) -> ShardObjects:
+    def encode(self, shard: int, arrays: Mapping[str, Pieces], each: Each) -> ShardObjects:
         """Begin with the files of a shard."""
         ...
 
@@ -69,8 +68,8 @@ class WriteQueue:
         if error is None and self._error is not None:
             raise self._error
 
-    def put(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> None:
-        """Hand over a shard; blocks while `depth` shards wait. CUDA tensors go to the host here.
+    def put(self, shard: int, arrays: Mapping[str, Pieces]) -> None:
+        """Hand over a shard; blocks while `depth` shards wait.
 
         Raises:
             TargetMismatchError: a target is missing, unknown or of the wrong shape or dtype.

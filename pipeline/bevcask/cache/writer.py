@@ -13,10 +13,10 @@ import numpy as np
 
 from bevcask.cache.commit import Committed, committed, encode_row
 from bevcask.cache.files import Files
-from bevcask.cache.layout import Encoded, arrays_of, commit_key, open_array, shard_of
+from bevcask.cache.layout import arrays_of, commit_key, open_array, shard_of
 from bevcask.cache.lease import Lease, holding_small_files
 from bevcask.cache.metadata import read_root
-from bevcask.cache.objects import Each, ShardObjects
+from bevcask.cache.objects import Each, Pieces, ShardObjects
 from bevcask.cache.reader import Cache
 from bevcask.cache.run import Run
 from bevcask.cache.seal import end_addition, seal
@@ -121,12 +121,12 @@ class Writer:
         """Return the sample tokens of a shard, in row order, without pad rows."""
         return self._layout.tokens_of(shard)
 
-    def write(self, shard: int, arrays: Mapping[str, Encoded[Any]]) -> int:
+    def write(self, shard: int, arrays: Mapping[str, Pieces]) -> int:
         """Write and commit one shard.
 
         Args:
             shard: one of `missing()`.
-            arrays: target name -> encoded frames of `tokens(shard)`, tensors or arrays.
+            arrays: target name -> encoded frames of `tokens(shard)`.
 
         Returns:
             Bytes written.
@@ -139,9 +139,7 @@ class Writer:
         """
         return self.commit(shard, self.encode(shard, arrays))
 
-    def encode(
-        self, shard: int, arrays: Mapping[str, Encoded[Any]], each: Each = map
-    ) -> ShardObjects:
+    def encode(self, shard: int, arrays: Mapping[str, Pieces], each: Each = map) -> ShardObjects:
         """Begin with the files of a shard, which `commit` takes; see `ShardObjects`.
 
         Raises:

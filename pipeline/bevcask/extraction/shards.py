@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bevcask.cache.layout import Encoded, concatenate
+from bevcask.cache.layout import Encoded
 from bevcask.cache.quantize import encode_targets
 from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream
@@ -20,8 +20,12 @@ def encoded_shards(
     specs: Sequence[TargetSpec],
     batches: Iterable[tuple[Step, Batch]],
     device: torch.device,
-) -> Iterator[tuple[int, dict[str, Encoded[Any]]]]:
-    """Yield (shard, encoded targets by name) as the teacher completes them."""
+) -> Iterator[tuple[int, dict[str, list[Encoded[Any]]]]]:
+    """Yield (shard, encoded targets by name) as the teacher completes them.
+
+    A target comes in the pieces that the teacher's batches made of it: joining them would keep the
+    device waiting.
+    """
     stream, in_order = Stream(), any(spec.tap.in_order for spec in specs)
     parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
     for step, batch in batches:
@@ -45,5 +49,4 @@ def encoded_shards(
                 whole = len(rows) == len(step.shards)
                 parts[shard][name].append(target if whole else target.sample(rows))
         for shard in step.completes:
-            done = parts.pop(shard)
-            yield shard, {name: concatenate(found) for name, found in done.items()}
+            yield shard, dict(parts.pop(shard))
