@@ -10,6 +10,7 @@ from bevcask.cache.layout import Encoded
 from bevcask.cache.quantize import encode_targets
 from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream
+from bevcask.extraction.host import HostCopies
 from bevcask.extraction.steps import Step
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers.base import Teacher, memory_in
@@ -21,11 +22,12 @@ def encoded_shards(
     batches: Iterable[tuple[Step, Batch]],
     device: torch.device,
 ) -> Iterator[tuple[int, dict[str, list[Encoded[Any]]]]]:
-    """Yield (shard, encoded targets by name) as the teacher completes them.
+    """Yield (shard, encoded targets by name) as the teacher completes them, on the host.
 
     A target comes in the pieces that the teacher's batches made of it: joining them would keep the
     device waiting.
     """
+    copies = HostCopies(device)
     stream, in_order = Stream(), any(spec.tap.in_order for spec in specs)
     parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
     for step, batch in batches:
@@ -47,6 +49,8 @@ def encoded_shards(
         for shard, rows in rows_of.items():
             for name, target in encoded.items():
                 whole = len(rows) == len(step.shards)
-                parts[shard][name].append(target if whole else target.sample(rows))
+                parts[shard][name].append(copies.start(target if whole else target.sample(rows)))
+        if step.completes:
+            copies.wait()
         for shard in step.completes:
             yield shard, dict(parts.pop(shard))
