@@ -57,18 +57,19 @@ def whole(process: subprocess.Popen[bytes]) -> float:
 def test_an_extraction_loses_nothing(
     seed: int, teacher_words: list[str], cached_world: Path, tmp_path: Path
 ) -> None:
-    draw, words = random.Random(seed), [*teacher_words, "store.shard_rows=1"]
+    draw = random.Random(seed)
+    words = [*teacher_words, "store.shard_rows=1", "teacher.checkpoint=random"]  # says so at first
     lasts = whole(start("teacher-extract", tmp_path / "whole.zarr", *words))
     url, codes = tmp_path / "cache.zarr", []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         process = start("teacher-extract", url, *words)
-        code = ended(process, number, draw.uniform(0, lasts))
+        code = ended(process, number, draw.uniform(0, 0.6 * lasts))
         codes += [] if code is None else [code]
         if (url / "zarr.json").is_file():
             left = {problem.what for problem in verify(str(url)).problems}
             assert all("not sealed" in what or "left over" in what for what in left), left
-    assert set(codes) <= {TRY_AGAIN, 0}
     assert TRY_AGAIN in codes
+    assert set(codes) <= {TRY_AGAIN, 0}  # over before it was asked to end
     whole(start("teacher-extract", url, *words))
     assert not different_files(url, tmp_path / "whole.zarr")
 
@@ -83,8 +84,7 @@ def test_a_training_saves_its_step(
     words += ["dataset.split=synthetic_train", "method=distillbev_tiny", "trainer=tiny"]
     words += ["trainer.max_steps=40", "loader.num_workers=1", "device=cpu", f"run={tmp_path / 'r'}"]
     process = start("student-distill", *words)
-    code = ended(process, number, random.Random(seed).uniform(0, 6))
-    assert code in (TRY_AGAIN, 0)
+    assert ended(process, number, random.Random(seed).uniform(0, 3)) == TRY_AGAIN
     whole(start("student-distill", *words))
     assert (tmp_path / "r" / "student.safetensors").is_file()
 
@@ -96,7 +96,6 @@ def test_a_verification_can_be_tried_again(
     seed: int, number: signal.Signals, cached_world: Path, tiny_world: Path
 ) -> None:
     words = ["verify", cached_world, "check=meaning", f"dataset.root={tiny_world}"]
-    process = start(*words)
-    code = ended(process, number, random.Random(seed).uniform(0, 0.2))
-    assert code in (TRY_AGAIN, 0, None)
+    code = ended(start(*words), number, random.Random(seed).uniform(0, 0.1))
+    assert code in (TRY_AGAIN, 0, None)  # it is over in no time
     whole(start(*words))

@@ -62,7 +62,8 @@ def reckoning(precision: Precision, deterministic: bool, device: str) -> Iterato
     products, tf32 = torch.backends.cuda.matmul.allow_tf32, precision == "tf32"
     strict = deterministic and device == "cuda"
     try:
-        torch.use_deterministic_algorithms(strict or repeats, warn_only=warns and not strict)
+        if strict:  # the call itself imports a compiler, which takes seconds
+            torch.use_deterministic_algorithms(True)
         torch.backends.cuda.matmul.allow_tf32 = tf32
         with torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=strict, allow_tf32=tf32
@@ -77,5 +78,6 @@ def reckoning(precision: Precision, deterministic: bool, device: str) -> Iterato
             ) from error
         raise
     finally:
-        torch.use_deterministic_algorithms(repeats, warn_only=warns)
+        if strict:
+            torch.use_deterministic_algorithms(repeats, warn_only=warns)
         torch.backends.cuda.matmul.allow_tf32 = products
