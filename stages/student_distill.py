@@ -45,6 +45,7 @@ from bevcask.training.record import RunFolder
 from bevcask.training.teaching import Teaching, open_teaching
 from bevcask.training.trainer import fit, require_one_process
 from bevcask.verbs import DistillConfig
+from bevcask.wall_time import in_words
 
 render = score_report
 _log = logging.getLogger(__name__)
@@ -241,9 +242,12 @@ def finish(folder: RunFolder, clock: StepClock, about: Mapping[str, Any]) -> dic
         **{key: scores[key] for key in _SCORES if key in scores},
         "seconds_per_step": clock.seconds_per_step,
         "loader_share": clock.loader_share,
+        "wall_time": clock.wall_time(),
         "step": exported["step"],
         "weights": str(folder.student),
         **about,
     }
+    if result["wall_time"] is not None:
+        _log.info("%s", in_words(result["wall_time"]))
     folder.finish(result)
     return result

@@ -53,6 +53,7 @@ from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset
 from bevcask.verbs import ExtractConfig
+from bevcask.wall_time import Watch, in_words
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     with writer:
         reused = _reuse(old, writer, whole_scenes)
         check_upper_bound(writer)
-        _fill(config, frames, teacher, writer)
+        told = _fill(config, frames, teacher, writer)
     left = writer.unfinished()
     if not left:
         writer.seal()
@@ -127,6 +128,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         "part": None if config.part is None else config.part,
         "shards_left": left,
         "reused": reused,
+        "wall_time": told,
     }
 
 
@@ -252,11 +254,15 @@ def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -
 
 def _fill(
     config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
-) -> None:
-    """Write every missing shard; the forward of one overlaps the writing of the one before."""
+) -> dict[str, Any] | None:
+    """Write every missing shard; the forward of one overlaps the writing of the one before.
+
+    Returns:
+        Where the time went (`wall_time`); None where nothing was missing.
+    """
     steps = steps_of(writer, frames, config.loader.batch_size, teacher.parts)
     if not steps:
-        return
+        return None
     wanted = needs_pixels(writer.specs)
     read = replace(teacher.reads(), depth=True) if wanted else teacher.reads()
     tokens = dict.fromkeys(frames.tokens[key.frame] for step in steps for key in step.keys)
@@ -272,15 +278,20 @@ def _fill(
     threads = config.store.threads or max(1, cores() - loader.num_workers)
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
-    projected = False
+    projected, watch = False, Watch()
     with progress_bar("extract", total) as bar:
         with WriteQueue(writer, config.store.queue, threads) as queue:
-            ticking = ticks(zip(steps, loader, strict=True), bar, queue)
+            loaded = watch.watched(zip(steps, loader, strict=True), "loader")
+            ticking = ticks(loaded, bar, queue)
             for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
-                queue.put(shard, arrays)
+                with watch.waiting("writer"):
+                    queue.put(shard, arrays)
                 if not projected and isinstance(writer, Writer):
                     projected = check_first_shards(writer, queue, writing)
         bar.advance(0, _written(queue))
+    told = watch.told()
+    _log.info("%s", in_words(told))
+    return told
 
 
 def ticks(

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from bevcask.progress import Ticker, progress_bar
+from bevcask.wall_time import wall_time
 
 _EMA_RAMP = 2000.0
 
@@ -128,6 +129,11 @@ class StepClock(Callback):
         if not self.seconds:
             return None
         return median(w / s for w, s in zip(self.waits, self.seconds, strict=True))
+
+    def wall_time(self) -> dict[str, Any] | None:
+        """Return where the time of all steps went; None before the second."""
+        total, waited = sum(self.seconds), sum(self.waits)
+        return wall_time(total, {"device": total - waited, "loader": waited}) if total else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
