@@ -68,6 +68,7 @@ def test_variables_of_a_slurm_allocation_change_nothing(
     words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no file that Lightning would go on from by itself does, with resume=false."""
+    before = signal.getsignal(signal.SIGUSR1)
     succeed(call(*words))
     plain, run = tmp_path / "plain", tmp_path / "run"
     shutil.copytree(run, plain)
@@ -79,7 +80,7 @@ def test_variables_of_a_slurm_allocation_change_nothing(
     assert result["step"] == 2
     assert list((run / "logs" / "csv").iterdir()) == [run / "logs" / "csv" / "sitting_0"]
     assert_same_weights(run, plain)
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 @pytest.mark.parametrize(
