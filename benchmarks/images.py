@@ -42,9 +42,9 @@ from bevcask.data.images import (
     ImageTransform,
     Pixels,
     load_image,
-    normalise,
+    to_planes,
 )
-from bevcask.detectors.base import MEAN_RGB, STD_RGB
+from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch
 
 SEED = 0
 CAMERA_HW = (900, 1600)
@@ -101,10 +101,27 @@ def normalise_by_mmcv(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> No
     out_CHW[...] = image.transpose(2, 0, 1)
 
 
+def normalise_a_batch(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
+    """Part the planes as a loader does, and normalise them as a detector does."""
+    planes_CHW = np.empty(out_CHW.shape, np.uint8)
+    to_planes(image_HW3, planes_CHW)
+    batch = Batch([""], torch.eye(4)[None], torch.from_numpy(planes_CHW)[None, None])
+    out_CHW[...] = batch.normalised()[0, 0]
+
+
+def in_two_steps(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
+    """Write planes as a loader hands them over, then normalise as `Batch.normalised` does."""
+    planes_CHW = np.empty(out_CHW.shape, np.uint8)
+    to_planes(image_HW3, planes_CHW)
+    for channel, (mean, std) in enumerate(zip(MEAN_RGB, STD_RGB, strict=True)):
+        np.multiply(planes_CHW[channel], np.float32(1 / std), out=out_CHW[channel])
+        out_CHW[channel] -= np.float32(mean / std)
+
+
 ARMS: dict[str, tuple[Load, Normalise]] = {
     "pillow": (by_pillow, normalise_by_mmcv),
     "opencv": (by_opencv, normalise_by_mmcv),
-    "bevcask": (by_bevcask, normalise),
+    "bevcask": (by_bevcask, normalise_a_batch),
 }
 
 

@@ -13,11 +13,10 @@ from bevcask.data.images import (
     ImageTransform,
     Pixels,
     load_image,
-    normalise,
     read_image,
+    to_planes,
     whole_pixels,
 )
-from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
 
 NETWORK = (64, 176)
@@ -208,12 +207,13 @@ def test_pillow_keeps_whole_pixels() -> None:
     assert whole_pixels((112, 200), 28 / 112) == (28, 50)
 
 
-def test_normalise_uses_imagenet_statistics_per_channel() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
-    out = np.empty((3, 4, 5), np.float32)
-    normalise(image, out)
-    expected = (image - np.array(MEAN_RGB)) / np.array(STD_RGB)
-    np.testing.assert_allclose(out, expected.transpose(2, 0, 1), atol=1e-6)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_planes_are_the_channels(kind: type) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(kind)
+    out = np.zeros((2, 3, 4, 5), kind)
+    to_planes(image, out[1])
+    np.testing.assert_array_equal(out[1], image.transpose(2, 0, 1))
+    assert not out[0].any()
 
 
 def test_channels_are_red_green_blue(tmp_path: Path) -> None:

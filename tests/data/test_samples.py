@@ -53,10 +53,10 @@ def test_trained_frames_of_a_window_are_read_as_if_alone(tiny_frames: Frames) ->
         assert own.token == token
         np.testing.assert_array_equal(own.bev_aug_44, wanted.bev_aug_44)
         np.testing.assert_array_equal(own.image_aug_V33, wanted.image_aug_V33)
-        masked = bool((own.images_VCHW == 0).any())
-        assert masked == (own is not first)
+        assert (own.shown_HW is not None) == (own is not first)
         if own is not first:
             np.testing.assert_array_equal(own.images_VCHW, wanted.images_VCHW)
+            np.testing.assert_array_equal(own.shown_HW, wanted.shown_HW)
             np.testing.assert_array_equal(own.boxes_N9, wanted.boxes_N9)
     assert first.boxes_N9 is None
     batch = collate([windows[2]])
@@ -65,7 +65,7 @@ def test_trained_frames_of_a_window_are_read_as_if_alone(tiny_frames: Frames) ->
         np.testing.assert_array_equal(own.bev_aug_44, windows[1].bev_aug_44)
         np.testing.assert_array_equal(own.image_aug_V33, windows[1].image_aug_V33)
         assert own.boxes_N9 is None
-        assert not bool((own.images_VCHW == 0).any())
+        assert own.shown_HW is None
     np.testing.assert_array_equal(windows[1].images_VCHW, windows[2].images_VCHW)
 
 
@@ -79,7 +79,7 @@ def test_how_images_are_made_smaller_goes_with_the_frames(tiny_frames: Frames) -
     found = [SampleReader(own, inputs, None, 0).read(token).images_VCHW for own in same]
     assert fast is not None
     assert found[0] is not None
-    assert 0 < np.abs(found[0] - fast).mean() < 0.2
+    assert 0 < np.abs(found[0].astype(float) - fast).mean() < 11
     for own in found[1:]:
         np.testing.assert_array_equal(own, found[0])
     with pytest.raises(ConfigError, match=r"image_rotation=5\.0: dataset\.resampling=pillow"):

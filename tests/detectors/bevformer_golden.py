@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Labels
+from bevcask.detectors.base import Batch, Labels
 from bevcask.detectors.bevformer import BEVFormerConfig
 from detectors.golden import FOLDER
 
@@ -100,11 +100,7 @@ class Golden:
     def _images(self, frame: int) -> Tensor | None:
         if f"in/f{frame}/image_bgr" not in self:
             return None
-        rgb = self[f"in/f{frame}/image_bgr"][OURS].flip(-1).movedim(-1, 1).double()
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN_RGB, STD_RGB)
-        )
-        return ((rgb - mean) / std).float()[None]
+        return self[f"in/f{frame}/image_bgr"][OURS].flip(-1).movedim(-1, 1).float()[None]
 
     def labels(self) -> Labels:
         boxes, classes = [self["in/gt_boxes"]], [self["in/gt_labels"].long()]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from bevcask.detectors.base import Batch
+from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch
 
 VIEWS = 6
 
@@ -29,10 +29,16 @@ def camera_to_lidar() -> torch.Tensor:
     return torch.tensor(poses)
 
 
+def painted(normal: torch.Tensor) -> torch.Tensor:
+    """Pixels, not whole, that are these numbers (..., 3, H, W) once normalised."""
+    mean_311, std_311 = (torch.tensor(own).view(3, 1, 1) for own in (MEAN_RGB, STD_RGB))
+    return normal * std_311 + mean_311
+
+
 def images(seed: int, size_HW: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Six images and sparse depth maps."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn((VIEWS, 3, *size_HW), generator=generator)
+    pixels = painted(torch.randn((VIEWS, 3, *size_HW), generator=generator))
     depth = 60 * torch.rand((VIEWS, *size_HW), generator=generator)
     depth[torch.rand(depth.shape, generator=generator) < 0.9] = 0
     return pixels, depth

@@ -18,7 +18,7 @@ from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
 from bevcask.groups import load_group
 from contracts.detector import CenterHeadContract
-from detectors.scenes import VIEWS, camera_batch, camera_to_lidar
+from detectors.scenes import VIEWS, camera_batch, camera_to_lidar, painted
 
 SMALL = BEVDepthConfig.model_validate(
     {
@@ -155,7 +155,7 @@ def test_the_family_ships(name: str, frames: int, depth: bool) -> None:
 def test_paper_size_takes_a_finite_training_step() -> None:
     contract, config = TestBEVDepth(), shipped("bevdepth_r50")
     batch = contract.batch()
-    batch.images_BVCHW = torch.randn(2, VIEWS, 3, *config.image_size_HW)
+    batch.images_BVCHW = painted(torch.randn(2, VIEWS, 3, *config.image_size_HW))
     batch.depth_BVHW = 70 * torch.rand(2, VIEWS, *config.image_size_HW)
     detector = BEVDepth(config).train()
     output = detector(batch)
@@ -219,7 +219,7 @@ def test_every_camera_reaches_its_own_side_of_the_lift() -> None:
         for view in range(VIEWS):
             changed = contract.inputs(1, 0)
             assert changed.images_BVCHW is not None
-            changed.images_BVCHW[:, view] += 1
+            changed.images_BVCHW[:, view] += 57
             moved = (detector(changed).taps["bev.lift"] - blank).abs().sum(dim=(0, 1))
             ahead = camera_to_lidar()[view, :2, 2].double()
             reached = centres[moved > 0] @ ahead
@@ -266,7 +266,7 @@ def test_the_earlier_frame_is_seen_and_sends_no_gradient() -> None:
     (earlier,) = batch.history
     assert earlier.images_BVCHW is not None
     before = detector(batch).taps["bev.neck"]
-    changed = replace(earlier, images_BVCHW=earlier.images_BVCHW + 1)
+    changed = replace(earlier, images_BVCHW=earlier.images_BVCHW + 57)
     changed.images_BVCHW.requires_grad_()
     neck = detector(replace(batch, history=(changed,))).taps["bev.neck"]
     assert not torch.equal(neck, before)

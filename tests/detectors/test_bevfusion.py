@@ -150,7 +150,7 @@ def test_each_branch_sees_its_own_sensor_and_the_fuser_both() -> None:
     detector = TestBEVFusion().make().eval()
     plain, repainted, rescanned = (TestBEVFusion().inputs(1, 0) for _ in range(3))
     assert repainted.images_BVCHW is not None
-    repainted.images_BVCHW += 1
+    repainted.images_BVCHW += 57
     rescanned.points = [scan(5)]
     with torch.inference_mode():
         taps, painted, scanned = (detector(batch).taps for batch in (plain, repainted, rescanned))

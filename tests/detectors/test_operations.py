@@ -33,8 +33,7 @@ class OneConvolution(Detector):
         return {}
 
     def forward(self, batch: Batch) -> Output:
-        assert batch.images_BVCHW is not None
-        seen_NCHW = self.conv(batch.images_BVCHW.flatten(0, 1))
+        seen_NCHW = self.conv(batch.normalised().flatten(0, 1))
         if self.training:
             self.head(seen_NCHW.mean((2, 3)))
         return Output({})

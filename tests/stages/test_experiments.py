@@ -222,7 +222,9 @@ def a_frame(size_HW: tuple[int, int]) -> Batch:
     return Batch(
         tokens=["0"],
         bev_aug_B44=torch.eye(4)[None],
-        images_BVCHW=torch.randn((1, num, 3, *size_HW), generator=generator),
+        images_BVCHW=torch.randint(
+            256, (1, num, 3, *size_HW), generator=generator, dtype=torch.uint8
+        ),
         intrinsics_BV33=intrinsics.expand(1, num, 3, 3),
         image_aug_BV33=scale.expand(1, num, 3, 3),
         camera_to_lidar_BV44=to_lidar.expand(1, num, 4, 4),

@@ -63,8 +63,7 @@ class Looking(Counting):
         return replace(super().inputs(), image_size_HW=(28, 50))
 
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
-        assert batch.images_BVCHW is not None
-        bright_BV = batch.images_BVCHW.mean((2, 3, 4))
+        bright_BV = batch.normalised().mean((2, 3, 4))
         return super().__call__(batch, names) | {"image.level0": bright_BV[..., None, None, None]}
 
 

@@ -86,15 +86,15 @@ class GridMask:
     offset_left: int
     size_HW: tuple[int, int]
 
-    def at(self, size_HW: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Return 1 where pixels of an image are kept and 0 elsewhere, (H, W)."""
+    def at(self, size_HW: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Return True where pixels of an image are kept, (H, W)."""
         rows_H, columns_W = (
             self._stripes(own, offset)[np.arange(size) * own // size]
             for own, offset, size in zip(
                 self.size_HW, (self.offset_top, self.offset_left), size_HW, strict=True
             )
         )
-        kept: npt.NDArray[np.float32] = (rows_H[:, None] | columns_W).astype(np.float32)
+        kept: npt.NDArray[np.bool_] = rows_H[:, None] | columns_W
         return kept
 
     def _stripes(self, size: int, offset: int) -> npt.NDArray[np.bool_]:

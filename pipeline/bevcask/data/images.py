@@ -18,7 +18,6 @@ import simplejpeg
 from PIL import Image
 
 from bevcask.config import Resampling
-from bevcask.detectors.base import MEAN_RGB, STD_RGB
 from bevcask.errors import DataError
 from bevcask.geometry import Matrix
 
@@ -34,9 +33,6 @@ Pixels = npt.NDArray[np.uint8]
 
 _LONGEST_PERIOD = 64  # rows; clean frames have 25: 704 of 1600 columns, decoded half as large
 _EXACT = 1e-9
-
-_SCALE_3 = (1 / np.array(STD_RGB)).astype(np.float32)
-_OFFSET_3 = (-np.array(MEAN_RGB) / np.array(STD_RGB)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -245,10 +241,9 @@ def _other_format(data: bytes) -> str | None:
         return None
 
 
-def normalise(
-    image_HW3: Pixels | npt.NDArray[np.float32], out_CHW: npt.NDArray[np.float32]
+def to_planes(
+    image_HW3: Pixels | npt.NDArray[np.float32],
+    out_CHW: Pixels | npt.NDArray[np.float32],
 ) -> None:
-    """Write (image - mean) / std into a float32 (3, H, W) array; ImageNet statistics, RGB."""
-    for channel, plane_HW in enumerate(cv2.split(image_HW3)):  # planes first: half the time
-        np.multiply(plane_HW, _SCALE_3[channel], out=out_CHW[channel])
-        out_CHW[channel] += _OFFSET_3[channel]
+    """Write an image into (3, H, W), contiguous and of the same type, plane by plane."""
+    cv2.split(image_HW3, list(out_CHW))

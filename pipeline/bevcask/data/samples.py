@@ -16,7 +16,7 @@ from torch import Tensor
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import Draw, draw, stream, window_gaps
 from bevcask.data.can_bus import CanBus
-from bevcask.data.images import load_image, normalise
+from bevcask.data.images import load_image, to_planes
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.data.pixels import depth_maps, read_pixels
@@ -75,7 +75,8 @@ class Sample:
 
     token: str
     bev_aug_44: Floats
-    images_VCHW: Floats | None = None
+    images_VCHW: npt.NDArray[np.uint8] | Floats | None = None
+    shown_HW: npt.NDArray[np.bool_] | None = None
     intrinsics_V33: Floats | None = None
     image_aug_V33: Floats | None = None
     camera_to_lidar_V44: Floats | None = None
@@ -243,19 +244,19 @@ class SampleReader:
         if self.inputs.image_size_HW is None:
             return {}
         index = self.frames.index
-        images_VCHW = np.empty((len(drawn.images), 3, *self.inputs.image_size_HW), np.float32)
+        size_HW = self.inputs.image_size_HW
+        kind = np.float32 if drawn.colours else np.uint8
+        images_VCHW: npt.NDArray[Any] = np.empty((len(drawn.images), 3, *size_HW), kind)
         for camera, transform in enumerate(drawn.images):
             path = self.frames.root / index["frame_image"][row, camera].decode()
             height, width = index["frame_image_size"][row, camera]
-            size_HW = int(height), int(width)
-            image = load_image(path, size_HW, transform, self.frames.resampling)
+            image = load_image(path, (int(height), int(width)), transform, self.frames.resampling)
             coloured = drawn.colours[camera].apply(image) if drawn.colours else image
-            normalise(coloured, images_VCHW[camera])
-        if drawn.grid_mask is not None:
-            images_VCHW *= drawn.grid_mask.at(self.inputs.image_size_HW)
+            to_planes(coloured, images_VCHW[camera])
         intrinsics_V33 = index["calibration_intrinsics"][index["frame_calibration"][row, 1:]]
         return {
             "images_VCHW": images_VCHW,
+            "shown_HW": None if drawn.grid_mask is None else drawn.grid_mask.at(size_HW),
             "intrinsics_V33": intrinsics_V33.astype(np.float32),
             "image_aug_V33": _matrices(drawn).astype(np.float32),
             "camera_to_lidar_V44": index["frame_camera_to_lidar"][row].astype(np.float32),
@@ -303,6 +304,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         tokens=[sample.token for sample in samples],
         bev_aug_B44=torch.from_numpy(np.stack([sample.bev_aug_44 for sample in samples])),
         images_BVCHW=stack("images_VCHW"),
+        shown_BHW=_masks(samples),
         intrinsics_BV33=stack("intrinsics_V33"),
         image_aug_BV33=stack("image_aug_V33"),
         camera_to_lidar_BV44=stack("camera_to_lidar_V44"),
@@ -316,3 +318,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
         after=[sample.after for sample in samples],
         history=tuple(map(collate, zip(*(sample.history for sample in samples), strict=True))),
     )
+
+
+def _masks(samples: Sequence[Sample]) -> Tensor | None:
+    """Return the masks of a batch, bool (B, H, W); None where no sample has one."""
+    masks = [sample.shown_HW for sample in samples]
+    size_HW = next((mask.shape for mask in masks if mask is not None), None)
+    if size_HW is None:
+        return None
+    whole_HW = np.ones(size_HW, np.bool_)
+    return torch.from_numpy(np.stack([whole_HW if mask is None else mask for mask in masks]))

@@ -1,7 +1,7 @@
 """What every detector takes, gives and promises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from bevcask.errors import CheckpointError, ConfigError
 from bevcask.targets.spec import TapInfo
 
 MEAN_RGB = (123.675, 116.28, 103.53)
-"""ImageNet's, of 0..255: what images are normalised with, and `STD_RGB`."""
+"""ImageNet's, of 0..255: what most detectors normalise images with, and `STD_RGB`."""
 
 STD_RGB = (58.395, 57.12, 57.375)
 
@@ -25,8 +25,9 @@ class Batch:
 
     Attributes:
         tokens: sample tokens, one a sample.
-        images_BVCHW: float32, normalised (ImageNet mean and std of 0..255 RGB); None without
-            cameras.
+        images_BVCHW: RGB, 0..255, uint8; float32 where colours were changed, which leaves neither
+            whole numbers nor these bounds. Detectors read `normalised`. None without cameras.
+        shown_BHW: bool, pixels that a mask leaves, of all cameras alike; None shows all.
         intrinsics_BV33: camera matrix of the *original* image, pixels.
         image_aug_BV33: original pixel (u, v, 1) -> network pixel (resize, crop, flip, rotate).
         camera_to_lidar_BV44: camera frame -> canonical keyframe LIDAR_TOP frame (ego motion between
@@ -61,6 +62,7 @@ class Batch:
     tokens: list[str]
     bev_aug_B44: Tensor
     images_BVCHW: Tensor | None = None
+    shown_BHW: Tensor | None = None
     intrinsics_BV33: Tensor | None = None
     image_aug_BV33: Tensor | None = None
     camera_to_lidar_BV44: Tensor | None = None
@@ -90,6 +92,7 @@ class Batch:
             self,
             bev_aug_B44=self.bev_aug_B44.to(device, non_blocking=True),
             images_BVCHW=move(self.images_BVCHW),
+            shown_BHW=move(self.shown_BHW),
             intrinsics_BV33=move(self.intrinsics_BV33),
             image_aug_BV33=move(self.image_aug_BV33),
             camera_to_lidar_BV44=move(self.camera_to_lidar_BV44),
@@ -103,6 +106,26 @@ class Batch:
             known_B=move(self.known_B),
             history=tuple(earlier.to(device) for earlier in self.history),
         )
+
+    def normalised(
+        self, mean: Sequence[float] = MEAN_RGB, std: Sequence[float] = STD_RGB
+    ) -> Tensor:
+        """Return the images as a network reads them: (pixel - mean) / std, 0 where not shown.
+
+        Args:
+            mean: of each channel, of 0..255 RGB.
+            std: the same.
+
+        Returns:
+            (B, V, C, H, W) float32, on the device of the batch.
+        """
+        assert self.images_BVCHW is not None, "the loader gave no images"
+        images_BVCHW = self.images_BVCHW.to(torch.float32, copy=True)
+        for channel, (centre, spread) in enumerate(zip(mean, std, strict=True)):
+            images_BVCHW[:, :, channel].mul_(1 / spread).add_(-centre / spread)
+        if self.shown_BHW is not None:
+            images_BVCHW *= self.shown_BHW[:, None, None]
+        return images_BVCHW
 
 
 CLEAN_GAP = 3

@@ -193,10 +193,9 @@ class BEVDepth(Detector):
             told_B44: the BEV augmentation the depth net hears of; an earlier frame's own matrix
                 holds ego motion too.
         """
-        assert batch.images_BVCHW is not None, "the loader gave no images"
         config = self.config
         cameras = cameras_of(batch)
-        image_BVCHW = encode_images(self.backbone, self.pyramid, config.levels, batch.images_BVCHW)
+        image_BVCHW = encode_images(self.backbone, self.pyramid, config.levels, batch.normalised())
         numbers = camera_numbers(replace(cameras, bev_aug_B44=told_B44))
         logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, numbers)
         cells = frustum_cells(

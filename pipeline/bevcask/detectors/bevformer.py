@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
 from bevcask.config import Inherit
-from bevcask.detectors.base import STD_RGB, Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.bevformer_names import (
     adopt_published,
     published_start,
@@ -271,11 +271,11 @@ class BEVFormer(Detector):
 
     def _see(self, batch: Batch) -> list[Tensor]:
         """Return the pyramid's maps, (B, V, C, H, W), finest first."""
-        assert batch.images_BVCHW is not None, "the loader gave no images"
-        images_NCHW = batch.images_BVCHW.flatten(0, 1)
-        if self.config.pixels == "bgr_caffe":  # ImageNet's mean is the same, its deviation is not
-            deviation_C11 = images_NCHW.new_tensor(STD_RGB)[:, None, None]
-            images_NCHW = (images_NCHW * deviation_C11).flip(1)
+        if self.config.pixels == "bgr_caffe":
+            images_BVCHW = batch.normalised(std=(1.0, 1.0, 1.0)).flip(2)
+        else:
+            images_BVCHW = batch.normalised()
+        images_NCHW = images_BVCHW.flatten(0, 1)
         height, width = (
             padded // self.config.enlarge - own
             for padded, own in zip(self.config.padded_HW, images_NCHW.shape[-2:], strict=True)
@@ -287,7 +287,7 @@ class BEVFormer(Detector):
             )
         maps = self.backbone(images_NCHW)
         pyramid = self.pyramid([maps[level] for level in self.config.backbone.levels])
-        return [own.unflatten(0, batch.images_BVCHW.shape[:2]) for own in pyramid]
+        return [own.unflatten(0, images_BVCHW.shape[:2]) for own in pyramid]
 
     def _lidar_to_image(self, batch: Batch) -> Tensor:
         """Return canonical LIDAR_TOP -> network pixels and depth, float32 (B, V, 4, 4)."""

@@ -121,9 +121,8 @@ class FusionDetector(Detector):
         return taps | CenterHead.describe_taps(own.grid, depends_on_images=True)
 
     def forward(self, batch: Batch) -> Output:
-        assert batch.images_BVCHW is not None, "the loader gave no images"
         image_BVCHW = encode_images(
-            self.backbone, self.pyramid, self.config.levels, batch.images_BVCHW
+            self.backbone, self.pyramid, self.config.levels, batch.normalised()
         )
         maps, logits = self.bev_maps(image_BVCHW, batch)
         fused = self.fuser(torch.cat(list(maps.values()), dim=1))

@@ -68,7 +68,9 @@ def random_frame(inputs: Inputs, number: int = 0) -> Batch:
     intrinsics_33 = torch.tensor([[1260.0, 0, 800], [0, 1260, 450], [0, 0, 1]])
     return replace(
         batch,
-        images_BVCHW=torch.randn((1, num, 3, *inputs.image_size_HW), generator=generator),
+        images_BVCHW=torch.randint(
+            256, (1, num, 3, *inputs.image_size_HW), generator=generator, dtype=torch.uint8
+        ),
         intrinsics_BV33=intrinsics_33.expand(1, num, 3, 3),
         image_aug_BV33=torch.diag(torch.tensor([scale, scale, 1.0])).expand(1, num, 3, 3),
         camera_to_lidar_BV44=pose_V44[None],

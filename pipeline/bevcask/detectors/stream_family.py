@@ -231,11 +231,11 @@ class StreamDetector(Detector):
 
     def _maps(self, batch: Batch) -> list[Tensor]:
         """Return the pyramid's maps, (B, V, C, H, W), finest first."""
-        assert batch.images_BVCHW is not None, "the loader gave no images"
-        maps = self.backbone(batch.images_BVCHW.flatten(0, 1))
+        images_BVCHW = batch.normalised()
+        maps = self.backbone(images_BVCHW.flatten(0, 1))
         found = self.pyramid([maps[level] for level in self.config.backbone.levels])
         pyramid = [found] if isinstance(found, Tensor) else found
-        return [own.unflatten(0, batch.images_BVCHW.shape[:2]) for own in pyramid]
+        return [own.unflatten(0, images_BVCHW.shape[:2]) for own in pyramid]
 
     def _cameras(self, batch: Batch) -> Cameras:
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"

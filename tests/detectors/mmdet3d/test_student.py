@@ -108,7 +108,7 @@ def two_cameras() -> Batch:
     return Batch(
         tokens=["a"],
         bev_aug_B44=torch.eye(4)[None],
-        images_BVCHW=torch.randn((1, 6, 3, 64, 96)),
+        images_BVCHW=torch.randint(256, (1, 6, 3, 64, 96), dtype=torch.uint8),
         intrinsics_BV33=intrinsics.repeat(1, 6, 1, 1),
         image_aug_BV33=torch.eye(3).repeat(1, 6, 1, 1),
         camera_to_lidar_BV44=torch.stack(poses)[None],

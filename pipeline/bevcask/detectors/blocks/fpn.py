@@ -80,7 +80,7 @@ def encode_images(
         backbone: gives the levels.
         pyramid: joins them.
         levels: which levels, finest first.
-        images_BVCHW: ImageNet-normalised, see `detectors.base.Batch`.
+        images_BVCHW: `Batch.normalised`.
     """
     maps = backbone(images_BVCHW.flatten(0, 1))
     fused: Tensor = pyramid([maps[level] for level in levels])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Detections, Labels
+from bevcask.detectors.base import MEAN_RGB, Batch, Detections, Labels
 from bevcask.detectors.mmdet3d.families import IMAGE_AUG_APART
 from bevcask.detectors.mmdet3d.recipe import Recipe
 from bevcask.geometry import CAMERAS, CLASSES, transform_points
@@ -66,11 +66,11 @@ def _images(batch: Batch, recipe: Recipe) -> tuple[list[Tensor], list[dict[str, 
     assert batch.image_aug_BV33 is not None
     assert batch.camera_to_lidar_BV44 is not None
     views = [CAMERAS.index(name) for name in recipe.cameras]
-    std_311, mean_311 = (
-        batch.images_BVCHW.new_tensor(values).view(3, 1, 1) for values in (STD_RGB, MEAN_RGB)
-    )
-    # Pixels were whole numbers before our normalisation; its rounding errors are not passed on.
-    pixels_BVCHW = (batch.images_BVCHW[:, views] * std_311 + mean_311).round().flip(2)
+    pixels_BVCHW = batch.images_BVCHW[:, views].float()
+    if batch.shown_BHW is not None:  # masks leave the mean colour: the model normalises
+        mean_311 = pixels_BVCHW.new_tensor(MEAN_RGB).view(3, 1, 1)
+        pixels_BVCHW = torch.where(batch.shown_BHW[:, None, None], pixels_BVCHW, mean_311)
+    pixels_BVCHW = pixels_BVCHW.flip(2)
     image_aug_BV44 = _square(batch.image_aug_BV33[:, views].double())
     camera_BV44 = _square(batch.intrinsics_BV33[:, views].double())
     if recipe.model["type"] not in IMAGE_AUG_APART:

@@ -167,7 +167,7 @@ def _made_up(recipe: Recipe) -> Batch:
     if recipe.inputs.image_size_HW is None:
         return batch
     height, width = recipe.inputs.image_size_HW
-    batch.images_BVCHW = torch.zeros((1, 6, 3, height, width))
+    batch.images_BVCHW = torch.full((1, 6, 3, height, width), 128, dtype=torch.uint8)
     batch.intrinsics_BV33 = torch.tensor(
         [[[[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]]]]
     ).repeat(1, 6, 1, 1)
