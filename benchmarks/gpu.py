@@ -26,11 +26,11 @@ from measure import RESULTS, ground, make_world
 
 from bevcask.cache import open_cache
 from bevcask.compose import compose
-from bevcask.config import build_config
+from bevcask.config import NativeTeacherConfig, build_config
 from bevcask.detectors.operations import random_frame
 from bevcask.groups import load_group
 from bevcask.stages import teacher_extract
-from bevcask.teachers.reckoning import half_precision, reckoning
+from bevcask.teachers.reckoning import half_precision, prepare, reckoning
 from bevcask.verbs import ExtractConfig
 
 HERE = Path(__file__).parent
@@ -114,6 +114,7 @@ def repeat() -> dict[str, Any]:
     """Return how far two forwards are apart, and one from the CPU's, of the largest value."""
     table: dict[str, Any] = {}
     device = "cuda" if CUDA else "cpu"
+    prepare(NativeTeacherConfig(), device)
     for name in (*TINY, *(PAPER if CUDA else ())):
         plugin, config = build_config("detector", load_group("detector", name), "detector")
         torch.manual_seed(0)
