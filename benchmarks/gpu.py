@@ -39,7 +39,7 @@ TINY = ("centerpoint_tiny", "bevfusion_tiny")
 PAPER = ("centerpoint", "bevfusion_swint")
 STEPS = {  # what teaches whom, beside the benchmark's own words
     "distillbev": (),
-    "tigdistill": ("method=tigdistill",),
+    "tigdistill": ("method=tigdistill", "method.inner_depth=0"),
     "simdistill": ("method=simdistill", "teacher=bevfusion", "student=bevsimdet"),
 }
 
