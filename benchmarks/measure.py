@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,13 +80,22 @@ def ratio(name: str, values: Sequence[float], goal: str | None = None) -> dict[s
     }
 
 
+def placeless(text: str) -> str:
+    """Return a command line without where this machine has things.
+
+    >>> placeless("read.py /data/x --out a/b dataset.root=/data/nuscenes split=all")
+    'read.py x --out a/b dataset.root=nuscenes split=all'
+    """
+    return re.sub(r"(^|[ =,\[])~?/(?:[^ ,/\]]+/)*([^ ,/\]]*)", r"\1\2", text)
+
+
 def ground(device: torch.device, words: Sequence[str], seed: int) -> dict[str, Any]:
     """Return what a number stands on: command, commit, hardware, configuration, seed, data."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "command": command(),
+        "command": placeless(command()),
         "commit": git_revision(),
-        "config": list(words),
+        "config": list(map(placeless, words)),
         "seed": seed,
         "data": f"synthetic world, seed {WORLD_SEED}",
         "weights": "random, seeded",
