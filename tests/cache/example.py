@@ -1,12 +1,13 @@
 """A small cache whose values say where they are: frame, channel, y, x show in the number."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from bevcask.cache import Encoded, FrameTable, Writer, create, encode
+from bevcask.cache import Cache, Encoded, FrameTable, Writer, concatenate, create, encode
 from bevcask.cache.layout import arrays_of, commit_bytes
 from bevcask.geometry import Grid
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
@@ -63,7 +64,20 @@ def count_of(frame: int) -> int:
     return 1 + frame % 4
 
 
-def encoded(writer: Writer, shard: int) -> dict[str, Encoded[Any]]:
+class Filled(Protocol):
+    """What says which frames of a cache are wanted: a writer, a repairer, one that waits."""
+
+    @property
+    def cache(self) -> Cache: ...
+
+    @property
+    def specs(self) -> Sequence[TargetSpec]: ...
+
+    @property
+    def tokens(self) -> Callable[[int], list[str]]: ...
+
+
+def encoded(writer: Filled, shard: int) -> dict[str, Encoded[Any]]:
     """Encode a shard's frames as an extraction does."""
     tokens = writer.tokens(shard)
     numbers = [list(writer.cache.frames.tokens).index(token) for token in tokens]
@@ -114,3 +128,33 @@ def build(url: str | Path, **changes: Any) -> str:
             writer.write(shard, encoded(writer, shard))
     writer.seal()
     return str(url)
+
+
+def rewrite(
+    cache: Cache, url: Path, rows_of: Callable[[int], list[dict[str, Encoded[Any]]]]
+) -> Path:
+    """Write a cache again, shard s with what `rows_of(s)` says: every digest is in order."""
+    writer = begin(
+        url,
+        specs=list(cache.specs.values()),
+        frames=cache.frames,
+        shard_rows=cache.layout.shard_rows,
+        fingerprint=cache.fingerprint,
+        plan=cache.plan,
+    )
+    for shard in writer.missing():
+        rows = rows_of(shard)
+        whole = {name: concatenate([_batched(row[name]) for row in rows]) for name in cache.specs}
+        writer.write(shard, whole)
+    writer.seal()
+    return url
+
+
+def rows_in(cache: Cache, shard: int) -> list[dict[str, Encoded[Any]]]:
+    """Return what a cache holds of the frames of a shard."""
+    return [cache.read(cache.frames.tokens[number]) for number in cache.layout.frames_of(shard)]
+
+
+def _batched(sample: Encoded[Any]) -> Encoded[Any]:
+    parts = (sample.values, sample.scale, sample.region, sample.count)
+    return Encoded(*(None if part is None else np.asarray(part)[None] for part in parts))

@@ -34,7 +34,7 @@ def repair(url: Path, wanted: dict[int, set[str]]) -> Repairer:
         Cache(str(url), allow_unsealed=True, lenient=True), wanted, {"provenance": {}}
     ) as repairer:
         for shard in repairer.missing():
-            repairer.write(shard, encoded(repairer, shard))  # type: ignore[arg-type]
+            repairer.write(shard, encoded(repairer, shard))
     return repairer
 
 

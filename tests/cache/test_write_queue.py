@@ -117,7 +117,7 @@ def test_the_next_shard_is_encoded_while_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, encode_chunk = SlowWriter(begin(tmp_path)), objects.encode_chunk
-    first, second = (encoded(writer, shard) for shard in (0, 1))  # type: ignore[arg-type]
+    first, second = (encoded(writer, shard) for shard in (0, 1))
     row, seen = second["bev.neck"].numpy().values[0], threading.Event()
 
     def encode(values: Any) -> bytes:
@@ -222,7 +222,7 @@ def test_whoever_waits_for_a_slow_store_is_told(
     with caplog.at_level("INFO"), WriteQueue(writer, depth=1) as waiting:
         release.start()
         for shard in range(4):
-            waiting.put(shard, encoded(writer, shard))  # type: ignore[arg-type]
+            waiting.put(shard, encoded(writer, shard))
     assert waiting.num_shards == 4
     said = [record.message for record in caplog.records]
     assert any("waiting for the store to take a shard, 0 s so far" in line for line in said)
@@ -278,7 +278,7 @@ def test_a_second_ctrl_c_waits_for_nothing_but_running_rows(
 
     def produce() -> None:
         with WriteQueue(writer, depth=2, threads=2) as waiting:
-            waiting.put(0, encoded(writer, 0))  # type: ignore[arg-type]
+            waiting.put(0, encoded(writer, 0))
             monkeypatch.setattr(waiting, "_say", interrupted)
             monkeypatch.setattr("bevcask.cache.write_queue._VOICE_SECONDS", 0.01)
             raise KeyboardInterrupt

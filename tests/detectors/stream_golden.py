@@ -77,10 +77,9 @@ class Golden:
         """Return the detector that reads this file's inputs instead of images."""
         detector = self.kind(self.config)
         detector.load_state_dict(detector.adopt(self.published()))
-        detector._maps = self.features  # type: ignore[method-assign]
-        detector._cameras = self.cameras  # type: ignore[method-assign]
-        detector._poses = self.poses  # type: ignore[method-assign]
-        detector._image_truth = self.image_truth  # type: ignore[method-assign]
+        given = {"_maps": self.features, "_cameras": self.cameras, "_poses": self.poses}
+        for name, own in (given | {"_image_truth": self.image_truth}).items():
+            setattr(detector, name, own)
         return detector
 
     def batch(self, frame: int) -> Batch:

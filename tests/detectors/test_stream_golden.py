@@ -1,5 +1,8 @@
 """StreamPETR and RayDN compute what the released classes computed; numbers in `stream_golden`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -177,7 +180,7 @@ def test_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             run.close(own, f"{key}/bn_after/{name}")
 
 
-def _drawn(draws: Draws):  # type: ignore[no-untyped-def]
+def _drawn(draws: Draws) -> Callable[[Any, Any], Draws]:
     return lambda _boxes, _settings: draws
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from bevcask.cache import Cache, Encoded, concatenate, open_cache
-from cache.example import begin
+from bevcask.cache import open_cache
+from cache.example import rewrite, rows_in
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -174,32 +173,6 @@ def test_the_teacher_agrees_with_its_cache(
             assert agreement["error"] > 0.5  # 8 bits: some value lies near half a step
 
 
-def rewritten(cache: Cache, url: Path, take: Callable[[int], int]) -> Path:
-    """Write the same cache again, shard s with what `take(s)` holds: every digest is in order."""
-    writer = begin(
-        url,
-        specs=list(cache.specs.values()),
-        frames=cache.frames,
-        shard_rows=cache.layout.shard_rows,
-        fingerprint=cache.fingerprint,
-        plan=cache.plan,
-    )
-    for shard in writer.missing():
-        numbers = cache.layout.frames_of(take(shard))
-        rows = [cache.read(cache.frames.tokens[number]) for number in numbers]
-        writer.write(
-            shard,
-            {name: concatenate([_batched(row[name]) for row in rows]) for name in cache.specs},
-        )
-    writer.seal()
-    return url
-
-
-def _batched(sample: Encoded[Any]) -> Encoded[Any]:
-    parts = (sample.values, sample.scale, sample.region, sample.count)
-    return Encoded(*(None if part is None else np.asarray(part)[None] for part in parts))
-
-
 def test_shards_that_were_swapped_before_they_were_committed_are_found(
     cached_world: Path, tiny_world: Path, checkpoint: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -207,7 +180,9 @@ def test_shards_that_were_swapped_before_they_were_committed_are_found(
     assert cache.layout.frames_of(0) == range(2)
     assert cache.layout.frames_of(2) == range(3, 5)
     other = {0: 2, 2: 0}
-    swapped = rewritten(cache, tmp_path / "swapped.zarr", lambda shard: other.get(shard, shard))
+    swapped = rewrite(
+        cache, tmp_path / "swapped.zarr", lambda shard: rows_in(cache, other.get(shard, shard))
+    )
     assert result(call("verify", swapped, "check=meaning", "--json"), 0)["problems"] == []
     mend = tmp_path / "mend.jsonl"
     words = (*named(tiny_world, checkpoint), "resample=6", f"repair={mend}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bevcask.cache import Cache, Encoded, concatenate, open_cache
+from bevcask.cache import Cache, Encoded, open_cache
 from bevcask.teachers import native
-from cache.example import begin
+from cache.example import rewrite, rows_in
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -54,29 +55,16 @@ def asked(call: Call, url: Path, words: list[str], code: int, *more: str) -> dic
 
 def changed(cache: Cache, url: Path, target: str) -> Path:
     """Write the cache again with the largest value of a target gone in every frame."""
-    writer = begin(
-        url,
-        specs=list(cache.specs.values()),
-        frames=cache.frames,
-        shard_rows=cache.layout.shard_rows,
-        fingerprint=cache.fingerprint,
-        plan=cache.plan,
-    )
-    for shard in writer.missing():
-        rows = [cache.read(cache.frames.tokens[n]) for n in cache.layout.frames_of(shard)]
+
+    def rows_of(shard: int) -> list[dict[str, Encoded[Any]]]:
+        rows = rows_in(cache, shard)
         for row in rows:
             values = row[target].values.copy()
             values[np.unravel_index(np.abs(values).argmax(), values.shape)] = 0
-            row[target] = Encoded(values, row[target].scale, row[target].region, row[target].count)
-        parts = {name: concatenate([_batched(row[name]) for row in rows]) for name in cache.specs}
-        writer.write(shard, parts)
-    writer.seal()
-    return url
+            row[target] = replace(row[target], values=values)
+        return rows
 
-
-def _batched(sample: Encoded[Any]) -> Encoded[Any]:
-    parts = (sample.values, sample.scale, sample.region, sample.count)
-    return Encoded(*(None if part is None else np.asarray(part)[None] for part in parts))
+    return rewrite(cache, url, rows_of)
 
 
 def test_another_precision_is_no_damage_and_a_changed_value_is(
