@@ -9,7 +9,7 @@ from torch import Tensor
 from bevcask.detectors.raydn import RayDN, RayDNConfig
 from bevcask.detectors.stream_config import StreamConfig
 from bevcask.detectors.stream_family import StreamDetector
-from bevcask.detectors.stream_names import published_copies, published_name, published_start
+from bevcask.detectors.stream_names import published_start
 from bevcask.detectors.streampetr import StreamPETR
 from bevcask.errors import CheckpointError
 from detectors.small_stream import SMALL_PETR, SMALL_RAY, shipped, small
@@ -154,6 +154,7 @@ def test_every_published_tensor_has_its_place(name: str) -> None:
     assert len(shapes) == entries
     adopted = detector.adopt(given)
     assert {key: t.shape for key, t in adopted.items()} == {key: own[key].shape for key in own}
+    assert {key: tuple(t.shape) for key, t in detector.published().items()} == shapes
     if parameters is not None:
         copies = {key for key in shapes if "_branches." in key and "_branches.0." not in key}
         counted = shapes.keys() - copies
@@ -180,10 +181,7 @@ def detector(request: pytest.FixtureRequest) -> StreamDetector:
 @pytest.fixture
 def published(detector: StreamDetector) -> dict[str, Tensor]:
     """A file of the release: copies of the branches, and the constants."""
-    found = {}
-    for name, tensor in detector.state_dict().items():
-        found |= dict.fromkeys(published_copies(published_name(name)), tensor)
-    return found | detector.constants()
+    return detector.published()
 
 
 def equal(found: dict[str, Tensor], own: dict[str, Tensor]) -> bool:

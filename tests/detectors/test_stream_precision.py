@@ -27,8 +27,11 @@ def test_half_precision_trains_near_float32(detector: StreamDetector, dtype: tor
     exact, half = (two_frames(detector, dtype, enabled) for enabled in (False, True))
     assert half[0] != exact[0]
     assert half[0] == pytest.approx(exact[0], rel=0.05)
+    kept = detector.config.kept
+    to_global_44 = detector._poses(seen(1, 1)).to_global_B44[0]
+    assert torch.equal(half[1]["poses"][0, :kept], to_global_44.expand(kept, 4, 4))
     for name in ("poses", "seconds"):
-        new = half[1][name][:, : detector.config.kept], exact[1][name][:, : detector.config.kept]
+        new = half[1][name][:, :kept], exact[1][name][:, :kept]
         assert torch.equal(*new), name
 
 

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bevcask.cache import encode, open_cache
-from bevcask.cache.quantize import dequantize
+from bevcask.cache.quantize import dequantize, encode_targets
+from bevcask.cache.verify_bytes import Problem
 from bevcask.evaluation import agreement
 from bevcask.evaluation.agreement import ARITHMETIC, error_bound, spread_tokens
 from bevcask.targets.spec import Codec, TapInfo, TargetSpec
-from cache.example import build, frame_table
+from cache.example import begin, build, frame_table
 
 MAP = TapInfo("map", "dense_bev", (3, 6, 8))
 BOXES = TapInfo("boxes", "box_set", (8, 11))
@@ -152,3 +154,35 @@ def test_poses_and_times_are_compared(url: str) -> None:
     dataset.index.precision = "float32"  # of an info file that rounds
     assert find(cache, dataset) == []  # type: ignore[arg-type]
     assert Path(url).is_dir()
+
+
+def test_a_map_is_asked_for_at_the_size_it_was_said_and_compared_as_stored(tmp_path: Path) -> None:
+    """Eight columns are brought to two; the teacher still says eight."""
+    tap = TapInfo("image.level0", "image_feature", (2, 3, 1, 2), depends_on_images=True)
+    spec = TargetSpec(tap, "float32", said_HW=(1, 8))
+    frames = frame_table((2,))
+    said = {t: torch.rand(1, 2, 3, 1, 8) for t in frames.tokens}
+    with begin(tmp_path / "c", specs=[spec], frames=frames) as writer:
+        shown = torch.cat([said[token] for token in writer.tokens(0)])
+        writer.write(0, encode_targets({tap.name: shown}, [spec], None, ()))
+    writer.seal()
+
+    def asked(factor: float) -> list[Problem]:
+        teacher: Any = SimpleNamespace(targets=lambda batch, _: {tap.name: factor * said[batch]})
+        batches = {token: SimpleNamespace(labels=None, to=lambda _, t=token: t) for token in said}
+        source: Any = SimpleNamespace(
+            read=lambda token, _: token, collate=lambda tokens: batches[tokens[0]]
+        )
+        bar: Any = SimpleNamespace(advance=lambda: None)
+        found = agreement.resample(
+            open_cache(str(tmp_path / "c")),
+            teacher,
+            source,
+            frames.tokens,
+            torch.device("cpu"),
+            bar,
+        )
+        return found[1]
+
+    assert asked(1.0) == []
+    assert len(asked(1.5)) == 2

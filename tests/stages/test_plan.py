@@ -25,6 +25,13 @@ def test_the_released_row_by_views() -> None:
     assert views[4]["bytes"] == pytest.approx(views[1]["bytes"] + 3 * a_view)
 
 
+def test_a_window_costs_a_pass_for_each_of_its_frames() -> None:
+    row = ["experiment=focaldistiller_bevformer_base_small"]
+    result = plan.run(compose(PlanConfig, row))
+    (mine,) = (row for row in result["by_views"] if row["views"] == 2)
+    assert mine["passes"] == result["teacher_passes"] > 4 * result["frames"]
+
+
 def test_a_step_with_and_without_its_teacher() -> None:
     words = [*NOMINAL, "teacher=raydn_tiny", "student=raydn_tiny", "method=harmodistill"]
     step = plan.run(compose(PlanConfig, [*words, "step=true"]))["step"]
