@@ -8,6 +8,7 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
+from bevcask.teachers.reckoning import prepare
 from bevcask.training.identity import check_dataset
 from bevcask.verbs import ExtractConfig
 from bevcask.wall_time import Watch, in_words
@@ -86,6 +88,8 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     part = Part() if config.part is None else Part.parse(config.part)
     frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
+    device = pick_device(config.device)
+    prepare(config.teacher, device.type)  # said before anything is written
     frames = _present_frames(config, url, frames, teacher)
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
@@ -112,7 +116,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         fingerprint=tree,
         plan=what.to_dict()
         | {"dataset": config.dataset.model_dump(mode="json"), "offers": sorted(teacher.offers())},
-        provenance=made_by(teacher, frames, pick_device(config.device)),
+        provenance=made_by(teacher, frames, device),
         part=part,
         whole_scenes=whole_scenes,
     )
@@ -279,15 +283,17 @@ def _fill(
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
     projected, watch = False, Watch()
-    with progress_bar("extract", total) as bar:
-        with WriteQueue(writer, config.store.queue, threads) as queue:
-            loaded = watch.watched(zip(steps, loader, strict=True), "loader")
-            ticking = ticks(loaded, bar, queue)
-            for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
-                with watch.waiting("writer"):
-                    queue.put(shard, arrays)
-                if not projected and isinstance(writer, Writer):
-                    projected = check_first_shards(writer, queue, writing)
+    with progress_bar("extract", total) as bar, ExitStack() as stack:
+        queue = stack.enter_context(WriteQueue(writer, config.store.queue, threads))
+        loaded = watch.watched(zip(steps, loader, strict=True), "loader")
+        ticking = ticks(loaded, bar, queue)
+        for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
+            with watch.waiting("writer"):
+                queue.put(shard, arrays)
+            if not projected and isinstance(writer, Writer):
+                projected = check_first_shards(writer, queue, writing)
+        with watch.waiting("writer"):
+            stack.close()
         bar.advance(0, _written(queue))
     told = watch.told()
     _log.info("%s", in_words(told))

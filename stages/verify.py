@@ -55,9 +55,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
         `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
         per target, `equivariance` per augmentation and target, `windows` per target, `repair`,
-        `notes` on what differs and is no damage;
-        `unfinished` says what
-        came in the way of a deeper look at a damaged cache.
+        `notes` on what differs and is no damage; `unfinished` says what came in the way of a deeper
+        look at a damaged cache.
 
     Raises:
         ConfigError: no cache URL, or no teacher where one is needed.

@@ -13,7 +13,6 @@ from bevcask.wall_time import Watch, in_words, wall_time
         ({"device": 58.0, "loader": 2.0}, "nothing, the device is busy"),
         ({"device": 45.0, "loader": 15.0}, "more loader.num_workers"),
         ({"device": 40.0, "loader": 5.0, "writer": 15.0}, "more store.threads"),
-        ({"device": 40.0, "loader": 5.0, "rest": 15.0}, "validating, saving and logging less"),
     ],
 )
 def test_the_longest_wait_is_what_would_help(seconds: dict[str, float], advice: str) -> None:

@@ -11,7 +11,6 @@ _TOO_SHORT = 10.0  # seconds
 _MORE = {
     "loader": "more loader.num_workers, or files that are read faster",
     "writer": "more store.threads, or a faster store",
-    "rest": "validating, saving and logging less often",
 }
 
 
@@ -52,7 +51,7 @@ def wall_time(total: float, seconds: Mapping[str, float]) -> dict[str, Any]:
 
     Args:
         total: seconds of the run.
-        seconds: of `device`, and of what it waited for: `loader`, `writer`, `rest`.
+        seconds: of `device`, and of what it waited for: `loader`, `writer`.
     """
     shares = {part: own / total if total else 0.0 for part, own in seconds.items()}
     return {"seconds": total, "shares": shares, "advice": _advice(total, shares)}

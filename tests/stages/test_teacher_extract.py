@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,3 +268,14 @@ def test_a_dry_repair_changes_nothing(extracted: Path, tiny_world: Path, tmp_pat
     assert json.loads(out)["to_repair"] == 1
     assert filecmp.dircmp(url, extracted).diff_files == []
     assert same_but_provenance(url, extracted) == []
+
+
+def test_a_precision_that_the_device_lacks_leaves_nothing_behind(
+    teacher_words: list[str], call: Any, tmp_path: Path
+) -> None:
+    url = tmp_path / "cache.zarr"
+    words = ["teacher-extract", str(url), *teacher_words, "device=cpu", "teacher.precision=tf32"]
+    code, _, err = call(*words)
+    assert code == 2
+    assert "teacher.precision=tf32: cpu has none" in err
+    assert not url.exists()
