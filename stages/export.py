@@ -29,7 +29,12 @@ def run(config: ExportConfig) -> dict[str, Any]:
     if config.out is None:
         raise ConfigError("export needs a file: bevcask export OUT.safetensors run=DIR.")
     official = config.names == "official"
-    pickled = official and config.out.endswith(".pth")
+    pickled = config.out.endswith(".pth")
+    if pickled and not official:
+        raise ConfigError(
+            f"out={config.out}: a .pth is what released code reads, under its own names. Add "
+            "names=official, or write a file that ends with .safetensors."
+        )
     out = output_file("out", config.out, ".pth" if pickled else ".safetensors")
     if config.teacher.checkpoint != "random":
         return _convert(config, out)
