@@ -73,6 +73,11 @@ class TrainerConfig(Config):
     )
     checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
     log_every: int = Field(10, ge=1)
+    profile: int = Field(
+        0,
+        ge=0,
+        description="steps to trace with torch's profiler, into run/profile: what the device does",
+    )
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> "TrainerConfig":

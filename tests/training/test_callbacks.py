@@ -1,6 +1,9 @@
 """What watches a training counts what it should and writes where it should."""
 
+import gzip
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.profiler import record_function
 
-from bevcask.training.callbacks import Bar, MovingAverage, StepClock
+from bevcask.training.callbacks import Bar, MovingAverage, StepClock, Trace
 
 
 class Logged:
@@ -135,3 +139,29 @@ def test_bar_is_on_stderr_with_the_loss(capsys: pytest.CaptureFixture[str]) -> N
     assert "train" in captured.err
     assert "loss 1.235" in captured.err
     assert "validate" in captured.err
+
+
+def test_a_trace_holds_the_steps_it_names(tmp_path: Path) -> None:
+    trace, trainer = Trace(2, tmp_path / "profile"), SimpleNamespace(max_steps=9, global_step=0)
+    trace.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for step in range(9):
+        trainer.global_step = step
+        trace.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+        with record_function(f"step {step + 1}"):  # of step + 1, which the next call ends
+            torch.ones(3).sum()
+    trace.on_train_end(trainer, None)  # type: ignore[arg-type]
+    (path,) = (tmp_path / "profile").iterdir()
+    assert path.name == "steps_000006_000007.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    named = {event["name"] for event in events if event["name"].startswith("step ")}
+    assert named == {"step 6", "step 7"}
+
+
+def test_a_short_run_is_traced_to_its_end(tmp_path: Path) -> None:
+    trace, trainer = Trace(5, tmp_path / "profile"), SimpleNamespace(max_steps=3, global_step=0)
+    trace.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for step in (1, 2, 3):
+        trainer.global_step = step
+        trace.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    trace.on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert len(list((tmp_path / "profile").iterdir())) == 1

@@ -1,8 +1,10 @@
 """What watches a training: the bar, the clock, the average of weights."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -11,11 +13,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.profiler import profile, schedule
 
 from bevcask.progress import Ticker, progress_bar
 from bevcask.wall_time import wall_time
 
 _EMA_RAMP = 2000.0
+_WARM_STEPS = 5  # the loader measures in the first, the device chooses its kernels
+_log = logging.getLogger(__name__)
 
 
 class Bar(Callback):
@@ -162,3 +167,49 @@ class StepClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._began = self._ended = None
+
+
+class Trace(Callback):
+    """Writes what host and device did in a few steps, for chrome://tracing or Perfetto.
+
+    Args:
+        steps: that are traced, once the first few have warmed everything up.
+        folder: of the file, `steps_FIRST_LAST.json.gz`.
+    """
+
+    def __init__(self, steps: int, folder: Path) -> None:
+        self._steps = steps
+        self._folder = folder
+        self._profiler: Any = None
+        self._last = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = trainer.global_step
+        left = trainer.max_steps - self._last
+        warm = max(1, min(_WARM_STEPS, left - self._steps))
+        plan = schedule(wait=warm - 1, warmup=1, active=self._steps, repeat=1)
+        self._profiler = profile(schedule=plan, on_trace_ready=self._write)
+        self._profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._last:  # else more batches make this step
+            self._last = trainer.global_step
+            self._profiler.step()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._profiler.stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+
+    def _write(self, profiler: Any) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        first = max(1, self._last - self._steps + 1)
+        path = self._folder / f"steps_{first:06d}_{self._last:06d}.json.gz"
+        profiler.export_chrome_trace(str(path))
+        _log.info("trace of %d steps: %s", self._steps, path)

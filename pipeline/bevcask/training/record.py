@@ -1,6 +1,6 @@
 """The folder of a run: its configuration, checkpoints and results, and whether it may go on.
 
-RUN/config.json  checkpoints/{last,last.previous,best}.ckpt  validation/step_N/  logs/
+RUN/config.json  checkpoints/{last,last.previous,best}.ckpt  validation/step_N/  logs/  profile/
 student.safetensors  metrics.json  lock
 """
 
@@ -45,6 +45,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.validation = path / "validation"
         self.logs = path / "logs"
+        self.profile = path / "profile"
         self.student = path / "student.safetensors"
         self.metrics = path / "metrics.json"
         self.lock = path / "lock"
@@ -147,7 +148,7 @@ class RunFolder:
         return max(steps, key=scored.__getitem__, default=None)
 
     def _clear(self) -> None:
-        folders = (self.checkpoints, self.validation, self.logs)
+        folders = (self.checkpoints, self.validation, self.logs, self.profile)
         files = (self.student, self.metrics, self.config)
         found = [path.name for path in (*folders, *files) if path.exists()]
         if found and not self._is_ours():
@@ -200,6 +201,8 @@ def _identity(config: DistillConfig) -> dict[str, Any]:
         if isinstance(detector.get("config"), str):  # a file of mmdet3d, in a plug-in's own section
             detector["config"] = _spelled(detector["config"])
     tree: dict[str, Any] = canonical(plain)
-    del tree["loader"]["num_workers"], tree["trainer"]["checkpoint_every"]
-    del tree["trainer"]["log_every"]
+    for key in ("num_workers", "prefetch"):
+        del tree["loader"][key]
+    for key in ("checkpoint_every", "log_every", "profile"):
+        del tree["trainer"][key]
     return tree

@@ -14,7 +14,7 @@ from bevcask.data.join import TrainBatch
 from bevcask.errors import ConfigError, DivergedError
 from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
-from bevcask.training.callbacks import Bar, MovingAverage, StepClock
+from bevcask.training.callbacks import Bar, MovingAverage, StepClock, Trace
 from bevcask.training.keeper import Keeper, Validation
 from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
@@ -62,7 +62,9 @@ def fit(
     stop, bar, clock = Stop(), Bar(config.log_every), StepClock()
     average = MovingAverage(config.ema, device) if config.ema else None
     keeper = Keeper(folder, config, validation, stop, bar, average)
-    watching = [clock, *([average] if average else []), bar, keeper]
+    watching: list[Callback] = [clock, *([average] if average else []), bar, keeper]
+    if config.profile:
+        watching.append(Trace(config.profile, folder.profile))
     trainer = _trainer(config, device, folder, watching)
     resumed = resume_point(folder.last)
     with warnings.catch_warnings(), stop.listening():
