@@ -160,7 +160,7 @@ class Arm:
             dataset = ResidentDataset(dataset)
         self._blocks = Blocks()
         blocks: Any = self._blocks
-        self._loader = build_loader(dataset, blocks, config.loader.num_workers)
+        self._loader = build_loader(dataset, blocks, config.loader, self._device)
         self._sampler = StepSampler(
             Epochs(np.ones(len(frames), np.int64), config.seed), config.loader.batch_size
         )

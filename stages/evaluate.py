@@ -121,7 +121,7 @@ def detector_boxes(config: EvaluateConfig) -> Boxes:
     frames = readable_frames(Frames.select(config.dataset), inputs, "dataset")
 
     def find() -> Mapping[str, Detections]:
-        loader = frame_batches(frames, inputs, config.loader)
+        loader = frame_batches(frames, inputs, config.loader, device)
         with progress_bar("evaluate", len(frames)) as bar:
             return detect(detector.to(device), loader, device, bar)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import seed_everything
 
 from bevcask.cache.files import Files
@@ -161,9 +160,11 @@ def training_batches(config: DistillConfig, teaching: Teaching, order: Order) ->
         viewed=teaching.viewed,
     )
 
+    device = pick_device(config.device)
+
     def make(first: int) -> Any:
         batches = order.batches(first, num_batches(config))
-        return _own_generator(build_loader(dataset, batches, config.loader.num_workers))
+        return build_loader(dataset, batches, config.loader, device)
 
     return make
 
@@ -185,17 +186,11 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     with speaking_of("val"):
         frames = Frames.select(config.val)
     frames = readable_frames(frames, replace(inputs, depth=False), "val")
-    loader = _own_generator(frame_batches(frames, inputs, config.loader))
+    loader = frame_batches(frames, inputs, config.loader, pick_device(config.device))
     evaluation = Evaluation(frames, split_size(config.val))
     trainer = config.trainer
     every, last = trainer.validate_every, trainer.max_steps
     return Validation(loader, evaluation, senses(inputs), every, last)
-
-
-def _own_generator(loader: Any) -> Any:
-    """Keep the loader from drawing its worker seed from the model's random numbers."""
-    loader.generator = torch.Generator()
-    return loader
 
 
 def _mention_head(config: DistillConfig, teaching: Teaching) -> None:

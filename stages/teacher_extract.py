@@ -277,9 +277,11 @@ def _fill(
     clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted)
     views = SampleReader(frames, inputs, images_only(config.augment), config.seed)
     loader = build_loader(
-        ViewSource(clean, views), [step.keys for step in steps], config.loader.num_workers
+        ViewSource(clean, views), [step.keys for step in steps], config.loader, device
     )
-    threads = config.store.threads or max(1, cores() - loader.num_workers)
+    loading = config.loader.num_workers
+    spared = cores() // 2 if loading == "auto" else cores() - loading
+    threads = config.store.threads or max(1, spared)
     total = sum(len(step.keys) for step in steps)
     writing = writer.missing()
     projected, watch = False, Watch()

@@ -251,7 +251,12 @@ class LoaderConfig(Config):
     """How samples are read."""
 
     batch_size: int = Field(4, ge=1)
-    num_workers: int = Field(2, ge=0, description="loader processes; 0 loads in this process")
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="loader processes; 0 loads in this process; auto: as many as keep up with the "
+        "first batches, at most the cores this process may use less one",
+    )
+    prefetch: int = Field(2, ge=1, description="batches that each of them has ready")
 
 
 class ImageAugmentConfig(Config):

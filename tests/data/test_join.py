@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bevcask.cache import FrameTable, open_cache
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, LoaderConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch, cached_frames
 from bevcask.data.loader import build_loader
@@ -38,7 +38,7 @@ def _dataset(frames: Frames, url: str | None, teacher: SampleReader | None = Non
 
 def _batches(dataset: JoinedDataset, num_workers: int) -> list[TrainBatch]:
     sampler = StepSampler(Epochs(np.ones(len(dataset), np.int64), seed=0), 4, max_steps=3)
-    return list(build_loader(dataset, sampler, num_workers))
+    return list(build_loader(dataset, sampler, LoaderConfig(num_workers=num_workers)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

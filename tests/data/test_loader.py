@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, LoaderConfig
 from bevcask.data import workers
 from bevcask.data.augment import draw
 from bevcask.data.images import load_image
 from bevcask.data.index.frames import Frames
-from bevcask.data.loader import FrameSource, build_loader, in_order
+from bevcask.data.loader import FrameSource, Loader, build_loader, in_order, workers_for
 from bevcask.data.samples import Key, SampleReader, collate
 from bevcask.data.sampling import Epochs, StepSampler
-from bevcask.data.workers import Room, tensors_of
+from bevcask.data.workers import Loaded, Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import DataError, LoaderError
 from bevcask.geometry import inside_footprints, transform_boxes, transform_points
@@ -266,7 +266,7 @@ def test_workers_and_restarts_change_nothing(tiny_frames: Frames) -> None:
 
     def steps(start: int, num_workers: int) -> list[Batch]:
         sampler = StepSampler(Epochs(np.ones(len(tiny_frames), np.int64), 5), 4, start, 4)
-        return list(build_loader(source, sampler, num_workers))
+        return list(build_loader(source, sampler, LoaderConfig(num_workers=num_workers)))
 
     alone = steps(0, 0)
     for others in ([*alone[:2], *steps(2, 0)], steps(0, 2)):
@@ -277,7 +277,7 @@ def test_workers_and_restarts_change_nothing(tiny_frames: Frames) -> None:
 
 def test_a_single_pass_reads_every_frame_once_in_order(tiny_frames: Frames) -> None:
     source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
-    batches = list(build_loader(source, in_order(len(source), 4), 0))
+    batches = list(build_loader(source, in_order(len(source), 4), LoaderConfig(num_workers=0)))
     assert [len(batch.tokens) for batch in batches] == [4, 2]
     assert [token for batch in batches for token in batch.tokens] == tiny_frames.tokens
 
@@ -291,7 +291,7 @@ def test_a_file_that_vanished_is_one_clear_message(
     lost.unlink()
     source = FrameSource(SampleReader(frames, INPUTS, None, 0))
     with pytest.raises(DataError) as caught:
-        list(build_loader(source, in_order(len(frames), 2), num_workers))
+        list(build_loader(source, in_order(len(frames), 2), LoaderConfig(num_workers=num_workers)))
     assert str(caught.value).startswith(f"{lost}: missing image")
     assert "Traceback" not in str(caught.value)
 
@@ -301,7 +301,7 @@ def test_a_killed_worker_is_one_message(
 ) -> None:
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
-    loader = build_loader(source, in_order(len(source), 1) * 9, 1)
+    loader = build_loader(source, in_order(len(source), 1) * 9, LoaderConfig(num_workers=1))
     batches = iter(loader)
     next(batches)
     assert loader._iterator is not None
@@ -326,13 +326,13 @@ def test_too_small_a_shared_memory_is_found_at_the_first_batch(
     monkeypatch.setattr(workers, "free_shared", lambda: int(size * 3.5))
     batches = in_order(len(source), 1)
     with pytest.raises(LoaderError) as caught:
-        list(build_loader(source, batches, 2))
+        list(build_loader(source, batches, LoaderConfig(num_workers=2)))
     told = str(caught.value)
     assert "4 of them are kept ready" in told
     assert "docker run --shm-size=1g" in told
     assert "loader.num_workers=0" in told
-    assert len(list(build_loader(source, batches, 1))) == len(batches)
-    assert len(list(build_loader(source, batches, 0))) == len(batches)
+    assert len(list(build_loader(source, batches, LoaderConfig(num_workers=1)))) == len(batches)
+    assert len(list(build_loader(source, batches, LoaderConfig(num_workers=0)))) == len(batches)
 
 
 def test_shared_memory_that_others_have_filled_is_told_and_never_waited_for(
@@ -373,4 +373,70 @@ def test_workers_never_outlive_the_process_they_serve(
     torch.set_num_threads(threads)
     assert called == [1]
     source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
-    assert build_loader(source, in_order(1, 1), 1).worker_init_fn is workers.begin
+    loader = build_loader(source, in_order(1, 1), LoaderConfig(num_workers=1))
+    assert isinstance(loader, Loader)
+    assert loader.worker_init_fn is workers.begin
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+def test_measuring_changes_no_batch_in_any_pass(
+    tiny_frames: Frames,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    worth: float,
+) -> None:
+    monkeypatch.setattr("bevcask.data.loader._WORTH_STARTING", worth)
+    monkeypatch.setattr("bevcask.data.loader.cores", lambda: 2)
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), AUGMENT, 0))
+    batches = in_order(len(source), 1)
+    measured = build_loader(source, batches, LoaderConfig())
+    expected = [
+        batch.tokens for batch in build_loader(source, batches, LoaderConfig(num_workers=0))
+    ]
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert [batch.tokens for batch in measured] == expected
+    workers_said = [r.message for r in caplog.records if "num_workers=auto" in r.message]
+    assert len(workers_said) == 1  # said once
+    assert workers_said[0].startswith(f"loader.num_workers=auto: {0 if worth else 1} of 2 cores")
+
+
+def test_a_pass_too_short_to_measure_is_read_here(tiny_frames: Frames) -> None:
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
+    loader = build_loader(source, in_order(2, 1), LoaderConfig())
+    for _ in range(2):
+        assert [batch.tokens[0] for batch in loader] == tiny_frames.tokens[:2]
+
+
+def test_as_many_workers_as_keep_up() -> None:
+    def many(load: float, step: float, num_cores: int = 16) -> int:
+        return workers_for(load, step, 10_000, num_cores)
+
+    assert many(1.6, 4.0) == 1
+    assert many(1.6, 0.5) == 4  # 3.2, and what crowding costs
+    assert many(1.6, 0.01) == 15  # never the last core
+    assert many(1.6, 0.0) == 15
+    assert many(1.6, 1.0, num_cores=1) == 0
+    assert workers_for(1.6, 0.5, 6, 16) == 0  # under 10 s are left
+
+
+def test_pinning_reaches_every_tensor_and_changes_none(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA pins; here what would be pinned is counted."""
+    seen: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = collate([SampleReader(tiny_frames, TWO_FRAMES, AUGMENT, 0).read(tiny_frames.tokens[4])])
+    moved = Loaded(batch).pin_memory().batch
+    assert isinstance(moved, Batch)
+    assert moved.tokens == batch.tokens
+    before, after = list(tensors_of(batch)), list(tensors_of(moved))
+    assert len(seen) == len(before) == len(after) > 8
+    for one, two in zip(before, after, strict=True):
+        assert torch.equal(one, two)
+        assert one.data_ptr() != two.data_ptr()

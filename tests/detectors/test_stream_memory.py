@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bevcask.config import AugmentConfig, Config, DatasetConfig
+from bevcask.config import AugmentConfig, Config, DatasetConfig, LoaderConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import FrameSource, build_loader
 from bevcask.data.samples import Key, SampleReader
@@ -102,7 +102,7 @@ def test_what_stands_still_stays_put_under_two_draws(tiny_world: Path) -> None:
     detector, stream = small(SMALL_PETR), Stream()
     reader = SampleReader(frames, detector.inputs(SMALL_PETR).frame_by_frame(), augment, 0)
     steps = [[Key(0)], [Key(1, after=0)]]
-    first, second = build_loader(FrameSource(reader), steps, num_workers=0)
+    first, second = build_loader(FrameSource(reader), steps, LoaderConfig(num_workers=0))
     assert not torch.equal(first.bev_aug_B44, second.bev_aug_B44)
     stands = frames.lidar_to_global[0] @ [12.0, -7.0, 1.0, 1.0]
     place_1, place_2 = (

@@ -4,7 +4,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,8 +19,6 @@ from bevcask.errors import BevcaskError, LoaderError
 from bevcask.processes import end_with_parent
 
 BatchT = TypeVar("BatchT")
-PREFETCH = 2
-"""Batches a worker has ready; torch's default."""
 _SHARED = Path("/dev/shm")
 _SMALLER = (
     "Lower loader.num_workers or loader.batch_size; loader.num_workers=0 loads in the main process"
@@ -41,6 +39,10 @@ class Loaded(Generic[BatchT]):
     worker: int | None = None
     peak: int = 0
 
+    def pin_memory(self) -> "Loaded[BatchT]":
+        """Return it in pinned memory, from where a device reads beside its work."""
+        return replace(self, batch=pinned(self.batch))
+
 
 @dataclass(frozen=True)
 class Room:
@@ -55,9 +57,9 @@ class Room:
     kept: int
 
     @classmethod
-    def of(cls, num_workers: int, num_batches: int) -> "Room":
-        """Return what is there now for so many workers and batches."""
-        return cls(free_shared(), min(num_workers * PREFETCH, num_batches))
+    def of(cls, kept: int) -> "Room":
+        """Return what is there now for so many batches."""
+        return cls(free_shared(), kept)
 
     def hand_over(self, batch: BatchT) -> "Loaded[BatchT]":
         """Move a batch into shared memory, in the worker, where a failure can still be told.
@@ -111,6 +113,19 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for value in batch:
             yield from tensors_of(value)
+
+
+def pinned(batch: Any) -> Any:
+    """Return a batch with every tensor in pinned memory; what holds none is passed on as it is."""
+    if isinstance(batch, Tensor):
+        return batch.pin_memory()
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{f.name: pinned(getattr(batch, f.name)) for f in fields(batch)})
+    if isinstance(batch, Mapping):
+        return {key: pinned(value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(pinned(value) for value in batch)
+    return batch
 
 
 def lost(workers: Sequence[BaseProcess], peaks: Mapping[int, int]) -> LoaderError | None:

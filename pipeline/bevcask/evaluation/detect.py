@@ -9,7 +9,7 @@ from bevcask.cache.reader import Cache
 from bevcask.config import LoaderConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.lanes import in_lanes
-from bevcask.data.loader import FrameSource, Loader, build_loader, in_order
+from bevcask.data.loader import AnyLoader, FrameSource, build_loader, in_order
 from bevcask.data.samples import SampleReader
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs
 from bevcask.detectors.memory import Stream
@@ -52,7 +52,9 @@ def detect(
     return found
 
 
-def frame_batches(frames: Frames, inputs: Inputs, config: LoaderConfig) -> Loader[Batch]:
+def frame_batches(
+    frames: Frames, inputs: Inputs, config: LoaderConfig, device: torch.device | None = None
+) -> AnyLoader[Batch]:
     """Return a loader of every frame once, without augmentation: in order, or scenes in lanes."""
     inputs = replace(inputs.frame_by_frame(), depth=False)
     reader = SampleReader(frames, inputs, augment=None, seed=0)
@@ -61,7 +63,7 @@ def frame_batches(frames: Frames, inputs: Inputs, config: LoaderConfig) -> Loade
         if inputs.memory
         else in_order(len(frames), config.batch_size)
     )
-    return build_loader(FrameSource(reader), batches, config.num_workers)
+    return build_loader(FrameSource(reader), batches, config, device)
 
 
 def on_host(detections: Detections) -> Detections:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from bevcask.data.loader import Loader
+from bevcask.data.loader import AnyLoader
 from bevcask.detectors.base import Batch, Detector
 from bevcask.evaluation.detect import detect
 from bevcask.evaluation.nuscenes import Evaluation, Sense
@@ -43,7 +43,7 @@ class Validation:
 
     def __init__(
         self,
-        batches: Loader[Batch],
+        batches: AnyLoader[Batch],
         evaluation: Evaluation,
         uses: Collection[Sense],
         every: int,
