@@ -21,6 +21,7 @@ from bevcask.data.workers import Loaded, Room, tensors_of
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import DataError, LoaderError
 from bevcask.geometry import inside_footprints, transform_boxes, transform_points
+from bevcask.targets.pixels import nearest_depths
 
 Select = Callable[..., Frames]
 INPUTS = Inputs(image_size_HW=(56, 96), num_sweeps=3, depth=True)
@@ -44,24 +45,28 @@ def test_a_sample_has_the_shapes_and_types_it_promises(tiny_frames: Frames) -> N
         "image_aug_V33": (6, 3, 3),
         "camera_to_lidar_V44": (6, 4, 4),
         "bev_aug_44": (4, 4),
-        "depth_VHW": (6, 56, 96),
     }
     for name, shape in shapes.items():
         array = getattr(sample, name)
         assert array.shape == shape, name
         assert array.dtype == (np.uint8 if name == "images_VCHW" else np.float32), name
-    assert sample.points_P5 is not None
-    assert sample.points_P5.shape[1] == 5
+    for points in (sample.points_P5, sample.pixels_P5):
+        assert points is not None
+        assert points.shape[1] == 5
+        assert points.dtype == np.float32
     assert sample.classes_N is not None
     assert sample.classes_N.dtype == np.int64
 
 
-def test_only_what_a_detector_wants_is_read(tiny_frames: Frames) -> None:
+def test_only_what_a_detector_wants_is_read(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = tiny_frames.tokens[0]
     lidar = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0).read(token)
-    assert lidar.images_VCHW is lidar.intrinsics_V33 is lidar.depth_VHW is None
+    assert lidar.images_VCHW is lidar.intrinsics_V33 is lidar.pixels_P5 is None
+    monkeypatch.setattr("bevcask.data.lidar.read_scan", lambda path: pytest.fail(f"{path} is read"))
     camera = SampleReader(tiny_frames, Inputs(image_size_HW=(56, 96)), None, 0).read(token)
-    assert camera.points_P5 is camera.depth_VHW is None
+    assert camera.points_P5 is camera.pixels_P5 is None
 
 
 def test_points_and_boxes_move_by_the_bev_matrix(tiny_frames: Frames) -> None:
@@ -204,12 +209,14 @@ def test_depth_follows_the_pixels(tiny_frames: Frames, view: int) -> None:
     token = tiny_frames.tokens[0]
     sample = SampleReader(tiny_frames, INPUTS, AUGMENT, 0).read(token, view)
     canonical = SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0).read(token).points_P5
-    assert sample.depth_VHW is not None
     assert canonical is not None
+    assert sample.pixels_P5 is not None
     assert sample.image_aug_V33 is not None
     assert sample.intrinsics_V33 is not None
     assert sample.camera_to_lidar_V44 is not None
-    assert (sample.depth_VHW > 0).sum() > 200
+    points, image_aug = torch.from_numpy(sample.pixels_P5), torch.from_numpy(sample.image_aug_V33)
+    depth_VHW = nearest_depths([points], image_aug[None], 1, (56, 96))[0].numpy()
+    assert (depth_VHW > 0).sum() > 200
     for camera in range(6):
         to_camera = np.linalg.inv(sample.camera_to_lidar_V44[camera].astype(np.float64))
         to_pixel = sample.image_aug_V33[camera] @ sample.intrinsics_V33[camera]
@@ -219,9 +226,9 @@ def test_depth_follows_the_pixels(tiny_frames: Frames, view: int) -> None:
         pixels = pixels[:, :2] / pixels[:, 2:]
         shown = seen @ sample.intrinsics_V33[camera].T
         shown = (np.abs(shown[:, :2] / shown[:, 2:] - [99.5, 55.5]) <= [99.98, 55.98]).all(1)
-        for row, column in np.argwhere(sample.depth_VHW[camera])[::20]:
+        for row, column in np.argwhere(depth_VHW[camera])[::20]:
             offset = np.abs(pixels - (column, row)).max(axis=1)
-            depth = sample.depth_VHW[camera, row, column]
+            depth = depth_VHW[camera, row, column]
             assert np.abs(seen[offset <= 0.52, 2] - depth).min() < 3e-3
             assert (seen[shown & (offset <= 0.48), 2] >= depth - 3e-3).all()
 
@@ -253,11 +260,11 @@ def _fields(batches: Sequence[Batch]) -> list[torch.Tensor]:
     tensors: list[torch.Tensor] = []
     for batch in batches:
         assert batch.images_BVCHW is not None
-        assert batch.depth_BVHW is not None
+        assert batch.pixels is not None
         assert batch.points is not None
         assert batch.labels is not None
-        tensors += [batch.images_BVCHW, batch.bev_aug_B44, batch.depth_BVHW]
-        tensors += [*batch.points, *batch.labels.boxes]
+        tensors += [batch.images_BVCHW, batch.bev_aug_B44]
+        tensors += [*batch.points, *batch.pixels, *batch.labels.boxes]
     return tensors
 
 

@@ -19,13 +19,13 @@ from bevcask.config import AugmentConfig
 from bevcask.data.augment import draw as augmentation
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.pixels import depth_maps, first_box, pixel_points, read_pixels
+from bevcask.data.pixels import first_box, pixel_points, read_pixels
 from bevcask.data.samples import SampleReader
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError, TargetMismatchError
 from bevcask.geometry import CAMERAS
 from bevcask.stages import teacher_extract
-from bevcask.targets.pixels import CAPACITY, PIXELS, draw, pad
+from bevcask.targets.pixels import CAPACITY, PIXELS, draw, nearest_depths, pad
 from bevcask.verbs import ExtractConfig
 
 Pair = tuple[Frames, NuScenes]
@@ -266,14 +266,39 @@ def test_more_points_than_room_are_refused() -> None:
 
 def test_depth_maps_hold_the_nearest_point_of_a_pixel() -> None:
     points = np.array([[0, 10, 0], [0, 20, 0], [2, 10, -1]], np.float32)
-    rows = pixel_points(points, np.empty((0, 9)), *ahead(), SIZES)
-    depth = depth_maps(rows, np.tile(np.eye(3, dtype=np.float32), (6, 1, 1)), (60, 100))
-    expected = np.zeros((6, 60, 100), np.float32)
+    rows = [torch.from_numpy(pixel_points(points, np.empty((0, 9)), *ahead(), SIZES))]
+    (depth,) = nearest_depths(rows, torch.eye(3).expand(1, 6, 3, 3), 1, (60, 100))
+    expected = torch.zeros(6, 60, 100)
     expected[0, 30, 50] = expected[0, 40, 70] = 10
-    np.testing.assert_array_equal(depth, expected)
-    half = np.array([[-0.5, 0, 49], [0, 0.5, 0], [0, 0, 1]], np.float32)  # halved and flipped
-    small = depth_maps(rows, np.tile(half, (6, 1, 1)), (30, 50))
-    assert sorted(map(tuple, np.argwhere(small).tolist())) == [(0, 15, 24), (0, 20, 14)]
+    assert torch.equal(depth, expected)
+    half = torch.tensor([[-0.5, 0, 49], [0, 0.5, 0], [0, 0, 1]])  # halved and flipped
+    (small,) = nearest_depths(rows, half.expand(1, 6, 3, 3), 1, (30, 50))
+    assert sorted(small.nonzero().tolist()) == [[0, 15, 24], [0, 20, 14]]
+
+
+@pytest.mark.parametrize("stride", [1, 8, 16])
+def test_blocks_hold_the_nearest_depth_of_their_pixels(stride: int) -> None:
+    """Bit for bit what maps of all pixels, drawn on the host, and their nearest blocks were."""
+    random = np.random.default_rng(stride)
+    blocks_HW = (NETWORK_HW[0] // stride, NETWORK_HW[1] // stride)
+    matrices = random_matrices(6)
+    points = [random_rows(random, number) for number in (400, 0, 50, 900, 1, 300)]
+    found = nearest_depths(points, matrices, stride, blocks_HW)
+    assert found.dtype == torch.float32
+    for b, rows in enumerate(points):
+        depth, _ = slow_draw(
+            rows.double().tolist(), matrices[b].double().numpy(), 1, NETWORK_HW, (0.0, np.inf)
+        )
+        blocks = depth.reshape(6, blocks_HW[0], stride, blocks_HW[1], stride)
+        nearest = np.where(blocks > 0, blocks, np.inf).min((2, 4))
+        np.testing.assert_array_equal(found[b], np.where(nearest < np.inf, nearest, 0))
+    assert (found[0] > 0).sum() > 50
+
+
+def test_points_that_no_sample_has_are_drawn_nowhere() -> None:
+    depth = nearest_depths([torch.zeros(0, 5)] * 2, torch.eye(3).expand(2, 6, 3, 3), 8, (2, 3))
+    assert depth.shape == (2, 6, 2, 3)
+    assert not depth.any()
 
 
 @pytest.fixture(scope="module")
@@ -325,12 +350,11 @@ def test_a_bev_augmentation_changes_nothing(tiny_frames: Frames) -> None:
     bev = AugmentConfig(bev_rotation=0.39, bev_scale=(0.9, 1.1), bev_flip_x=True)
     plain = SampleReader(tiny_frames, inputs, None, 0, pixels=True).read(token)
     assert plain.pixels_P5 is not None
-    assert plain.depth_VHW is not None
     for view in range(5):
         moved = SampleReader(tiny_frames, inputs, bev, 0, pixels=True).read(token, view)
         assert not np.array_equal(moved.bev_aug_44, plain.bev_aug_44)
         np.testing.assert_array_equal(moved.pixels_P5, plain.pixels_P5)
-        np.testing.assert_array_equal(moved.depth_VHW, plain.depth_VHW)
+        np.testing.assert_array_equal(moved.image_aug_V33, plain.image_aug_V33)
 
 
 def test_real_keyframes_fit_and_are_small(

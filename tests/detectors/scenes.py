@@ -36,12 +36,22 @@ def painted(normal: torch.Tensor) -> torch.Tensor:
 
 
 def images(seed: int, size_HW: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Six images and sparse depth maps."""
+    """Six images and sparse depth maps (V, H, W), metres."""
     generator = torch.Generator().manual_seed(seed)
     pixels = painted(torch.randn((VIEWS, 3, *size_HW), generator=generator))
     depth = 60 * torch.rand((VIEWS, *size_HW), generator=generator)
     depth[torch.rand(depth.shape, generator=generator) < 0.9] = 0
     return pixels, depth
+
+
+def in_original(depth_VHW: torch.Tensor, image_aug_33: torch.Tensor) -> torch.Tensor:
+    """Points (P, 5) that are drawn as these depth maps; `targets.pixels.FIELDS`."""
+    view_P, row_P, column_P = depth_VHW.nonzero(as_tuple=True)
+    network_P3 = torch.stack([column_P, row_P, torch.ones_like(row_P)], 1).double()
+    original_P3 = network_P3 @ image_aug_33.double().inverse().T
+    depth_P = depth_VHW[view_P, row_P, column_P]
+    fields = [view_P, original_P3[:, 0], original_P3[:, 1], depth_P, torch.zeros_like(depth_P)]
+    return torch.stack([own.float() for own in fields], 1)
 
 
 def camera_batch(num_samples: int, seed: int, size_HW: tuple[int, int]) -> Batch:
@@ -59,5 +69,5 @@ def camera_batch(num_samples: int, seed: int, size_HW: tuple[int, int]) -> Batch
         intrinsics_BV33=intrinsics.expand(num_samples, VIEWS, 3, 3),
         image_aug_BV33=image_aug.expand(num_samples, VIEWS, 3, 3),
         camera_to_lidar_BV44=camera_to_lidar().expand(num_samples, VIEWS, 4, 4),
-        depth_BVHW=torch.stack(depth),
+        pixels=[in_original(own, image_aug) for own in depth],
     )

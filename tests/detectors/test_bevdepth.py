@@ -17,8 +17,9 @@ from bevcask.detectors.centerpoint import CenterPoint
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid, bev_matrix
 from bevcask.groups import load_group
+from bevcask.targets.pixels import nearest_depths
 from contracts.detector import CenterHeadContract
-from detectors.scenes import VIEWS, camera_batch, camera_to_lidar, painted
+from detectors.scenes import VIEWS, camera_batch, camera_to_lidar, in_original, painted
 
 SMALL = BEVDepthConfig.model_validate(
     {
@@ -55,7 +56,7 @@ class TestBEVDepth4D(TestBEVDepth):
 
     def inputs(self, num_samples: int, seed: int) -> Batch:
         batch = super().inputs(num_samples, seed)
-        batch.history = (replace(super().inputs(num_samples, seed + 1000), depth_BVHW=None),)
+        batch.history = (replace(super().inputs(num_samples, seed + 1000), pixels=None),)
         return batch
 
 
@@ -63,7 +64,7 @@ class TestBEVDet(TestBEVDepth):
     config = SMALL.model_copy(update={"depth": "plain"})
 
     def inputs(self, num_samples: int, seed: int) -> Batch:
-        return replace(super().inputs(num_samples, seed), depth_BVHW=None)
+        return replace(super().inputs(num_samples, seed), pixels=None)
 
 
 def shipped(name: str) -> BEVDepthConfig:
@@ -156,7 +157,9 @@ def test_paper_size_takes_a_finite_training_step() -> None:
     contract, config = TestBEVDepth(), shipped("bevdepth_r50")
     batch = contract.batch()
     batch.images_BVCHW = painted(torch.randn(2, VIEWS, 3, *config.image_size_HW))
-    batch.depth_BVHW = 70 * torch.rand(2, VIEWS, *config.image_size_HW)
+    assert batch.image_aug_BV33 is not None
+    depth_VHW = 70 * torch.rand(VIEWS, *config.image_size_HW)
+    batch.pixels = [in_original(depth_VHW, batch.image_aug_BV33[0, 0])] * 2
     detector = BEVDepth(config).train()
     output = detector(batch)
     described = BEVDepth.describe_taps(config)
@@ -286,15 +289,14 @@ def test_depth_loss_sees_the_nearest_point_of_each_block() -> None:
     contract = TestBEVDepth()
     detector = contract.make().eval()
     batch = contract.batch()
-    assert batch.depth_BVHW is not None
+    assert batch.pixels is not None
     output = detector(batch)
     before = detector.loss(output, batch)["depth"]
-    farther = batch.depth_BVHW.clone()
-    farther[..., 0, 0] = torch.where(farther[..., :8, :8].amax(dim=(-2, -1)) > 0, 59.9, 0.0)
-    batch.depth_BVHW = farther
-    assert torch.equal(detector.loss(output, batch)["depth"], before)
-    batch.depth_BVHW = torch.where(farther > 0, 1.1, farther)
-    assert not torch.equal(detector.loss(output, batch)["depth"], before)
+    far, near = (torch.tensor([0, 0, 0, metres, 0]) for metres in (59.9, 1.1))
+    behind = [torch.cat([own, own * torch.tensor([1, 1, 1, 0, 1]) + far]) for own in batch.pixels]
+    assert torch.equal(detector.loss(output, replace(batch, pixels=behind))["depth"], before)
+    closer = [own * torch.tensor([1, 1, 1, 0, 1]) + near for own in batch.pixels]
+    assert not torch.equal(detector.loss(output, replace(batch, pixels=closer))["depth"], before)
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -314,9 +316,11 @@ def test_depth_maps_lift_back_onto_the_lidar_points(tiny_world: Path, augmented:
     inputs = Inputs(image_size_HW=(64, 128), num_sweeps=1, depth=True)
     reader = SampleReader(frames, inputs, augment if augmented else None, seed=1)
     batch = collate([reader.read(frames.tokens[0])])
-    depth_BVHW, points = batch.depth_BVHW, batch.points
-    assert depth_BVHW is not None
+    points = batch.points
     assert points is not None
+    assert batch.pixels is not None
+    assert batch.image_aug_BV33 is not None
+    depth_BVHW = nearest_depths(batch.pixels, batch.image_aug_BV33, 1, (64, 128))
     origin, direction = frustum_rays(cameras_of(batch), (64, 128), stride=1)
     seen = depth_BVHW > 0
     lifted = (origin[:, :, None, None] + depth_BVHW[..., None] * direction)[seen]

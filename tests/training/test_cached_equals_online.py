@@ -15,7 +15,6 @@ from bevcask.methods import build_method
 from bevcask.stages import student_distill, teacher_extract
 from bevcask.training.module import Distillation
 from bevcask.training.order import training_order
-from bevcask.training.sources import align_of
 from bevcask.training.teaching import open_teaching
 from bevcask.verbs import DistillConfig, ExtractConfig
 
@@ -82,8 +81,8 @@ def gradients(
     module = Distillation(student, method, teaching.source, config.trainer, {})
     order = training_order(config, teaching, plugin.inputs(own))
     reading = student_distill.training_batches(config, teaching, order)
-    batch = next(iter(reading(step)))
-    every = module.losses(batch, align_of(batch.batch))
+    loaded = next(iter(reading(step)))
+    every = module.losses(*module.transfer_batch_to_device(loaded, torch.device("cpu"), 0))
     terms = {name: term for name, term in every.items() if name.startswith(only)}
     torch.stack(list(terms.values())).sum().backward()
     found = {n: p.grad for n, p in module.student.named_parameters() if p.grad is not None}

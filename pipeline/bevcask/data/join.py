@@ -20,7 +20,6 @@ from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.union import Caches, open_caches
 from bevcask.data.index.frames import Frames
-from bevcask.data.pixels import depth_maps
 from bevcask.data.samples import Key, Sample, SampleReader, collate
 from bevcask.detectors.base import Batch
 from bevcask.errors import TargetMismatchError, TokenNotCachedError
@@ -53,14 +52,24 @@ class TrainBatch:
     teacher_batch: Batch | None = None
 
     def to(self, device: torch.device | str) -> "TrainBatch":
-        """Return everything on a device, targets still as stored."""
+        """Return everything on a device, targets still as stored.
+
+        Where `lidar.pixels` is among them, it becomes `Batch.pixels` of a batch that has none.
+        """
+        targets = {
+            name: _each(partial(_move, device=device), target)
+            for name, target in self.targets.items()
+        }
+        batch = self.batch.to(device)
+        if PIXELS.name in targets and batch.pixels is None:
+            count_B = self.targets[PIXELS.name].count
+            assert count_B is not None
+            own = zip(targets[PIXELS.name].values, count_B.tolist(), strict=True)
+            batch.pixels = [points_P5[:count] for points_P5, count in own]
         return replace(
             self,
-            batch=self.batch.to(device),
-            targets={
-                name: _each(partial(_move, device=device), target)
-                for name, target in self.targets.items()
-            },
+            batch=batch,
+            targets=targets,
             teacher_batch=None if self.teacher_batch is None else self.teacher_batch.to(device),
         )
 
@@ -119,7 +128,7 @@ class JoinedSample:
 class JoinedDataset:
     """Frames joined with their targets by sample token.
 
-    Where a cache gives `lidar.pixels`, depth maps are drawn from it: no LiDAR file is read.
+    Where a cache gives `lidar.pixels`, they are the student's too: no LiDAR file is read.
 
     Args:
         frames: the selection; every token must have a row (`cached_frames`).
@@ -147,8 +156,7 @@ class JoinedDataset:
         self.viewed = tuple(viewed)
         self.teacher = teacher
         cached = cache is not None and PIXELS.name in self.names
-        self._draws_depth = cached and student.inputs.depth
-        self.student = student.without_depth() if self._draws_depth else student
+        self.student = student.without_depth() if cached else student
         self._open: Caches | None = None
 
     def __len__(self) -> int:
@@ -191,24 +199,10 @@ class JoinedDataset:
             for name in self.viewed
         }
 
-    def _with_depth(self, samples: Sequence[Sample], points: Encoded[Any]) -> list[Sample]:
-        """Return the samples with depth maps drawn from cached points."""
-        size_HW, count_B = self.student.inputs.image_size_HW, points.count
-        assert size_HW is not None
-        assert count_B is not None
-        drawn = []
-        for sample, row_P5, count in zip(samples, points.values, count_B, strict=True):
-            assert sample.image_aug_V33 is not None
-            depth_VHW = depth_maps(row_P5[:count], sample.image_aug_V33, size_HW)
-            drawn.append(replace(sample, depth_VHW=depth_VHW))
-        return drawn
-
     def collate(self, samples: Sequence[JoinedSample]) -> TrainBatch:
         """Stack joined samples on the host, and read their targets as one batch."""
         students = [sample.student for sample in samples]
         targets = self._read_targets(students)
-        if self._draws_depth:
-            students = self._with_depth(students, targets[PIXELS.name])
         teachers = [sample.teacher for sample in samples if sample.teacher is not None]
         return TrainBatch(
             batch=collate(students),

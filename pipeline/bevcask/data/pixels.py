@@ -1,17 +1,17 @@
 """LiDAR points of a keyframe in the pixels of its original images, with the boxes that hold them.
 
-Rows are those of `targets.pixels`. Depth maps of any augmentation are drawn from them, whether they
-come from here or out of a cache: the same rows, the same maps, bit for bit.
+Rows are those of `targets.pixels`. Depth maps of any augmentation are drawn from them where the
+network runs, whether they come from here or out of a cache: the same rows, the same maps, bit for
+bit.
 """
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
 from bevcask.geometry import CAMERAS, inside_footprints, transform_points
-from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP, draw
+from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP
 
 _NEAREST = 0.1  # metres in front of the lens
 Floats = npt.NDArray[np.float32]
@@ -91,25 +91,3 @@ def first_box(xyz_P3: Doubles, boxes_N9: Doubles) -> npt.NDArray[np.int64]:
         held = inside_footprints(xyz_P3[near, :2], box[None])[:, 0]
         owner_P[near[held]] = number + 1
     return owner_P
-
-
-def depth_maps(points_M5: Floats, image_aug_V33: Floats, size_HW: tuple[int, int]) -> Floats:
-    """Return the depth of the nearest point in every network pixel, metres, 0 where none falls.
-
-    Args:
-        points_M5: from `read_pixels`, or rows of a cache.
-        image_aug_V33: original -> network pixels.
-        size_HW: of the network images.
-
-    Returns:
-        (V, H, W) float32.
-    """
-    depth_1VHW, _ = draw(
-        torch.from_numpy(points_M5)[None],
-        torch.tensor([len(points_M5)]),
-        torch.from_numpy(image_aug_V33)[None],
-        stride=1,
-        size_HW=size_HW,
-        depth_range=(0.0, float("inf")),
-    )
-    return np.asarray(depth_1VHW[0])

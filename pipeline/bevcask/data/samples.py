@@ -19,7 +19,7 @@ from bevcask.data.can_bus import CanBus
 from bevcask.data.images import load_image, to_planes
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
-from bevcask.data.pixels import depth_maps, read_pixels
+from bevcask.data.pixels import read_pixels
 from bevcask.detectors.base import Batch, Inputs, Labels
 from bevcask.errors import ConfigError
 from bevcask.geometry import transform_boxes, transform_points
@@ -81,7 +81,6 @@ class Sample:
     image_aug_V33: Floats | None = None
     camera_to_lidar_V44: Floats | None = None
     points_P5: Floats | None = None
-    depth_VHW: Floats | None = None
     pixels_P5: Floats | None = None
     boxes_N9: Floats | None = None
     classes_N: npt.NDArray[np.int64] | None = None
@@ -103,7 +102,8 @@ class SampleReader:
         augment: ranges of the augmentation; None reads clean samples.
         seed: of the augmentation.
         replay: images are augmented as one of these views; the BEV stays free.
-        pixels: also read the keyframe's points in its images, with the boxes that hold them.
+        pixels: read the keyframe's points in its images, with the boxes that hold them, whether or
+            not the detector asks for them.
 
     Raises:
         ConfigError: images are to be turned, and the frames' resampling does not turn any.
@@ -133,7 +133,7 @@ class SampleReader:
         self._can_bus = CanBus(frames.index) if inputs.can_bus else None
 
     def without_depth(self) -> "SampleReader":
-        """Return a reader that draws no depth maps."""
+        """Return a reader that leaves depth to points from elsewhere."""
         inputs = replace(self.inputs, depth=False)
         return SampleReader(self.frames, inputs, self.augment, self.seed, self.replay, self.pixels)
 
@@ -159,11 +159,10 @@ class SampleReader:
         return Sample(
             token=token,
             view=replayed,
-            pixels_P5=read_pixels(self.frames, token, boxes=True) if self.pixels else None,
+            pixels_P5=self._pixels(token),
             history=history,
             after=history[-1].token if goes_on else None,
             **self._sensed(row, drawn),
-            **self._depth(token, drawn),
             **self._labels(row, drawn),
         )
 
@@ -262,12 +261,10 @@ class SampleReader:
             "camera_to_lidar_V44": index["frame_camera_to_lidar"][row].astype(np.float32),
         }
 
-    def _depth(self, token: str, drawn: Draw) -> dict[str, Any]:
-        if self.inputs.image_size_HW is None or not self.inputs.depth:
-            return {}
-        seen = read_pixels(self.frames, token, boxes=False)
-        image_aug_V33 = _matrices(drawn).astype(np.float32)
-        return {"depth_VHW": depth_maps(seen, image_aug_V33, self.inputs.image_size_HW)}
+    def _pixels(self, token: str) -> Floats | None:
+        if not (self.pixels or self.inputs.depth):
+            return None
+        return read_pixels(self.frames, token, boxes=self.pixels)
 
     def _labels(self, row: int, drawn: Draw) -> dict[str, Any]:
         if not self.frames.has_labels:
@@ -309,7 +306,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_aug_BV33=stack("image_aug_V33"),
         camera_to_lidar_BV44=stack("camera_to_lidar_V44"),
         points=None if first.points_P5 is None else each("points_P5"),
-        depth_BVHW=stack("depth_VHW"),
         pixels=None if first.pixels_P5 is None else each("pixels_P5"),
         labels=labels,
         seconds_B=torch.tensor([sample.seconds for sample in samples], dtype=torch.float64),

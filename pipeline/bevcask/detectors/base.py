@@ -35,10 +35,9 @@ class Batch:
         bev_aug_B44: canonical LIDAR_TOP -> augmented LIDAR_TOP (`geometry.bev_matrix`).
         points: per sample (P, 5) float32, `geometry.POINT_FIELDS`, or (P, 17),
             `geometry.VIRTUAL_POINT_FIELDS`; augmented; None without LiDAR.
-        depth_BVHW: float32 metres at network resolution, 0 where no LiDAR point falls; None when
-            the detector asks for none.
-        pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`; no detector reads them. None
-            where no target needs them.
+        pixels: per sample (P, 5) float32, `targets.pixels.FIELDS`: the keyframe's LiDAR points in
+            the *original* images, which depth losses draw (`targets.pixels.nearest_depths`). None
+            where neither the detector nor a target asks for them.
         labels: ground truth; None when the split has none.
         pseudo: boxes that join ground truth where denoising queries are built, and nowhere else;
             None where a method gives none.
@@ -67,7 +66,6 @@ class Batch:
     image_aug_BV33: Tensor | None = None
     camera_to_lidar_BV44: Tensor | None = None
     points: list[Tensor] | None = None
-    depth_BVHW: Tensor | None = None
     pixels: list[Tensor] | None = None
     labels: "Labels | None" = None
     pseudo: "Labels | None" = None
@@ -97,7 +95,6 @@ class Batch:
             image_aug_BV33=move(self.image_aug_BV33),
             camera_to_lidar_BV44=move(self.camera_to_lidar_BV44),
             points=each(self.points),
-            depth_BVHW=move(self.depth_BVHW),
             pixels=each(self.pixels),
             labels=None if self.labels is None else self.labels.to(device),
             pseudo=None if self.pseudo is None else self.pseudo.to(device),
@@ -205,7 +202,7 @@ class Inputs:
         memory: it remembers: `Output.memory` of a frame is `Batch.memory` of the next.
         can_bus: where the ego car stands and how it moves, `Batch.can_bus_B18`.
         num_sweeps: LiDAR sweeps including the keyframe; 0 for no LiDAR.
-        depth: LiDAR depth maps (keyframe points only) at network input resolution, for the loss.
+        depth: the keyframe's LiDAR points in the images, for the loss.
         ego_points: hits on the ego car: dropped, kept in the keyframe's own scan alone (mmdet3d's
             `remove_close`), or kept in all scans.
         pad: when the keyframe stands in for sweeps the dataset does not have: for each that is

@@ -20,13 +20,12 @@ from bevcask.detectors.blocks.depthnet import (
     PlainDepthNet,
     camera_numbers,
     depth_loss,
-    nearest_depth,
 )
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
 from bevcask.detectors.blocks.resnet import BasicBlock
-from bevcask.detectors.camera import CameraConfig
+from bevcask.detectors.camera import CameraConfig, lidar_depths
 from bevcask.geometry import CAMERAS
 from bevcask.targets.spec import TapInfo
 
@@ -215,8 +214,7 @@ class BEVDepth(Detector):
         losses = self.head.loss(output.preds, batch.labels)
         if self.config.depth == "plain":
             return losses
-        assert batch.depth_BVHW is not None, "the loader gave no depth maps"
-        depth_BVHW = nearest_depth(batch.depth_BVHW, self.config.stride)
+        depth_BVHW = lidar_depths(batch, self.config)
         depth = depth_loss(
             output.preds["depth"], depth_BVHW, self.config.depth_range[0], self.config.bin_size
         )

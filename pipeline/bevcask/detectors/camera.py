@@ -10,6 +10,7 @@ from bevcask.config import Config
 from bevcask.detectors.base import Batch
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.geometry import Grid
+from bevcask.targets.pixels import nearest_depths
 
 _IMAGE_DIVISOR = STRIDES[LEVELS[-1]]
 
@@ -52,6 +53,18 @@ class CameraConfig(Config):
     def stride(self) -> int:
         """Pixels of the network input a cell of the pyramid's map."""
         return STRIDES[self.finest_level]
+
+
+def lidar_depths(batch: Batch, config: CameraConfig) -> Tensor:
+    """Return the depth of the nearest LiDAR point in each cell of the pyramid's map.
+
+    Returns:
+        Metres, float32 (B, V, H, W), 0 where no point falls; see `targets.pixels.nearest_depths`.
+    """
+    assert batch.pixels is not None, "the loader gave no LiDAR points in the images"
+    assert batch.image_aug_BV33 is not None, "the loader gave no image augmentation"
+    height, width = (side // config.stride for side in config.image_size_HW)
+    return nearest_depths(batch.pixels, batch.image_aug_BV33, config.stride, (height, width))
 
 
 def network_image_aug(batch: Batch, half_pixel: bool) -> Tensor:

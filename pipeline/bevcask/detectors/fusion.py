@@ -13,11 +13,11 @@ from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.backbone import Variant, build_backbone
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
 from bevcask.detectors.blocks.bev_lift import LiftConfig
-from bevcask.detectors.blocks.depthnet import depth_loss, nearest_depth
+from bevcask.detectors.blocks.depthnet import depth_loss
 from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.second import conv_norm_relu
-from bevcask.detectors.camera import CameraConfig
+from bevcask.detectors.camera import CameraConfig, lidar_depths
 from bevcask.geometry import CAMERAS, Grid
 from bevcask.targets.spec import TapInfo
 
@@ -136,8 +136,7 @@ class FusionDetector(Detector):
         losses = self.head.loss(output.preds, batch.labels)
         if not self.config.depth_weight:
             return losses
-        assert batch.depth_BVHW is not None, "the loader gave no depth maps"
-        depth_BVHW = nearest_depth(batch.depth_BVHW, self.config.stride)
+        depth_BVHW = lidar_depths(batch, self.config)
         lift = self.config.lift
         for name in (name for name in output.preds if name.startswith("depth")):
             found = depth_loss(output.preds[name], depth_BVHW, lift.depth_range[0], lift.bin_size)

@@ -8,10 +8,12 @@ whole multiples of `DEPTH_STEP`; and the box the point lies in: 1 + its row in t
 truth, 0 for none.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bevcask.config import AugmentConfig
 from bevcask.errors import DataError, TargetMismatchError
@@ -107,7 +109,7 @@ def draw(
     Cell i covers the pixels [i stride, (i + 1) stride), its centre is at (i + 1/2) stride - 1/2
     (`blocks.lift_splat.frustum_rays`). A point goes to the nearest centre, halfway to the even
     cell. Of equally deep points the lowest box wins, background first. Positions are float64
-    products, so the same points give the same bits wherever they come from.
+    products, so the same points give the same bits wherever they come from, on every device.
 
     Args:
         points_BP5: rows of `PIXELS`.
@@ -124,34 +126,73 @@ def draw(
     Raises:
         TargetMismatchError: points of a camera that has no matrix.
     """
-    num_samples, num_cameras = image_aug_BV33.shape[:2]
-    device, (height, width) = points_BP5.device, size_HW
-    rows_P = torch.arange(points_BP5.shape[1], device=device)
-    camera_BP, box_BP = points_BP5[..., 0].long(), points_BP5[..., 4].long()
-    if num_cameras != len(CAMERAS):
-        raise TargetMismatchError(
-            f"{PIXELS.name} speaks of {len(CAMERAS)} cameras, the student sees {num_cameras}."
-        )
-    depth_BP = points_BP5[..., 3]
-    sample_B1 = torch.arange(num_samples, device=device)[:, None]
-    aug_BP33 = image_aug_BV33.double()[sample_B1, camera_BP]
-    uv_BP12 = points_BP5[..., None, 1:3].double()
-    moved_BP2 = (aug_BP33[..., :2, :2] * uv_BP12).sum(-1) + aug_BP33[..., :2, 2]
-    column_BP, row_BP = torch.round((moved_BP2 + 0.5) / stride - 0.5).unbind(-1)
-    low, high = depth_range
+    cells_BP2 = torch.round((_moved(points_BP5, image_aug_BV33) + 0.5) / stride - 0.5)
+    rows_P = torch.arange(points_BP5.shape[1], device=points_BP5.device)
+    depth_BP, (low, high) = points_BP5[..., 3], depth_range
     kept_BP = (rows_P < count_B[:, None]) & (depth_BP >= low) & (depth_BP < high)
-    kept_BP &= (column_BP >= 0) & (column_BP < width) & (row_BP >= 0) & (row_BP < height)
-    image_BP = sample_B1 * num_cameras + camera_BP
+    return _nearest(points_BP5, cells_BP2, kept_BP, size_HW)
+
+
+def nearest_depths(
+    points: Sequence[Tensor], image_aug_BV33: Tensor, stride: int, size_HW: tuple[int, int]
+) -> Tensor:
+    """Return the depth of the nearest point in every block of network pixels.
+
+    A point goes to the nearest pixel, halfway to the even one, and with it to the block it is in:
+    what BEVDepth's loss reads. `draw` goes straight to the nearest cell, as TiG-BEV's does.
+
+    Args:
+        points: per sample rows of `PIXELS`, `Batch.pixels`.
+        image_aug_BV33: original -> network pixels, `Batch.image_aug_BV33`.
+        stride: side of a block, pixels.
+        size_HW: rows and columns of blocks.
+
+    Returns:
+        Metres, float32 (B, V, H, W), 0 where no point falls.
+
+    Raises:
+        TargetMismatchError: points of a camera that has no matrix.
+    """
+    points_BP5 = pad_sequence(list(points), batch_first=True)  # no point is 0 m away
+    cells_BP2 = torch.round(_moved(points_BP5, image_aug_BV33)).div(stride, rounding_mode="floor")
+    return _nearest(points_BP5, cells_BP2, points_BP5[..., 3] > 0, size_HW)[0]
+
+
+def _moved(points_BP5: Tensor, image_aug_BV33: Tensor) -> Tensor:
+    """Return where points are in the network images, pixels (u, v), float64 (B, P, 2)."""
+    if image_aug_BV33.shape[1] != len(CAMERAS):
+        raise TargetMismatchError(
+            f"{PIXELS.name} speaks of {len(CAMERAS)} cameras, the student sees "
+            f"{image_aug_BV33.shape[1]}."
+        )
+    sample_B1 = torch.arange(len(points_BP5), device=points_BP5.device)[:, None]
+    aug_BP23 = image_aug_BV33[sample_B1, points_BP5[..., 0].long(), :2].double()
+    uv_BP12 = points_BP5[..., None, 1:3].double()
+    return (aug_BP23[..., :2] * uv_BP12).sum(-1) + aug_BP23[..., 2]
+
+
+def _nearest(
+    points_BP5: Tensor, cells_BP2: Tensor, kept_BP: Tensor, size_HW: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return depth and box of the nearest kept point of each cell (B, V, H, W), as `draw` does.
+
+    Cells are whole numbers, column and row, perhaps outside the maps.
+    """
+    shape = (num_samples, num_cameras, height, width) = (len(points_BP5), len(CAMERAS), *size_HW)
+    column_BP, row_BP = cells_BP2.unbind(-1)
+    kept_BP = kept_BP & (column_BP >= 0) & (column_BP < width) & (row_BP >= 0) & (row_BP < height)
+    sample_B1 = torch.arange(num_samples, device=points_BP5.device)[:, None]
+    image_BP = sample_B1 * num_cameras + points_BP5[..., 0].long()
     cell_BP = (image_BP * height + row_BP.long()) * width + column_BP.long()
     # The bits of positive floats sort as the floats do: depth first, then box.
-    key_BP = depth_BP.float().contiguous().view(torch.int32).long() << _BOX_BITS | box_BP
-    cell_M, key_M = cell_BP[kept_BP], key_BP[kept_BP]
-    num_cells = num_samples * num_cameras * height * width
-    nearest = key_M.new_full((num_cells,), torch.iinfo(torch.int64).max)
-    won_M = nearest.scatter_reduce_(0, cell_M, key_M, "amin")[cell_M] == key_M
-    depth = torch.zeros(num_cells, device=device)
-    depth[cell_M[won_M]] = depth_BP[kept_BP][won_M].float()
-    box = box_BP.new_zeros(num_cells)
-    box[cell_M[won_M]] = box_BP[kept_BP][won_M]
-    shape = (num_samples, num_cameras, height, width)
+    bits_BP = points_BP5[..., 3].float().contiguous().view(torch.int32).long()
+    key_BP = bits_BP << _BOX_BITS | points_BP5[..., 4].long()
+    num_cells = math.prod(shape)
+    # Points that are not kept meet in a cell of their own: to select would wait for the device.
+    cell_BP = torch.where(kept_BP, cell_BP, num_cells)
+    nowhere = torch.iinfo(torch.int64).max
+    key = key_BP.new_full((num_cells + 1,), nowhere)
+    key = key.scatter_reduce_(0, cell_BP.flatten(), key_BP.flatten(), "amin")[:-1]
+    depth = (key >> _BOX_BITS).int().view(torch.float32).masked_fill(key == nowhere, 0)
+    box = (key & (1 << _BOX_BITS) - 1).masked_fill(key == nowhere, 0)
     return depth.view(shape), box.view(shape)

@@ -11,7 +11,6 @@ from bevcask.detectors.blocks.depthnet import (
     DepthNet,
     camera_numbers,
     depth_loss,
-    nearest_depth,
 )
 from bevcask.detectors.blocks.lift_splat import Cameras
 
@@ -62,14 +61,6 @@ def test_aspp_keeps_the_size_and_sees_the_whole_image() -> None:
         before, after = aspp(features), aspp(changed)
     assert before.shape == features.shape
     assert not torch.equal(before[:, :, 7, 19], after[:, :, 7, 19])
-
-
-def test_nearest_depth_takes_the_nearest_valid_pixel_of_each_block() -> None:
-    depth = torch.zeros(1, 1, 4, 6)
-    depth[0, 0, 0, 1] = 9.0
-    depth[0, 0, 1, 0] = 4.0
-    depth[0, 0, 3, 3] = 7.0
-    assert nearest_depth(depth, 2).tolist() == [[[[4.0, 0.0, 0.0], [0.0, 7.0, 0.0]]]]
 
 
 def test_depth_loss_by_hand() -> None:

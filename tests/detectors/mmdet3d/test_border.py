@@ -16,6 +16,7 @@ from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.border import camera_to_lidar, from_mmdet3d, to_mmdet3d
 from bevcask.detectors.mmdet3d.recipe import Mmdet3dConfig, Recipe
 from bevcask.geometry import CAMERAS, CLASSES, box_corners_bev
+from bevcask.targets.pixels import nearest_depths
 from contracts.detector import boxes_of_all_classes, labels_of
 from contracts.mmdet3d_reference import lidar_info, real, theirs
 
@@ -92,7 +93,7 @@ def test_pixels_of_real_images_are_those_of_its_pipeline(nuscenes_root: Path) ->
 
 
 def test_camera_matrices_put_points_on_their_pixels(tiny_world: Path) -> None:
-    """Under augmentation, points land where the loader's depth maps have them."""
+    """Under augmentation, points land where depth losses draw them."""
     recipe = read(
         "imvoxelnet_8xb4_kitti-3d-car",
         classes=("car",),
@@ -109,11 +110,13 @@ def test_camera_matrices_put_points_on_their_pixels(tiny_world: Path) -> None:
     inputs = replace(recipe.inputs, num_sweeps=1, depth=True, ego_points="drop")
     batch = collate([SampleReader(frames, inputs, augment, 1).read(frames.tokens[1], view=3)])
     assert batch.points is not None
-    assert batch.depth_BVHW is not None
+    assert batch.pixels is not None
+    assert batch.image_aug_BV33 is not None
+    depth_1VHW = nearest_depths(batch.pixels, batch.image_aug_BV33, 1, (64, 112))
     meta = to_mmdet3d(batch, recipe)["data_samples"][0].metainfo
     points = np.c_[batch.points[0][:, :3].double().numpy(), np.ones(len(batch.points[0]))]
     for view, camera in enumerate(recipe.cameras):
-        expected = batch.depth_BVHW[0, CAMERAS.index(camera)].numpy()
+        expected = depth_1VHW[0, CAMERAS.index(camera)].numpy()
         u, v, depth, _ = np.asarray(meta["lidar2img"][view]) @ points.T
         seen = depth > 0.1
         column, row = np.rint(u[seen] / depth[seen]), np.rint(v[seen] / depth[seen])

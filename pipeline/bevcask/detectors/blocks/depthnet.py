@@ -154,20 +154,6 @@ def _conv_norm_relu(
     )
 
 
-def nearest_depth(depth_BVHW: Tensor, stride: int) -> Tensor:
-    """Return the nearest LiDAR depth of each block of stride x stride pixels, 0 where none falls.
-
-    Args:
-        depth_BVHW: metres, 0 where no point falls.
-        stride: block side in pixels; divides H and W.
-    """
-    *views, height, width = depth_BVHW.shape
-    blocks = depth_BVHW.reshape(*views, height // stride, stride, width // stride, stride)
-    far = torch.finfo(depth_BVHW.dtype).max
-    nearest: Tensor = blocks.masked_fill(blocks <= 0, far).amin(dim=(-3, -1))
-    return nearest.masked_fill(nearest == far, 0)
-
-
 def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: float) -> Tensor:
     """Binary cross-entropy of the softmax against one-hot bins: summed over bins, mean over cells.
 
