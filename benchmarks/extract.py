@@ -32,6 +32,7 @@ from bevcask.detectors.base import Batch
 from bevcask.extraction.shards import encoded_shards
 from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
+from bevcask.processes import cores
 from bevcask.provenance import pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
@@ -87,6 +88,7 @@ class Extraction:
         )
         self._numbers = itertools.count()
         self._batches = self._load()
+        self.threads = config.store.threads or max(1, cores() - 1)
         self.stored_bytes = 0
         self.fixed_seconds: list[float] = []
 
@@ -123,7 +125,7 @@ class Extraction:
         marks = [now(self._device)]
         writer = self._create()
         marks.append(now(self._device))
-        with WriteQueue(writer, self._config.store.queue) as queue:
+        with WriteQueue(writer, self._config.store.queue, self.threads) as queue:
             for shard, arrays in encoded_shards(
                 self._teacher, self._plan.specs, self._batches, self._device
             ):
@@ -159,6 +161,7 @@ def measure(size: Size, extra: list[str], rounds: int, folder: Path) -> dict[str
         "frames": size.num_keyframes,
         "encoded_bytes": extraction.raw_bytes,
         "stored_bytes": extraction.stored_bytes,
+        "writer_threads": extraction.threads,
         "create_and_seal_seconds": median(extraction.fixed_seconds),
         "seconds": seconds,
         "ratios": [ratio("extract / forward", [e / f for f, e in pairs], "<= 1.05")],

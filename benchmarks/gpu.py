@@ -1,7 +1,8 @@
 """What does a GPU do here? Ten minutes: is it exact, does it repeat itself, does it wait?
 
-Every part is a process of its own with a time limit; what fails or runs out of time is a line, and
-the others go on. Without a GPU all of it runs on the CPU, at tiny sizes.
+Every part is a process of its own with a time limit; what fails or runs out of time is a line, with
+what it had found, and the others go on. The JSON file is written after each; parts that are not run
+keep the results they have in it. Without a GPU all of it runs on the CPU, at tiny sizes.
 
     python benchmarks/gpu.py              # all parts
     python benchmarks/gpu.py --quick      # four minutes
@@ -10,30 +11,38 @@ the others go on. Without a GPU all of it runs on the CPU, at tiny sizes.
 """
 
 import argparse
+import csv
+import importlib.util
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, ground, make_world
+from measure import RESULTS, ground, make_world, write
+from step_time import SIZES
 
 from bevcask.cache import open_cache
-from bevcask.compose import compose
+from bevcask.compose import compose, words_for
 from bevcask.config import NativeTeacherConfig, build_config
 from bevcask.detectors.operations import random_frame
 from bevcask.groups import load_group
-from bevcask.stages import teacher_extract
+from bevcask.processes import cores
+from bevcask.stages import student_distill, teacher_extract
 from bevcask.teachers.reckoning import half_precision, prepare, reckoning
-from bevcask.verbs import ExtractConfig
+from bevcask.verbs import DistillConfig, ExtractConfig
 
 HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
 CUDA = torch.cuda.is_available()
 TINY = ("centerpoint_tiny", "bevfusion_tiny")
 PAPER = ("centerpoint", "bevfusion_swint")
@@ -42,6 +51,13 @@ STEPS = {  # what teaches whom, beside the benchmark's own words
     "tigdistill": ("method=tigdistill", "method.inner_depth=0"),
     "simdistill": ("method=simdistill", "teacher=bevfusion", "student=bevsimdet"),
 }
+RECKONINGS = {  # of a teacher: precision, deterministic
+    "float32": ("float32", True),
+    "float32, any order": ("float32", False),
+    "tf32, any order": ("tf32", False),
+    "bf16": ("bf16", True),
+}
+TRAINED, WARM = (120, 20) if CUDA else (6, 2)  # steps of `train`; what comes first is not counted
 
 
 @dataclass(frozen=True)
@@ -52,31 +68,44 @@ class Part:
         command: words behind the interpreter.
         limit: seconds.
         quick: belongs to `--quick`.
-        answers: prints one JSON object, which is its result; else it writes one to `--out`.
     """
 
     command: tuple[str, ...]
     limit: int
     quick: bool = True
-    answers: bool = False
 
 
-def parts() -> dict[str, Part]:
-    """Return what can be run, by name, in order."""
-    size = ("--size", "paper" if CUDA else "tiny", "--rounds", "3")
-    tests = HERE.parent / "tests"
-    found = {"tests": Part(("-m", "pytest", "-q", "-m", "gpu", str(tests)), 60, answers=False)}
-    for name in ("repeat", "twice", "reader"):
-        found[name] = Part((str(HERE / "gpu.py"), "--own", name), 60, answers=True)
+def parts(world: str = "WORLD") -> dict[str, Part]:
+    """Return what can be run, by name, in order.
+
+    Args:
+        world: synthetic one of the size that steps are timed at.
+    """
+    size = ("--size", "paper" if CUDA else "tiny")
+    tests = tuple(map(str, gpu_tests()))
+    found = {"tests": Part(("-m", "pytest", "-q", "-m", "gpu", *tests), 40)}
+    for name, limit, quick in (("repeat", 50, True), ("twice", 60, False), ("reader", 25, True)):
+        found[name] = Part((str(HERE / "gpu.py"), "--own", name), limit, quick)
     for name, words in STEPS.items():
-        chosen = [_sized(word) for word in words]
-        command = (str(HERE / "step_time.py"), *size, *chosen)
-        found[f"step {name}"] = Part(command, 90, quick=name == "distillbev")
+        loading = [f"loader.num_workers={max(1, cores() - 4)}"] if CUDA else []
+        chosen = [*map(_sized, words), *loading]
+        command = (str(HERE / "step_time.py"), *size, "--rounds", "3", "--world", world, *chosen)
+        found[f"step {name}"] = Part(command, 100, quick=name == "distillbev")
+    own = (str(HERE / "gpu.py"), "--own", "train", "--world", world)
+    found["train distillbev"] = Part(own, 65, quick=False)
+    frames = ("--rounds", "3", "--frames", "64" if CUDA else "8")
     for teacher in PAPER if CUDA else TINY:
         method = "simdistill" if teacher.startswith("bevfusion") else "distillbev"
         words = (f"teacher={teacher}", f"method={method}")
-        found[f"extract {teacher}"] = Part((str(HERE / "extract.py"), *size, *words), 60, False)
+        found[f"extract {teacher}"] = Part(
+            (str(HERE / "extract.py"), *size, *frames, *words), 30, False
+        )
     return found
+
+
+def gpu_tests() -> list[Path]:
+    """Return the files of tests that need CUDA."""
+    return [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
 
 
 def _sized(word: str) -> str:
@@ -85,33 +114,61 @@ def _sized(word: str) -> str:
 
 
 def run(name: str, part: Part) -> dict[str, Any]:
-    """Run a part; return its result, or what came in the way."""
-    if name == "tests" and not CUDA:
-        return {"skipped": "no CUDA device"}
-    start = time.perf_counter()
+    """Run a part; return its result, or what came in the way and what it had found by then."""
+    if name == "tests" and (why := _no_tests()):
+        return {"skipped": why}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        more = () if part.answers or name == "tests" else ("--out", str(out))
-        try:
-            done = subprocess.run(
-                [sys.executable, *part.command, *more],
-                capture_output=True, text=True, timeout=part.limit, check=False,
-                env={**os.environ, "BEVCASK_HOME": folder},
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"failed": f"not done after {part.limit} s"}
+        more = () if name == "tests" else ("--out", str(out))
+        start = time.perf_counter()
+        code, said = _said(part, more, folder)
         result: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
-        said = (done.stdout + done.stderr).strip().splitlines() or [""]
         if name == "tests":
-            return result | {"said": said[-1], "ok": done.returncode == 0}
-        if done.returncode:
-            return result | {"failed": said[-1]}
-        text = out.read_text() if more else done.stdout
-        return result | {"result": json.loads(text)}
+            result |= {"said": said[-1], "ok": code == 0}
+        elif code is None:
+            result |= {"failed": f"not done after {part.limit} s"}
+        elif code:
+            result |= {"failed": said[-1]}
+        if out.is_file():
+            result["result"] = json.loads(out.read_text())
+    return result
 
 
-def repeat() -> dict[str, Any]:
-    """Return how far two forwards are apart, and one from the CPU's, of the largest value."""
+def _no_tests() -> str | None:
+    if not CUDA:
+        return "no CUDA device"
+    if importlib.util.find_spec("pytest") is None:
+        return "no pytest"
+    return None if gpu_tests() else f"no tests in {TESTS.name}/"
+
+
+def _said(part: Part, more: tuple[str, ...], home: str) -> tuple[int | None, list[str]]:
+    """Run a part and what it starts; return its exit code, None out of time, and its lines."""
+    late, lines = threading.Event(), [""]
+    with subprocess.Popen(
+        [sys.executable, *part.command, *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, env={**os.environ, "BEVCASK_HOME": home},
+    ) as process:  # fmt: skip
+
+        def stop() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(part.limit, stop)
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines += [line.strip()] if line.strip() else []
+            if line.startswith("round "):
+                print(f"    {line.strip()}", flush=True)
+        code = process.wait()
+        timer.cancel()
+    return None if late.is_set() else code, lines
+
+
+def repeat() -> Iterator[dict[str, Any]]:
+    """Yield how far two forwards are apart, and one from the CPU's, of the largest value."""
     table: dict[str, Any] = {}
     device = "cuda" if CUDA else "cpu"
     prepare(NativeTeacherConfig(), device)
@@ -123,22 +180,28 @@ def repeat() -> dict[str, Any]:
         with torch.inference_mode():
             host = detector(frame).taps
         detector.to(device)
-        for precision in ("float32", "tf32", "bf16") if CUDA else ("float32", "bf16"):
+        for said, (precision, deterministic) in RECKONINGS.items():
+            if precision == "tf32" and not CUDA:
+                continue
             answers = []
-            for _ in range(2):
-                with (
-                    torch.inference_mode(),
-                    reckoning(precision, True, device),
-                    half_precision(precision, device),
-                ):
-                    answers.append(detector(frame.to(torch.device(device))).taps)
+            try:
+                for _ in range(2):
+                    with (
+                        torch.inference_mode(),
+                        reckoning(precision, deterministic, device),  # type: ignore[arg-type]
+                        half_precision(precision, device),  # type: ignore[arg-type]
+                    ):
+                        answers.append(detector(frame.to(torch.device(device))).taps)
+            except Exception as error:  # one row, the others are still asked
+                table[f"{name} {said}"] = {"failed": str(error)}
+                continue
             one, two = answers
-            table[f"{name} {precision}"] = {
+            table[f"{name} {said}"] = {
                 "twice": max(_apart(one[tap], two[tap]) for tap in one),
                 "cpu": max(_apart(one[tap], host[tap]) for tap in one),
             }
+            yield table
         del detector
-    return table
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -146,15 +209,15 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
 
 
-def twice() -> dict[str, Any]:
-    """Return whether two extractions give the same files."""
+def twice() -> Iterator[dict[str, Any]]:
+    """Yield whether two extractions give the same files."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = make_world(folder / "world", 4, 160)
-        return {
-            teacher: {"differ": list(_differ(*_extracted(folder, world, teacher)))}
-            for teacher in (*TINY, *(PAPER if CUDA else ()))
-        }
+        for teacher in (*TINY, *(PAPER if CUDA else ())):
+            found[teacher] = {"differ": list(_differ(*_extracted(folder, world, teacher)))}
+            yield found
 
 
 def _extracted(folder: Path, world: Path, teacher: str) -> Iterator[Path]:
@@ -176,8 +239,8 @@ def _differ(one: Path, other: Path) -> Iterator[str]:
             yield str(key)
 
 
-def reader() -> dict[str, Any]:
-    """Return how fast targets come from the cache onto the device, GB/s of what is stored."""
+def reader() -> Iterator[dict[str, Any]]:
+    """Yield how fast targets come from the cache onto the device, GB/s of what is stored."""
     device = torch.device("cuda" if CUDA else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -192,7 +255,56 @@ def reader() -> dict[str, Any]:
                 torch.cuda.synchronize()
             size = sum(own.numel() * own.element_size() for own in moved)
             rates += [size / (time.perf_counter() - start) / 1e9] * (number > 0)
-    return {"gb_per_second": sorted(rates)[len(rates) // 2], "rounds": len(rates)}
+    yield {"gb_per_second": sorted(rates)[len(rates) // 2], "rounds": len(rates)}
+
+
+def train(world: Path) -> Iterator[dict[str, Any]]:
+    """Yield what `student-distill` itself says, with the worker count that it chose."""
+    told = _Told()
+    logging.getLogger("bevcask").addHandler(told)
+    logging.getLogger("bevcask").setLevel(logging.INFO)
+    sized = [word for word in SIZES["paper" if CUDA else "tiny"].words if "num_workers" not in word]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = [*sized, f"cache={folder / 'cache.zarr'}", "dataset=synthetic"]
+        words += [f"dataset.root={world}", "dataset.split=all"]
+        teacher_extract.run(compose(ExtractConfig, words_for(ExtractConfig, words)))
+        words += [f"run={folder / 'run'}", f"trainer.max_steps={TRAINED}", "trainer.log_every=1"]
+        config = compose(DistillConfig, words_for(DistillConfig, words))
+        done = student_distill.run(config)
+        rows = _steps(folder / "run")
+    seconds, waits = (sum(own) for own in zip(*rows[WARM:], strict=True))
+    yield {
+        "loader": told.lines,
+        "steps": len(rows) - WARM,
+        "loader_share": waits / seconds,
+        "samples_a_second": config.loader.batch_size * (len(rows) - WARM) / seconds,
+        "seconds_per_step": done["seconds_per_step"],
+        "wall_time": done["wall_time"],
+        "peak_bytes": torch.cuda.max_memory_allocated() if CUDA else None,
+    }
+
+
+class _Told(logging.Handler):
+    """Keeps what the loader says of its workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += [line for line in [record.getMessage()] if "num_workers" in line]
+
+
+def _steps(folder: Path) -> list[tuple[float, float]]:
+    """Return seconds of each step, and of waiting for the loader in it."""
+    rows = []
+    for path in sorted((folder / "logs" / "csv").glob("sitting_*/metrics.csv")):
+        for row in csv.DictReader(path.open()):
+            if row["time/seconds_per_step"]:
+                seconds = float(row["time/seconds_per_step"])
+                rows.append((seconds, seconds * float(row["time/loader_share"])))
+    return rows
 
 
 def main() -> None:
@@ -203,10 +315,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="parts for four minutes")
     parser.add_argument("--list", action="store_true", help="parts and their limits")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
-    parser.add_argument("--own", choices=("repeat", "twice", "reader"), help=argparse.SUPPRESS)
+    parser.add_argument("--own", choices=OWN, help=argparse.SUPPRESS)
+    parser.add_argument("--world", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.own:
-        print(json.dumps({"repeat": repeat, "twice": twice, "reader": reader}[args.own]()))
+        for found in OWN[args.own](*([args.world] if args.world else [])):
+            write(found, args.out)
         return
     if unknown := set(args.names) - known.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}. Known: {', '.join(known)}")
@@ -214,12 +328,43 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{n:26}{known[n].limit:5} s" for n in chosen))
         return
-    record = ground(torch.device("cuda" if CUDA else "cpu"), chosen, 0) | {"parts": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        run_all(chosen, args.out, Path(folder))
+
+
+OWN: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "repeat": repeat,
+    "twice": twice,
+    "reader": reader,
+    "train": train,
+}
+
+
+def run_all(chosen: list[str], out: Path, folder: Path) -> None:
+    """Run parts, print a line for each and write all of them after each."""
+    record = ground(torch.device("cuda" if CUDA else "cpu"), chosen, 0)
+    kept = json.loads(out.read_text()) if out.is_file() else {}
+    same = kept.get("hardware", {}).get("gpu") == record["hardware"]["gpu"]
+    record["parts"] = kept.get("parts", {}) if same else {}
+    if any("WORLD" in part.command for name, part in parts().items() if name in chosen):
+        size = SIZES["paper" if CUDA else "tiny"]
+        make_world(folder / "world", size.num_keyframes, size.image_width)
+    known = parts(str(folder / "world"))
     for name in chosen:
-        found = record["parts"][name] = run(name, known[name])
-        print(f"{name:26}{json.dumps(found)[:200]}", flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+        found = run(name, known[name])
+        record["parts"][name] = found | {"commit": record["commit"]}
+        print(f"{name:26}{json.dumps(_short(found))}", flush=True)
+        write(record, out)
+
+
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without what it stands on."""
+    result = found.get("result", {})
+    if "ratios" not in result:
+        return found
+    ratios = {row["name"]: round(row["median"], 3) for row in result["ratios"]}
+    rest = {key: value for key, value in found.items() if key != "result"}
+    return rest | {"ratios": ratios, "arms": result.get("arms")}
 
 
 if __name__ == "__main__":

@@ -39,11 +39,15 @@ def make_world(folder: Path, num_keyframes: int, image_width: int) -> Path:
 
 
 def interleave(
-    arms: Mapping[str, Callable[[], float]], rounds: int, seed: int
+    arms: Mapping[str, Callable[[], float]],
+    rounds: int,
+    seed: int,
+    after: Callable[[dict[str, list[float]]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Run every arm once a round, in an order drawn anew each round; return seconds by arm.
 
     One round before them is thrown away: caches, allocators and worker processes start in it.
+    `after` is told the seconds so far at the end of each other round.
     """
     order = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -53,6 +57,8 @@ def interleave(
             if number >= 0:
                 seconds[name].append(taken)
         sys.stderr.write(f"round {number + 1} of {rounds}\n")
+        if after is not None and number >= 0:
+            after(seconds)
     return seconds
 
 
@@ -130,6 +136,11 @@ def report(name: str, result: Mapping[str, Any], out: Path | None) -> None:
         spread = f"({row['lowest']:.3f} .. {row['highest']:.3f})"
         print(f"{row['name']:38} {row['median']:8.3f}   {spread:20} {verdict}")
     out = out or RESULTS / f"{name}.json"
+    write(result, out)
+    print(f"written to {out}")
+
+
+def write(result: Mapping[str, Any], out: Path) -> None:
+    """Write a result, its folder too."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {out}")

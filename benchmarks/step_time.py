@@ -1,6 +1,6 @@
 """What does a training step cost without a teacher, with cached targets, with the teacher in it?
 
-    python benchmarks/step_time.py [--size tiny|paper] [--rounds N] [key=value ...]
+    python benchmarks/step_time.py [--size tiny|paper] [--rounds N] [--world FOLDER] [key=value ...]
 
 Four arms, the same student, batches and augmentation in all of them:
 
@@ -11,20 +11,23 @@ Four arms, the same student, batches and augmentation in all of them:
 
 Rounds are interleaved; every ratio is taken within a round, its median over the rounds. A step is
 loading, forward, backward, clipping, optimiser. Without loader workers nothing overlaps, so every
-cost is in the number; with workers, loading hides behind the device as in training.
+cost is in the number; with workers, loading hides behind the device as in training. The JSON file
+is written after each round.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from measure import ground, interleave, make_world, now, ratio, report
+from measure import RESULTS, ground, interleave, make_world, now, ratio, report, write
 
 from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
@@ -94,7 +97,7 @@ SIZES = {
             "student=bevdepth_r50",
             "method=distillbev",
             "loader.batch_size=8",
-            "loader.num_workers=4",
+            "loader.num_workers=8",
             "trainer.precision=bf16-mixed",
             "device=cuda",
             *AUGMENT,
@@ -102,7 +105,7 @@ SIZES = {
         num_keyframes=16,
         image_width=1600,
         steps=8,
-        warm_steps=8,
+        warm_steps=4,
     ),
 }
 
@@ -165,6 +168,8 @@ class Arm:
             Epochs(np.ones(len(frames), np.int64), config.seed), config.loader.batch_size
         )
         self._step = 0
+        self.waits: list[float] = []
+        self.peak_bytes = 0
 
     def seconds_per_step(self, steps: int, warm_steps: int) -> float:
         """Train `warm_steps`, then `steps`; return the mean time of the latter."""
@@ -174,10 +179,18 @@ class Arm:
         batches = iter(self._loader)
         for _ in range(warm_steps):
             self._train(next(batches))
-        start = now(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        start, waited = now(self._device), 0.0
         for _ in range(steps):
-            self._train(next(batches))
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            self._train(batch)
         seconds = (now(self._device) - start) / steps
+        self.waits.append(waited / steps)
+        if self._device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
         assert next(batches, None) is None
         return seconds
 
@@ -215,34 +228,70 @@ def build_arms(words: list[str], folder: Path) -> dict[str, Arm]:
     }
 
 
-def measure(size: Size, extra: list[str], rounds: int, folder: Path) -> dict[str, Any]:
-    """Time all arms; return seconds, ratios and what they stand on."""
+def measure(
+    size: Size,
+    extra: list[str],
+    rounds: int,
+    folder: Path,
+    world: Path | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Time all arms; return seconds, ratios and what they stand on.
+
+    Args:
+        size: what is timed.
+        extra: changes its configuration.
+        rounds: of all arms.
+        folder: for caches, and the world where none is given.
+        world: a synthetic one of `size.num_keyframes`.
+        out: written after each round.
+    """
     words = [*size.words, f"seed={SEED}", *extra]
-    root = make_world(folder / "world", size.num_keyframes, size.image_width)
+    root = world or make_world(folder / "world", size.num_keyframes, size.image_width)
     data = ["dataset=synthetic", f"dataset.root={root}", "dataset.split=all"]
-    device = pick_device(configure(words).device)
-    result = ground(device, words, SEED)
+    config = configure(words)
+    result = ground(pick_device(config.device), words, SEED)
+    workers = config.loader.num_workers
+    assert workers != "auto"  # an arm is too short to measure
     arms = build_arms([*words, *data], folder)
     clocks: dict[str, Callable[[], float]] = {
         name: lambda arm=arm: arm.seconds_per_step(size.steps, size.warm_steps)  # type: ignore[misc]
         for name, arm in arms.items()
     }
-    seconds = interleave(clocks, rounds, SEED)
+
+    def told(seconds: dict[str, list[float]]) -> dict[str, Any]:
+        found = result | {"seconds": seconds, "ratios": _ratios(seconds, workers)}
+        found["arms"] = {
+            name: {
+                "samples_a_second": config.loader.batch_size / median(seconds[name]),
+                "loader_wait_seconds": median(arm.waits[1:]),  # without the round thrown away
+                "peak_bytes": arm.peak_bytes or None,
+            }
+            for name, arm in arms.items()
+        }
+        return found
+
+    def keep(seconds: dict[str, list[float]]) -> None:
+        if out is not None:
+            write(told(seconds), out)
+
+    return told(interleave(clocks, rounds, SEED, keep))
+
+
+def _ratios(seconds: Mapping[str, list[float]], workers: int) -> list[dict[str, Any]]:
+    hidden = "<= 1.05" if workers else None  # reading hides behind the device
     columns = [seconds[name] for name in ("none", "resident", "cached", "online")]
     table = list(zip(*columns, strict=True))
-    return result | {
-        "seconds": seconds,
-        "ratios": [
-            ratio("(cached - resident) / none", [(c - r) / n for n, r, c, _ in table], "<= 0.03"),
-            ratio(
-                "(online - cached) / (online - none)",
-                [(o - c) / (o - n) for n, _, c, o in table],
-                ">= 0.9",
-            ),
-            ratio("cached / none", [c / n for n, _, c, _ in table]),
-            ratio("online / none", [o / n for n, _, _, o in table]),
-        ],
-    }
+    return [
+        ratio("(cached - resident) / none", [(c - r) / n for n, r, c, _ in table], "<= 0.03"),
+        ratio(
+            "(online - cached) / (online - none)",
+            [(o - c) / (o - n) for n, _, c, o in table],
+            ">= 0.9",
+        ),
+        ratio("cached / none", [c / n for n, _, c, _ in table], hidden),
+        ratio("online / none", [o / n for n, _, _, o in table]),
+    ]
 
 
 def main() -> None:
@@ -250,14 +299,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--world", type=Path, help="synthetic world (default: made and removed)")
     parser.add_argument("--out", type=Path, help="JSON file (default: results/NAME.json)")
     parser.add_argument("words", nargs="*", metavar="key=value", help="changes the configuration")
     options = parser.parse_args()
+    name = "step_time" if options.size == "tiny" else f"step_time_{options.size}"
+    out = options.out or RESULTS / f"{name}.json"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BEVCASK_HOME"] = folder  # index and catalog entry of data that goes away
-        result = measure(SIZES[options.size], options.words, options.rounds, Path(folder))
-    name = "step_time" if options.size == "tiny" else f"step_time_{options.size}"
-    report(name, result, options.out)
+        result = measure(
+            SIZES[options.size], options.words, options.rounds, Path(folder), options.world, out
+        )
+    report(name, result, out)
 
 
 if __name__ == "__main__":
