@@ -30,7 +30,7 @@ from bevcask.catalog import check_name, is_missing, register_cache, resolve
 from bevcask.data.augment import images_only
 from bevcask.data.can_bus import mention_can_bus
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import mention_sweeps
+from bevcask.data.lidar import SHARED_SWEEPS, Scans, mention_sweeps
 from bevcask.data.loader import ViewSource, build_loader
 from bevcask.data.presence import readable_frames
 from bevcask.data.samples import SampleReader
@@ -274,8 +274,9 @@ def _fill(
     device = pick_device(config.device)
     teacher.load(device)
     inputs = teacher.reads()
-    clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted)
-    views = SampleReader(frames, inputs, images_only(config.augment), config.seed)
+    scans, augment = Scans(SHARED_SWEEPS), images_only(config.augment)
+    clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted, scans=scans)
+    views = SampleReader(frames, inputs, augment, config.seed, scans=scans)
     loader = build_loader(
         ViewSource(clean, views), [step.keys for step in steps], config.loader, device
     )

@@ -1,6 +1,8 @@
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from nuscenes.utils.data_classes import LidarPointCloud
 
 from bevcask.data import lidar
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import mention_sweeps, read_points, read_scan
+from bevcask.data.lidar import Scans, mention_sweeps, read_points, read_scan
 from bevcask.detectors.base import Inputs
 from bevcask.errors import DataError
 
@@ -35,6 +37,58 @@ def test_points_are_the_devkits_multisweep_points(pair: Pair, num_sweeps: int) -
         np.testing.assert_array_equal(
             repeated, np.tile(keyframe, (num_sweeps - num_found, 1))[: len(repeated)]
         )
+
+
+@pytest.mark.parametrize("ego_points", ["drop", "keyframe", "keep"])
+def test_points_are_those_of_sweeps_moved_one_by_one(
+    tiny_frames: Frames, ego_points: Literal["drop", "keyframe", "keep"]
+) -> None:
+    """Bit for bit, moved in float64: caches that exist were made of these points."""
+    token, index = tiny_frames.tokens[2], tiny_frames.index
+    keyframe, *earlier = tiny_frames.scans(token, 99)
+    parts = []
+    for number, row in enumerate([keyframe, *earlier, keyframe, keyframe]):
+        points = np.array(read_scan(tiny_frames.root / index["scan_path"][row].decode()))
+        far = (np.abs(points[:, :2]) >= 1).any(1)
+        if not (ego_points == "keep" or (ego_points == "keyframe" and number == 0)):
+            points = points[far]
+        if row != keyframe:
+            matrix = tiny_frames.sweep_to_lidar(token, row)
+            points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        points[:, 4] = (index["scan_time"][keyframe] - index["scan_time"][row]) * 1e-6
+        parts.append(points)
+    found = read_points(tiny_frames, token, len(parts), Inputs(ego_points=ego_points))
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_scans_that_are_kept_are_not_read_again(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(lidar, "read_scan", lambda path: read.append(path) or read_scan(path))
+    plain = [read_points(tiny_frames, token, 5) for token in tiny_frames.tokens[:4]]
+    twice, scans = len(read), Scans(2**30)
+    read.clear()
+    for token, points in zip(tiny_frames.tokens, plain, strict=False):
+        np.testing.assert_array_equal(read_points(tiny_frames, token, 5, scans=scans), points)
+    assert len(read) == len(set(read)) < twice
+    read.clear()
+    read_points(tiny_frames, tiny_frames.tokens[0], 1, scans=pickle.loads(pickle.dumps(scans)))
+    assert len(read) == 1  # another process begins with none
+
+
+def test_as_many_scans_are_kept_as_fit_but_the_last_one_always(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.bin" for number in range(4)]
+    for path in paths:
+        path.write_bytes(np.ones((10, 5), np.float32).tobytes())
+    scans = Scans(2 * 200)
+    first = [scans.read(path) for path in paths[:2]]
+    assert scans.read(paths[0]) is first[0]  # and so the latest
+    scans.read(paths[2])
+    assert scans.read(paths[0]) is first[0]
+    assert scans.read(paths[1]) is not first[1]
+    small = Scans(0)
+    assert small.read(paths[0]) is small.read(paths[0])
 
 
 def test_seconds_grow_backwards_and_the_keyframe_comes_first(tiny_frames: Frames) -> None:
@@ -127,12 +181,12 @@ def test_points_that_are_none_are_left_out_and_said(
     rows = np.arange(50, dtype=np.float32).reshape(10, 5)
     path = tmp_path / "x.pcd.bin"
     path.write_bytes(rows.tobytes())
-    np.testing.assert_array_equal(read_scan(path), rows[:, :4])
+    np.testing.assert_array_equal(read_scan(path), rows)
     broken = rows.copy()
     broken[[3, 7], column] = value
     path.write_bytes(broken.tobytes())
     lidar._named.clear()
-    np.testing.assert_array_equal(read_scan(path), np.delete(rows, [3, 7], 0)[:, :4])
+    np.testing.assert_array_equal(read_scan(path), np.delete(rows, [3, 7], 0))
     assert f"{path}: 2 of 10 LiDAR points are NaN or beyond 10 km" in caplog.text
     assert "first row 3: [" in caplog.text
     caplog.clear()
@@ -173,9 +227,9 @@ def test_mmdet3ds_rules_keep_the_keyframe_whole_and_pad_only_where_there_is_noth
     assert near.any()
     alone = read_points(tiny_frames, first, 3, like)
     assert len(alone) == len(whole) + 2 * (~near).sum()
-    np.testing.assert_array_equal(alone[: len(whole), :4], whole)
+    np.testing.assert_array_equal(alone[: len(whole), :4], whole[:, :4])
     some = read_points(tiny_frames, last, 9, like)
     full = read_points(tiny_frames, last, num_last)
     np.testing.assert_array_equal(np.unique(some[:, 4]), np.unique(full[:, 4]))
     never = Inputs(num_sweeps=3, ego_points="keep", pad="never")
-    np.testing.assert_array_equal(read_points(tiny_frames, first, 3, never)[:, :4], whole)
+    np.testing.assert_array_equal(read_points(tiny_frames, first, 3, never)[:, :4], whole[:, :4])

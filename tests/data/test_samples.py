@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bevcask.config import AugmentConfig
 from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
+from bevcask.data.lidar import read_scan
 from bevcask.data.samples import Replay, SampleReader, collate
 from bevcask.detectors.base import Inputs
 from bevcask.errors import ConfigError
@@ -84,3 +86,15 @@ def test_how_images_are_made_smaller_goes_with_the_frames(tiny_frames: Frames) -
         np.testing.assert_array_equal(own, found[0])
     with pytest.raises(ConfigError, match=r"image_rotation=5\.0: dataset\.resampling=pillow"):
         SampleReader(pillow, inputs, AUGMENT, 0)
+
+
+def test_a_sample_reads_its_scan_once(tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Inputs(image_size_HW=(56, 96), num_sweeps=3, depth=True)
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "bevcask.data.lidar.read_scan", lambda path: read.append(path) or read_scan(path)
+    )
+    sample = SampleReader(tiny_frames, inputs, AUGMENT, 0, pixels=True).read(tiny_frames.tokens[2])
+    assert sample.points_P5 is not None
+    assert sample.pixels_P5 is not None
+    assert len(read) == len(set(read)) == 3

@@ -17,6 +17,8 @@ EGO_HALF_SIDE = 1.0
 square as in the devkit's multi-sweep loader and in mmdet3d."""
 _BYTES_PER_POINT = 20
 _LIMITS = np.array([1e4, 1e4, 1e4, 1e6], np.float32)  # metres, intensity: beyond, no LiDAR saw it
+SHARED_SWEEPS = 32 * 2**20
+"""Bytes of scans a process keeps where neighbouring frames share sweeps: 48 of nuScenes."""
 _NAMED_FILES = 3  # a process; more would bury the log
 _named: set[Path] = set()
 _log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ Points = npt.NDArray[np.float32]
 
 
 def read_scan(path: Path) -> Points:
-    """Read one scan: (P, 4) float32 x, y, z, intensity (0..255) in its sensor frame.
+    """Read one scan: (P, 5) float32 x, y, z, intensity (0..255), ring in its sensor frame.
 
     Points that are NaN, or farther than any LiDAR sees, are left out and counted in the log.
 
@@ -47,21 +49,24 @@ def read_scan(path: Path) -> Points:
             f"{_BYTES_PER_POINT} (float32 x, y, z, intensity, ring). Copy or download the file "
             "again."
         )
-    points_P4 = np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
-    sound_P = (np.abs(points_P4) <= _LIMITS).all(1)  # NaN compares false
-    return points_P4 if sound_P.all() else _without_unsound(path, points_P4, sound_P)
+    points_P5 = np.frombuffer(data, np.float32).reshape(-1, 5)
+    columns = zip(points_P5.T[:4], _LIMITS, strict=True)
+    if all(np.abs(column_P).max() <= limit for column_P, limit in columns):  # NaN compares false
+        return points_P5
+    return _without_unsound(path, points_P5)
 
 
-def _without_unsound(path: Path, points_P4: Points, sound_P: npt.NDArray[np.bool_]) -> Points:
+def _without_unsound(path: Path, points_P5: Points) -> Points:
     """Return the sound points of a scan and say what was left out.
 
     Raises:
         DataError: nothing is left.
     """
+    sound_P = (np.abs(points_P5[:, :4]) <= _LIMITS).all(1)
     row = int(np.argmin(sound_P))
     said = (
         f"{path}: {len(sound_P) - sound_P.sum()} of {len(sound_P)} LiDAR points are NaN or beyond "
-        f"10 km (intensity: 1e6), first row {row}: {points_P4[row].tolist()}"
+        f"10 km (intensity: 1e6), first row {row}: {points_P5[row, :4].tolist()}"
     )
     if not sound_P.any():
         raise DataError(
@@ -72,10 +77,44 @@ def _without_unsound(path: Path, points_P4: Points, sound_P: npt.NDArray[np.bool
         _named.add(path)
         more = "; further files are not named" if len(_named) == _NAMED_FILES else ""
         _log.warning("%s; left out%s", said, more)
-    return points_P4[sound_P]
+    kept: Points = points_P5[sound_P]
+    return kept
 
 
-def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None = None) -> Points:
+class Scans:
+    """Reads scans and keeps the latest of them: the last one, and more up to so many bytes.
+
+    A keyframe gives points and pixels, and neighbouring frames share sweeps; what is kept is not
+    read again. It stays behind where this is pickled.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._kept: dict[Path, Points] = {}
+
+    def __reduce__(self) -> tuple[type["Scans"], tuple[int]]:
+        return Scans, (self._limit,)
+
+    def read(self, path: Path) -> Points:
+        """Return a scan; see `read_scan`. It is shared: write nothing into it."""
+        points_P5 = self._kept.pop(path, None)
+        if points_P5 is None:
+            points_P5 = read_scan(path)
+            self._bytes += points_P5.nbytes
+        self._kept[path] = points_P5
+        while self._bytes > self._limit and len(self._kept) > 1:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        return points_P5
+
+
+def read_points(
+    frames: Frames,
+    token: str,
+    num_sweeps: int,
+    like: Inputs | None = None,
+    scans: Scans | None = None,
+) -> Points:
     """Read the keyframe's scan and its nearest predecessors in the keyframe's LIDAR_TOP frame.
 
     Keyframe first, then back in time. By default points on the ego car are removed, and a sweep the
@@ -87,6 +126,7 @@ def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None
         token: sample token.
         num_sweeps: scans including the keyframe.
         like: its `ego_points` and `pad` change that default; its `virtual_points` adds them.
+        scans: keeps scans from one call to the next.
 
     Returns:
         (P, 5) float32: x, y, z metres, intensity 0..255, seconds before the keyframe (>= 0); with
@@ -96,23 +136,21 @@ def read_points(frames: Frames, token: str, num_sweeps: int, like: Inputs | None
         ConfigError: virtual points are wanted and the dataset names no folder.
         DataError: a scan or its virtual points are missing or not what they should be.
     """
-    rule = like or Inputs()
-    scans = frames.scans(token, num_sweeps)
-    time = frames.index["scan_time"]
-    parts: list[Points] = []
-    for scan in scans:
-        points = read_scan(frames.root / frames.index["scan_path"][scan].decode())
-        whole = rule.ego_points == "keep" or (rule.ego_points == "keyframe" and not parts)
-        points = points.copy() if whole else _without_ego(points)
-        if scan != scans[0]:
-            to_lidar = frames.sweep_to_lidar(token, scan)
-            points[:, :3] = transform_points(points[:, :3].astype(np.float64), to_lidar)
-        seconds = np.full((len(points), 1), (time[scans[0]] - time[scan]) * 1e-6, np.float32)
-        parts.append(np.concatenate([points, seconds], 1))
-    if rule.pad == "missing" or (rule.pad == "empty" and len(scans) == 1):
-        again = parts[0] if rule.ego_points != "keyframe" else _without_ego(parts[0])
-        parts += [again] * (num_sweeps - len(scans))
-    points = np.concatenate(parts)
+    rule, scans = like or Inputs(), scans or Scans()
+    chain, index = frames.scans(token, num_sweeps), frames.index
+    read = {row: scans.read(frames.root / index["scan_path"][row].decode()) for row in chain}
+    padded = rule.pad == "missing" or (rule.pad == "empty" and len(chain) == 1)
+    shown = chain + chain[:1] * (num_sweeps - len(chain) if padded else 0)
+    whole = {"keep": len(shown), "keyframe": 1, "drop": 0}[rule.ego_points]
+    kept = [_rows(read[row], place < whole) for place, row in enumerate(shown)]
+    points = np.empty((sum(map(len, kept)), 5), np.float32)
+    ends = np.cumsum([len(rows) for rows in kept])
+    for row, rows, part in zip(shown, kept, np.split(points, ends[:-1]), strict=True):
+        np.take(read[row], rows, axis=0, out=part, mode="clip")
+        if row != chain[0]:
+            to_lidar = frames.sweep_to_lidar(token, row)
+            part[:, :3] = transform_points(part[:, :3].astype(np.float64), to_lidar)
+        part[:, 4] = (index["scan_time"][chain[0]] - index["scan_time"][row]) * 1e-6
     return with_virtual(points, frames.virtual_points, token) if rule.virtual_points else points
 
 
@@ -133,7 +171,9 @@ def mention_sweeps(frames: Frames, num_sweeps: int) -> None:
         )
 
 
-def _without_ego(points: Points) -> Points:
-    near = (np.abs(points[:, 0]) < EGO_HALF_SIDE) & (np.abs(points[:, 1]) < EGO_HALF_SIDE)
-    kept: Points = points[~near]
-    return kept
+def _rows(points: Points, whole: bool) -> npt.NDArray[np.intp]:
+    """Return which points of a scan are shown: all, or those off the ego car."""
+    if whole:
+        return np.arange(len(points))
+    x_P, y_P = np.abs(points[:, 0]), np.abs(points[:, 1])
+    return np.flatnonzero((x_P >= EGO_HALF_SIDE) | (y_P >= EGO_HALF_SIDE))

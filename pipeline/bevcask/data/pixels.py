@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import read_points
+from bevcask.data.lidar import Scans, read_points
 from bevcask.geometry import CAMERAS, inside_footprints, transform_points
 from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP
 
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-def read_pixels(frames: Frames, token: str, boxes: bool) -> Floats:
+def read_pixels(frames: Frames, token: str, boxes: bool, scans: Scans | None = None) -> Floats:
     """Return the keyframe's points in its images; see `pixel_points`.
 
     Args:
@@ -26,6 +26,7 @@ def read_pixels(frames: Frames, token: str, boxes: bool) -> Floats:
         token: sample token.
         boxes: tell which boxes hold them: every box of the ten classes, whatever its range and
             however few its points; without, all points are background.
+        scans: keeps scans from one call to the next.
 
     Raises:
         DataError: the scan is missing or damaged.
@@ -33,7 +34,7 @@ def read_pixels(frames: Frames, token: str, boxes: bool) -> Floats:
     index, row = frames.index, frames.row(token)
     boxes_N9 = frames.labels(token)[0] if boxes else np.empty((0, 9), np.float32)
     return pixel_points(
-        read_points(frames, token, 1),
+        read_points(frames, token, 1, scans=scans),
         boxes_N9,
         index["frame_camera_to_lidar"][row],
         index["calibration_intrinsics"][index["frame_calibration"][row, 1:]],

@@ -18,7 +18,7 @@ from bevcask.data.augment import Draw, draw, stream, window_gaps
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import load_image, to_planes
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import read_points
+from bevcask.data.lidar import Scans, read_points
 from bevcask.data.pixels import read_pixels
 from bevcask.detectors.base import Batch, Inputs, Labels
 from bevcask.errors import ConfigError
@@ -104,6 +104,7 @@ class SampleReader:
         replay: images are augmented as one of these views; the BEV stays free.
         pixels: read the keyframe's points in its images, with the boxes that hold them, whether or
             not the detector asks for them.
+        scans: keeps LiDAR scans from sample to sample; None keeps them within one.
 
     Raises:
         ConfigError: images are to be turned, and the frames' resampling does not turn any.
@@ -117,6 +118,7 @@ class SampleReader:
         seed: int,
         replay: Replay | None = None,
         pixels: bool = False,
+        scans: Scans | None = None,
     ) -> None:
         if frames.resampling == "pillow" and augment is not None and augment.image_rotation:
             raise ConfigError(
@@ -130,12 +132,14 @@ class SampleReader:
         self.seed = seed
         self.replay = replay
         self.pixels = pixels
+        self.scans = scans or Scans()
         self._can_bus = CanBus(frames.index) if inputs.can_bus else None
 
     def without_depth(self) -> "SampleReader":
         """Return a reader that leaves depth to points from elsewhere."""
         inputs = replace(self.inputs, depth=False)
-        return SampleReader(self.frames, inputs, self.augment, self.seed, self.replay, self.pixels)
+        own = self.augment, self.seed, self.replay, self.pixels, self.scans
+        return SampleReader(self.frames, inputs, *own)
 
     def at(self, key: Key, frames: Frames) -> Sample:
         """Read the frame of a key of a selection; see `read`."""
@@ -236,8 +240,10 @@ class SampleReader:
     def _points(self, token: str, drawn: Draw) -> Floats | None:
         if not self.inputs.num_sweeps:
             return None
-        points = read_points(self.frames, token, self.inputs.num_sweeps, self.inputs)
-        return points if self.augment is None else transform_points(points, drawn.bev_aug)
+        points = read_points(self.frames, token, self.inputs.num_sweeps, self.inputs, self.scans)
+        if self.augment is not None:
+            points[:, :3] = transform_points(points[:, :3], drawn.bev_aug)
+        return points
 
     def _cameras(self, row: int, drawn: Draw) -> dict[str, Any]:
         if self.inputs.image_size_HW is None:
@@ -264,7 +270,7 @@ class SampleReader:
     def _pixels(self, token: str) -> Floats | None:
         if not (self.pixels or self.inputs.depth):
             return None
-        return read_pixels(self.frames, token, boxes=self.pixels)
+        return read_pixels(self.frames, token, self.pixels, self.scans)
 
     def _labels(self, row: int, drawn: Draw) -> dict[str, Any]:
         if not self.frames.has_labels:
