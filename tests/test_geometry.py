@@ -1,9 +1,13 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bevcask.cache.quantize import encode
+from bevcask.detectors.blocks.depthnet import depth_loss
 from bevcask.geometry import (
     Grid,
     bev_matrix,
@@ -13,6 +17,7 @@ from bevcask.geometry import (
     transform_boxes,
     transform_points,
 )
+from bevcask.targets.spec import TapInfo, TargetSpec
 
 RNG = np.random.default_rng(0)
 BOXES = np.concatenate(
@@ -121,3 +126,31 @@ def test_pose_matrix_is_the_devkit_rotation() -> None:
     matrix = pose_matrix([1, 2, 3], quaternion.elements)
     np.testing.assert_allclose(matrix[:3, :3], quaternion.rotation_matrix, atol=1e-12)
     np.testing.assert_allclose(matrix[:, 3], [1, 2, 3, 1])
+
+
+class Divisions(TorchDispatchMode):
+    """Refuses to divide a tensor by a number, which CUDA rounds otherwise than a CPU does."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket is torch.ops.aten.div and args[0].ndim:  # a mean may round
+            assert isinstance(args[1], torch.Tensor), args[1]
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_cell_depends_on_the_device() -> None:
+    """Points at a border lay in another pillar on CUDA than on a CPU."""
+    with Divisions():
+        Grid.square(54.0, 0.075).to_cells(torch.rand(9, 2))
+        depth_loss(torch.randn(1, 1, 4, 2, 2), torch.rand(1, 1, 2, 2) * 4, 0.0, 0.3)
+        tap = TapInfo("bev", "dense_bev", (4, 6, 8), Grid(0.0, 0.0, 1.0, 8, 6), nonnegative=True)
+        encode(torch.rand(2, 4, 6, 8), TargetSpec(tap, "uint8"))
+
+
+@pytest.mark.gpu
+def test_cuda_finds_the_cells_of_the_cpu() -> None:
+    grid = Grid.square(54.0, 0.075)
+    points_P2 = torch.rand(1_000_000, 2) * 110 - 55
+    points_P2[::2] = (points_P2[::2] / 0.075).round() * 0.075  # at the borders
+    assert torch.equal(grid.to_cells(points_P2.cuda()).cpu(), grid.to_cells(points_P2))

@@ -115,7 +115,10 @@ class Grid:
         return np.stack(np.meshgrid(x_X, y_Y, indexing="xy"), axis=-1)
 
     def to_cells(self, xy: Array) -> Array:
-        """Map metres (..., 2) (x, y) to continuous cells (column, row); centre of cell 0 is 0.5."""
+        """Map metres (..., 2) (x, y) to continuous cells (column, row); centre of cell 0 is 0.5.
+
+        Rounded alike on every device, so that a point falls into one cell.
+        """
         values: Any = xy
         xp = _namespace(values)
         low = [self.x_min, self.y_min]
@@ -124,7 +127,16 @@ class Grid:
             if _is_torch(values)
             else (np.asarray(low, dtype=values.dtype))
         )
-        return (values - origin) / self.cell  # type: ignore[no-any-return]
+        return (values - origin) / divisor(self.cell, values)  # type: ignore[no-any-return]
+
+
+def divisor(number: float, values: Any) -> Any:
+    """Return what to divide values by: of a tensor a tensor, scalar.
+
+    CUDA multiplies by the rounded reciprocal of a Python number, and a quotient at the border of a
+    cell then falls on its other side.
+    """
+    return values.new_full((), number) if _is_torch(values) else number
 
 
 def _is_torch(array: Any) -> bool:

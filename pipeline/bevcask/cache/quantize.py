@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
+from bevcask.geometry import divisor
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.region import region_mask
 from bevcask.targets.resize import resized
@@ -136,10 +137,9 @@ def _named(number: int, tokens: Sequence[str]) -> str:
 def _quantize(exact: Tensor, peak: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     """Return integers and their scale (B, [V,] C); `peak` is the largest magnitude, broadcast."""
     levels = LEVELS[spec.codec]
-    # By a tensor: CUDA would multiply by the rounded reciprocal of a number.
-    scale = torch.where(peak >= SMALLEST_PEAK, peak / torch.full_like(peak, levels), 0.0)
-    divisor = torch.where(scale > 0, scale, torch.inf)
-    stored = (exact / divisor).round_().clamp_(-levels, levels).to(_dtype(spec))
+    scale = torch.where(peak >= SMALLEST_PEAK, peak / divisor(levels, peak), 0.0)
+    steps = torch.where(scale > 0, scale, torch.inf)
+    stored = (exact / steps).round_().clamp_(-levels, levels).to(_dtype(spec))
     axes = [0, *(axis + 1 for axis in scale_axes(spec))]
     return stored, scale.reshape([exact.shape[axis] for axis in axes])
 

@@ -243,6 +243,6 @@ def test_cuda_equals_cpu() -> None:
         with reckoning("float32", deterministic=False, device=device):  # TF32 errs by 4e-4
             outputs.append(own(map_BCYX.to(device)))
             outputs[-1].square().mean().backward()
-        gradients.append(own.attention.value.weight.grad.cpu())
+        gradients.append(own.attention.value.weight.grad.cpu().clone())  # module.to moves it
     torch.testing.assert_close(outputs[1].cpu(), outputs[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)

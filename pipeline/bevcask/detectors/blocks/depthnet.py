@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bevcask.detectors.blocks.lift_splat import Cameras
 from bevcask.detectors.blocks.resnet import BasicBlock
+from bevcask.geometry import divisor
 
 NUM_CAMERA_NUMBERS = 27
 _KILOPIXEL = 1000.0
@@ -168,7 +169,8 @@ def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: f
         bin_size: metres.
     """
     with torch.autocast(logits_BVDHW.device.type, enabled=False):
-        bins_BVHW = torch.floor((depth_BVHW.float() - low) / bin_size).long()
+        above_BVHW = depth_BVHW.float() - low
+        bins_BVHW = torch.floor(above_BVHW / divisor(bin_size, above_BVHW)).long()
         valid_BVHW = (bins_BVHW >= 0) & (bins_BVHW < logits_BVDHW.shape[2])
         wide_BVDHW = logits_BVDHW.to(torch.promote_types(logits_BVDHW.dtype, torch.float32))
         log_p_ND = wide_BVDHW.movedim(2, -1)[valid_BVHW].log_softmax(dim=-1)
