@@ -15,9 +15,10 @@ import torch
 import zarr
 from numcodecs.zstd import Zstd
 
-from bevcask.cache import Cache, open_cache
-from bevcask.cache.chunks import decode_chunk, decode_index, decode_into, index_bytes
-from bevcask.cache.layout import ArraySpec
+from bevcask.cache import open_cache
+from bevcask.cache.chunks import decode_chunk, decode_index, decode_into
+from bevcask.cache.files import Files
+from bevcask.cache.stored import Part, Stored
 
 try:
     import h5py
@@ -77,36 +78,23 @@ class Believing(Bevcask):
     """The same cache, read as if no file could change its place: what that check costs."""
 
     def open(self) -> None:
-        self._cache = _BelievingCache(str(self.folder))
+        super().open()
+        cache = self._cache
+        cache._stored = _BelievingStored(Files(cache.url), cache.layout, cache.commit, None)
 
 
-class _BelievingCache(Cache):
+class _BelievingStored(Stored):
     """Takes lengths from the commit, and no digest or checksum of a row."""
 
-    def _read_row(self, array: ArraySpec, shard: int, place: int, out: npt.NDArray[Any]) -> None:
-        span = self._index(array, shard)[place]
-        if span is None:
-            out[...] = 0
-            return
-        key = array.object_key(shard)
-        data = self._present(self._files.get_range(key, *span[:2]), key)
-        decode_into(out, data, key)
+    def _row(self, part: Part, place: int, data: bytes, out: npt.NDArray[Any]) -> None:
+        decode_into(out, data, part.key)
 
-    def _read_index(self, array: ArraySpec, shard: int) -> list[Any]:
-        length = int(self.commit.lengths_SA[shard, self._order[array.key]])
-        rows, key = self.layout.shard_rows, array.object_key(shard)
-        if length == 0:
-            return [None] * rows
-        end = length - index_bytes(rows)
-        data = self._present(self._files.get_range(key, end, length), key)
-        return list(decode_index(data, rows, end, key))
+    def _index(self, part: Part, end: int, data: bytes) -> npt.NDArray[np.int64]:
+        spans = decode_index(data, self._layout.shard_rows, end, part.key)
+        return np.array([span or (-1, -1) for span in spans])
 
-    def _read_chunk(self, array: ArraySpec, shard: int) -> npt.NDArray[Any]:
-        shape = (self.layout.shard_rows, *array.shape[1:])
-        if self.commit.lengths_SA[shard, self._order[array.key]] == 0:
-            return np.zeros(shape, array.dtype)
-        key = array.object_key(shard)
-        return decode_chunk(self._present(self._files.get(key), key), shape, array.dtype, key)
+    def _chunk(self, part: Part, data: bytes) -> npt.NDArray[Any]:
+        return decode_chunk(data, self._shape(part), part.array.dtype, part.key)
 
 
 def flat(targets: Any) -> Arrays:

@@ -8,12 +8,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from bevcask.cache import remote
 from bevcask.cache.room import free_bytes
 from bevcask.errors import (
     BevcaskError,
@@ -26,7 +27,6 @@ from bevcask.paths import local_path, make_folders, sync, write_all
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_KEY = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_FETCHERS = 16
 _PIECE = 1 << 18  # stays in a processor's cache between reading and hashing
 _REMOTE_PIECE = 1 << 24
 _LARGEST = 1 << 30  # bytes of a file that is read whole
@@ -39,6 +39,19 @@ _SHOWN = 3
 def is_key(text: str) -> bool:
     """Tell whether a text names something below a store: no part is empty, `.` or `..`."""
     return _ASIDE.isdisjoint(text.split("/")) and "\0" not in text
+
+
+class Span(NamedTuple):
+    """Bytes [start, stop) of a key.
+
+    Attributes:
+        sha256: of all its bytes, where they are committed: what tells them from other versions.
+    """
+
+    key: str
+    start: int
+    stop: int
+    sha256: bytes = b""
 
 
 class Files:
@@ -60,9 +73,7 @@ class Files:
     def _remote(self) -> Any:
         """The fsspec filesystem, made anew after a fork: its event loop does not survive one."""
         if self._process != os.getpid():
-            import fsspec
-
-            self._filesystem, self._prefix = fsspec.core.url_to_fs(self.url)
+            self._filesystem, self._prefix = remote.connect(self.url)
             self._process = os.getpid()
         return self._filesystem
 
@@ -117,8 +128,7 @@ class Files:
                         raise CacheCorruptError(f"{self.url}/{key} is no file.")
                     self._require_small(key, found.st_size, largest)
                     return file.read()
-            filesystem = self._remote
-            data = bytes(filesystem.cat_file(self._path(key)))
+            data = remote.fetch(self._remote, self._path(key), 0, largest + 1)
             self._require_small(key, len(data), largest)
             return data
         return None
@@ -131,11 +141,26 @@ class Files:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Return the bytes of several keys, fetched side by side where that helps."""
-        names = list(keys)
         if self.root is not None:
-            return {name: self.get(name) for name in names}
-        with ThreadPoolExecutor(_FETCHERS) as pool:
-            return dict(zip(names, pool.map(self.get, names), strict=True))
+            return {key: self.get(key) for key in keys}
+        spans = [Span(key, 0, _LARGEST) for key in keys]
+        return {span.key: data for span, data in zip(spans, self.get_ranges(spans), strict=True)}
+
+    def get_ranges(self, spans: Sequence[Span]) -> Iterator[bytes | None]:
+        """Yield what `get_range` returns of each, fetched side by side where that helps."""
+        if self.root is not None:
+            yield from (self.get_range(span.key, span.start, span.stop) for span in spans)
+            return
+        answers: list[bytes | Exception] = []
+        with _Border(self, spans[0].key if spans else ""):
+            filesystem = self._remote
+            places = [(self._path(span.key), span.start, span.stop) for span in spans]
+            answers = remote.fetch_all(filesystem, places)
+        for span, answer in zip(spans, answers, strict=True):
+            with _Border(self, span.key):
+                if isinstance(answer, Exception):
+                    raise answer
+            yield None if isinstance(answer, Exception) else answer
 
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
         """Return bytes [start, stop) of a key, fewer if it is shorter, None if there is no key."""
@@ -146,8 +171,7 @@ class Files:
                     return os.pread(descriptor, stop - start, start)
                 finally:
                     os.close(descriptor)
-            filesystem = self._remote
-            return bytes(filesystem.cat_file(self._path(key), start=start, end=stop))
+            return remote.fetch(self._remote, self._path(key), start, stop)
         return None
 
     def digest(self, key: str) -> tuple[bytes, int] | None:
@@ -160,14 +184,11 @@ class Files:
                         total.update(piece)
                         length += len(piece)
                 return total.digest(), length
-            size = self.size(key)
-            while size is not None and length < size:
-                part = self.get_range(key, length, min(length + _REMOTE_PIECE, size))
-                if not part:
-                    return None
+            while (part := self.get_range(key, length, length + _REMOTE_PIECE)) is not None:
                 total.update(part)
                 length += len(part)
-            return None if size is None else (total.digest(), length)
+                if len(part) < _REMOTE_PIECE:
+                    return total.digest(), length
         return None
 
     def size(self, key: str) -> int | None:
@@ -176,8 +197,7 @@ class Files:
             if self.root is not None:
                 self._require_key(key)
                 return (self.root / key).lstat().st_size
-            filesystem = self._remote
-            return int(filesystem.size(self._path(key)))
+            return int(self._remote.size(self._path(key)))
         return None
 
     def modified(self, key: str) -> float | None:
@@ -186,8 +206,7 @@ class Files:
             if self.root is not None:
                 self._require_key(key)
                 return (self.root / key).lstat().st_mtime
-            filesystem = self._remote
-            return float(filesystem.modified(self._path(key)).timestamp())
+            return float(self._remote.modified(self._path(key)).timestamp())
         return None
 
     def require_no_links(self) -> None:
@@ -238,7 +257,7 @@ class Files:
         with _Border(self, below):
             filesystem = self._remote
             prefix = self._prefix.strip("/") + "/"
-            filesystem.invalidate_cache(self._prefix)  # other processes write too
+            filesystem.invalidate_cache(self._prefix)  # where a driver remembers all the same
             folder = self._path(below) if below else self._prefix
             for path in filesystem.find(folder.rstrip("/")):
                 yield path.lstrip("/").removeprefix(prefix)
@@ -259,9 +278,7 @@ class Files:
             if self.root is not None:
                 write_all({self._own(key): data for key, data in contents.items()})
                 return
-            filesystem = self._remote
-            for key, data in contents.items():
-                filesystem.pipe_file(self._path(key), data)
+            self._remote.pipe({self._path(key): data for key, data in contents.items()})
 
     def put_volatile(self, key: str, data: bytes) -> None:
         """Write a small file, whole or not at all, that need not survive a power cut.
@@ -311,13 +328,12 @@ class Files:
             if self.root is not None:
                 self._own(key).unlink(missing_ok=True)
                 return
-            filesystem = self._remote
-            filesystem.rm_file(self._path(key))
+            self._remote.rm_file(self._path(key))
 
     def delete_below(self, folder: str) -> None:
         """Remove a folder and every key in it; nothing happens if there is none."""
-        for key in list(self.list(folder)):
-            self.delete(key)
+        with ThreadPoolExecutor(1 if self.root is not None else remote.CONNECTIONS) as pool:
+            list(pool.map(self.delete, list(self.list(folder))))
         self.remove_empty(folder)
 
     def remove_empty(self, folder: str) -> None:
@@ -358,12 +374,8 @@ class Files:
                 "readable and writable; what is committed is not in doubt."
             ) from error
         if isinstance(error, ImportError):
-            raise MissingDependencyError(f"{self.url}: its driver is missing: {error}") from error
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise StoreError(
-            f"{where}: the store says {said}. Check the URL, the network, the credentials and what "
-            "they allow; what is committed is not in doubt, and the same command goes on from here."
-        ) from error
+            raise MissingDependencyError(remote.missing_driver(error, self.url)) from error
+        raise StoreError(f"{where}: {remote.meaning(error, self.url)}") from error
 
 
 class _Border:
@@ -377,7 +389,7 @@ class _Border:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if isinstance(error, _NO_KEY):
+        if isinstance(error, _NO_KEY) and not remote.lacks_bucket(error):
             return True
         if isinstance(error, Exception):
             self._files._raise(error, self._key)

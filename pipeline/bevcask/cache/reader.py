@@ -1,37 +1,28 @@
 """Reading a cache: by token, lazily by dask or xarray. Every byte that is served has been checked.
 
 Opening reads the small files once and checks them against the digests in the root's zarr.json,
-which carries its own; times and poses are read and checked when they are asked for. A read checks
-the shard's index and the row's chunk by crc32c, and that this checksum was committed for this row;
-scales, regions and counts of a shard by their SHA-256.
+which carries its own; times and poses are read and checked when they are asked for. `stored` reads
+and checks the shards.
 """
 
-from collections.abc import Collection, Sequence
-from functools import lru_cache
-from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevcask.cache.chunks import (
-    REPAIR,
-    decode_chunk,
-    decode_index,
-    decode_into,
-    index_bytes,
-    largest_chunk,
-)
-from bevcask.cache.commit import Commit, Committed
+from bevcask.cache.chunks import REPAIR
+from bevcask.cache.commit import Commit
 from bevcask.cache.files import Files
 from bevcask.cache.layout import (
-    ArraySpec,
     Encoded,
     Layout,
     arrays_of,
 )
 from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
+from bevcask.cache.near import Near
 from bevcask.cache.schema import said
+from bevcask.cache.stored import Part, Stored
 from bevcask.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -46,17 +37,17 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
-_CACHED_INDEXES = 4096
-_CACHED_CHUNKS = 512
+_WHOLE = frozenset(("scale", "region", "count"))
 
 
-def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
+def open_cache(url: str, allow_unsealed: bool = False, near: Near | None = None) -> "Cache":
     """Open a cache for reading.
 
     Args:
         url: local path or fsspec URL.
         allow_unsealed: also open a cache whose extraction has not finished; its missing frames
             raise when read.
+        near: where copies of what is read are kept; None for nowhere.
 
     Raises:
         CacheIncompleteError: there is no cache, or it is not sealed.
@@ -65,14 +56,14 @@ def open_cache(url: str, allow_unsealed: bool = False) -> "Cache":
     """
     before = Files(url).get(ROOT)
     try:
-        cache = Cache(url, allow_unsealed)
+        cache = Cache(url, allow_unsealed, near=near)
     except (CacheCorruptError, CacheIncompleteError):
         if Files(url).get(ROOT) == before:
             raise
     else:
         if cache.sealed or Files(url).get(ROOT) == before:
             return cache
-    return Cache(url, allow_unsealed)  # sealed, or targets added, while we read
+    return Cache(url, allow_unsealed, near=near)  # sealed, or targets added, while we read
 
 
 class Cache:
@@ -84,6 +75,7 @@ class Cache:
         allow_unsealed: bool = False,
         root: str = ROOT,
         lenient: bool = False,
+        near: Near | None = None,
     ) -> None:
         """Open a cache; see `open_cache`.
 
@@ -92,10 +84,12 @@ class Cache:
             allow_unsealed: also open one that is not complete.
             root: key of the root to believe: that of an addition under way shows it as unsealed.
             lenient: take a commit that cannot be read for absent (to repair it).
+            near: where copies of what is read are kept.
         """
         self.url = url
         self._allow_unsealed = allow_unsealed
         self._lenient = lenient
+        self._near = near
         self._files = Files(url)
         self.attributes = read_root(self._files, root)
         small = read_small(self._files, self.attributes)
@@ -119,8 +113,7 @@ class Cache:
             for name, spec in self.specs.items()
         }
         self._order = {array.key: number for number, array in enumerate(self.layout.arrays)}
-        self._index = lru_cache(_CACHED_INDEXES)(self._read_index)
-        self._chunk = lru_cache(_CACHED_CHUNKS)(self._read_chunk)
+        self._stored = Stored(self._files, self.layout, self.commit, near)
 
     def __repr__(self) -> str:
         teacher = self.fingerprint["teacher"]
@@ -136,7 +129,7 @@ class Cache:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cache, (self.url, self._allow_unsealed)
+        return Cache, (self.url, self._allow_unsealed, ROOT, False, self._near)
 
     def _require_own_identity(self, root: str) -> None:
         """Check that rows and id follow from frames, targets and fingerprint."""
@@ -255,7 +248,20 @@ class Cache:
         wanted = list(self.specs) if names is None else list(names)
         specs = [self._spec(name) for name in wanted]
         places = [self._place(token) for token in tokens]
-        return {spec.key: self._read_target(spec, places) for spec in specs}
+        values = {spec.key: self._room(spec, len(places)) for spec in specs}
+        rows = [
+            (Part(self._arrays[spec.key]["values"], shard), place, out)
+            for spec in specs
+            for (shard, place), out in zip(places, values[spec.key], strict=True)
+        ]
+        parts = {
+            Part(self._arrays[spec.key][name], shard)
+            for spec in specs
+            for name in _WHOLE & self._arrays[spec.key].keys()
+            for shard, _ in places
+        }
+        whole = self._stored.read(rows, parts)
+        return {spec.key: self._encoded(spec, values[spec.key], places, whole) for spec in specs}
 
     def _place(self, token: str) -> tuple[int, int]:
         """Return the shard of a frame and its row there."""
@@ -275,18 +281,21 @@ class Cache:
             )
         return shard, place
 
-    def _read_target(
-        self, spec: TargetSpec, places: Sequence[tuple[int, int]]
+    def _room(self, spec: TargetSpec, num: int) -> npt.NDArray[Any]:
+        dtype = np.dtype(self._arrays[spec.key]["values"].dtype).newbyteorder("<")
+        return np.empty((num, *spec.tap.shape), dtype)
+
+    def _encoded(
+        self,
+        spec: TargetSpec,
+        values: npt.NDArray[Any],
+        places: Sequence[tuple[int, int]],
+        chunks: Mapping[Part, npt.NDArray[Any]],
     ) -> Encoded[npt.NDArray[Any]]:
         arrays = self._arrays[spec.key]
-        dtype = np.dtype(arrays["values"].dtype).newbyteorder("<")
-        values = np.empty((len(places), *spec.tap.shape), dtype)
-        for out, place in zip(values, places, strict=True):
-            self._read_row(arrays["values"], *place, out)
         whole = {
-            part: np.stack([self._chunk(arrays[part], shard)[row] for shard, row in places])
-            for part in ("scale", "region", "count")
-            if part in arrays
+            part: np.stack([chunks[Part(arrays[part], shard)][row] for shard, row in places])
+            for part in _WHOLE & arrays.keys()
         }
         region = whole.get("region")
         if region is not None:
@@ -320,56 +329,6 @@ class Cache:
         self._spec(name)
         return lazy_dataset(self, name, frames)
 
-    def _read_row(self, array: ArraySpec, shard: int, place: int, out: npt.NDArray[Any]) -> None:
-        """Fill `out` with one row of `values`; reads its inner chunk and nothing else."""
-        row = self._index(array, shard)[place]
-        if row is None:
-            out[...] = 0
-            return
-        key = array.object_key(shard)
-        data = self._present(self._files.get_range(key, row.start, row.stop), key)
-        if data[-len(row.checksum) :] != row.checksum:
-            raise self._another(key)
-        decode_into(out, data, f"{self.url}/{key}")
-
-    def _read_index(self, array: ArraySpec, shard: int) -> list["_Row | None"]:
-        """Return where the rows of a shard are, and how they end; None where one is all zero."""
-        num_rows, entry = self.layout.shard_rows, self._entry(array, shard)
-        if entry.length == 0:
-            return [None] * num_rows
-        key, end = array.object_key(shard), max(0, entry.length - index_bytes(num_rows))
-        data = self._present(self._files.get_range(key, end, entry.length), key)
-        spans = decode_index(data, num_rows, end, f"{self.url}/{key}")
-        checksums = [entry.rows[4 * place : 4 * place + 4] for place in range(num_rows)]
-        largest = largest_chunk(np.dtype(array.dtype).itemsize * prod(array.shape[1:]))
-        rows: list[_Row | None] = []
-        for span, checksum in zip(spans, checksums, strict=True):
-            if (span is None and any(checksum)) or (span and span[1] - span[0] > largest):
-                raise self._another(key)
-            rows.append(_Row(*span, checksum) if span else None)
-        return rows
-
-    def _read_chunk(self, array: ArraySpec, shard: int) -> npt.NDArray[Any]:
-        """Return a whole chunk of an array that is not sharded."""
-        shape, entry = (self.layout.shard_rows, *array.shape[1:]), self._entry(array, shard)
-        if entry.length == 0:
-            return np.zeros(shape, array.dtype)
-        key = array.object_key(shard)
-        largest = largest_chunk(np.dtype(array.dtype).itemsize * prod(shape))
-        data = self._present(self._files.get_range(key, 0, min(entry.length, largest) + 1), key)
-        if not entry.holds(data):
-            raise self._another(key)
-        return decode_chunk(data, shape, array.dtype, f"{self.url}/{key}")
-
-    def _entry(self, array: ArraySpec, shard: int) -> Committed:
-        return self.commit.entry(shard, self._order[array.key])
-
-    def _another(self, key: str) -> CacheCorruptError:
-        return CacheCorruptError(
-            f"{self.url}/{key}: not the bytes that were committed: damaged, or those of another "
-            f"shard or of an older version. `bevcask verify {self.url}` lists what is. {REPAIR}"
-        )
-
     def _present(self, data: bytes | None, key: str) -> bytes:
         if data is None:
             raise CacheCorruptError(f"{self.url}/{key}: committed, but gone. {REPAIR}")
@@ -388,11 +347,3 @@ class Cache:
             if (root["id"], root["state"]) == (self.id, "sealed"):  # meanwhile, by another process
                 return Commit(self._files, root, num_arrays, self._lenient)
         return commit
-
-
-class _Row(NamedTuple):
-    """Where the chunk of a row is in its shard's object, and the checksum that ends it."""
-
-    start: int
-    stop: int
-    checksum: bytes

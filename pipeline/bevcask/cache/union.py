@@ -6,6 +6,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bevcask.cache.layout import Encoded
+from bevcask.cache.near import Near
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.paths import local_path
@@ -15,9 +16,9 @@ from bevcask.targets.spec import TargetSpec
 SEPARATOR = ","
 
 
-def open_caches(urls: str) -> "Caches":
+def open_caches(urls: str, near: Near | None = None) -> "Caches":
     """Open one cache, or several separated by commas; see `open_cache`."""
-    return Caches([open_cache(url) for url in split_urls(urls)])
+    return Caches([open_cache(url, near=near) for url in split_urls(urls)])
 
 
 def split_urls(urls: str) -> list[str]:
