@@ -10,11 +10,13 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
 
 from bevcask.cache.files import Files
+from bevcask.cache.near import Near
 from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames, speaking_of
@@ -158,6 +160,7 @@ def training_batches(config: DistillConfig, teaching: Teaching, order: Order) ->
         names=[name for name in teaching.specs if name not in teaching.viewed],
         teacher=teaching.reader,
         viewed=teaching.viewed,
+        near=_near(config),
     )
 
     device = pick_device(config.device)
@@ -167,6 +170,11 @@ def training_batches(config: DistillConfig, teaching: Teaching, order: Order) ->
         return build_loader(dataset, batches, config.loader, device)
 
     return make
+
+
+def _near(config: DistillConfig) -> Near | None:
+    folder, room = config.loader.local, config.loader.local_gb
+    return None if folder is None else Near(Path(folder).absolute(), int(room * 1e9))
 
 
 def num_batches(config: DistillConfig) -> int:

@@ -167,3 +167,16 @@ def test_a_list_of_rows_is_a_table() -> None:
     lines = [line for line in capture.get().splitlines() if "bev.neck" in line or "head." in line]
     assert len(lines) == 2
     assert "{" not in capture.get()
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify", "teacher-extract"])
+def test_store_options_are_for_a_cache_far_away(verb: str) -> None:
+    code, _, err = call(verb, "here.zarr", "store.options.anon=true")
+    assert code == 2
+    assert "here.zarr is on a local disk" in err
+    code, _, err = call(verb, "store.options.anon=true")
+    assert code == 2
+    assert "none is named" in err
+    code, _, err = call(verb, "s3://a/b.zarr", "store.options.secret=x")
+    assert code == 2
+    assert "a secret" in err

@@ -82,6 +82,7 @@ def _verb(name: str) -> None:
     def command(words: Words = None, as_json: AsJson = False) -> None:
         def work() -> tuple[dict[str, Any], Any]:
             config = compose(verb.config, _positional(words or [], verb.url), verb.groups)
+            _connect(config)
             module = importlib.import_module(f"bevcask.stages.{verb.stage}")
             return module.run(config), module
 
@@ -91,6 +92,21 @@ def _verb(name: str) -> None:
     command.__name__ = verb.stage
     epilog = key_help(name) if {"--help", name} <= set(sys.argv) else None
     app.command(name=name, epilog=epilog, help=verb.summary)(command)
+
+
+def _connect(config: Any) -> None:
+    """Hand `store.options` to the drivers of the caches, before one is opened."""
+    options = getattr(getattr(config, "store", None), "options", None)
+    if not options:
+        return
+    from bevcask.cache.remote import use_options
+    from bevcask.cache.union import split_urls
+    from bevcask.catalog import resolve
+
+    if config.cache is None:
+        raise ConfigError("store.options: they are for the driver of cache=URL, and none is named.")
+    for url in split_urls(config.cache):
+        use_options(resolve("cache", url), options)
 
 
 def _positional(words: list[str], url: str | None) -> list[str]:

@@ -192,22 +192,26 @@ class StudentConfig(DetectorConfig):
     )
 
 
-class StoreConfig(Config):
+class StoreOptions(Config):
+    """How a cache that is not on a disk is reached."""
+
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="of the fsspec driver of cache=URL, e.g. store.options.endpoint_url=URL or "
+        "store.options.anon=true; secrets go into the usual AWS variables; never recorded",
+    )
+
+
+CodecName = Literal[
+    "auto", "uint8", "uint6", "uint5", "uint4", "int8", "int6", "int5", "int4", "float16", "float32"
+]
+
+
+class StoreConfig(StoreOptions):
     """What targets are stored as."""
 
-    codec: Literal[
-        "auto",
-        "uint8",
-        "uint6",
-        "uint5",
-        "uint4",
-        "int8",
-        "int6",
-        "int5",
-        "int4",
-        "float16",
-        "float32",
-    ] = Field("auto", description="auto: the default of each kind; `plan probe=N` compares")
+    codec: CodecName = Field("auto", description="auto: as each kind has it; see `plan probe=N`")
     bits: Literal[8, 6, 4] = Field(8, description="of the integers that auto picks")
     codecs: tuple[Annotated[str, Field(pattern=r"^[^:]+:[a-z0-9]+$")], ...] = Field(
         (),

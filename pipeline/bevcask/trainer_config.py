@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bevcask.config import Config, LoaderConfig
+from bevcask.config import Config, LoaderConfig, PathText
 
 
 class TrainingLoaderConfig(LoaderConfig):
@@ -27,6 +27,14 @@ class TrainingLoaderConfig(LoaderConfig):
     )
     scene_parts: int = Field(
         1, ge=1, description="order=scenes: pieces a scene is cut into, memory begins anew at each"
+    )
+    local: PathText | None = Field(
+        None,
+        description="folder on a disk near by that keeps what was read of a cache far away; none: "
+        "each epoch reads it there",
+    )
+    local_gb: float = Field(
+        50.0, gt=0, description="GB of loader.local, all runs that share it together"
     )
 
 

@@ -17,6 +17,7 @@ from bevcask.config import (
     PathText,
     PlannedStoreConfig,
     StoreConfig,
+    StoreOptions,
     StudentConfig,
     TeacherConfig,
     WrittenStoreConfig,
@@ -139,6 +140,7 @@ class EvaluateConfig(Config):
     dataset: DatasetConfig = DatasetConfig()
     student: DetectorConfig = DetectorConfig()
     loader: LoaderConfig = LoaderConfig()
+    store: StoreOptions = StoreOptions()
     cache: CacheUrl = None
     run: PathText = Field("runs/latest", description="folder for the scores and the submission")
     device: Device = "auto"
@@ -149,6 +151,7 @@ class InspectConfig(Config):
     """What `inspect` reads."""
 
     dataset: DatasetConfig = DatasetConfig()
+    store: StoreOptions = StoreOptions()
     cache: CacheUrl = None
     sample: str | None = Field(None, description="sample token of the picture; `first`")
     picture: PathText | None = Field(None, description="write the picture to this PNG")
@@ -159,6 +162,7 @@ class VerifyConfig(Config):
 
     dataset: DatasetConfig = DatasetConfig()
     teacher: TeacherConfig = TeacherConfig()
+    store: StoreOptions = StoreOptions()
     cache: CacheUrl = None
     check: Literal["bytes", "meaning"] = Field(
         "bytes", description="the digest of every file; meaning: values and frames too"

@@ -30,7 +30,10 @@ def config(run: Path, **changes: object) -> DistillConfig:
 def test_same_configuration_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(config(tmp_path))
-    elsewhere = {"loader": {"num_workers": 7, "prefetch": 5}, "trainer": {"profile": 3}}
+    elsewhere = {
+        "loader": {"num_workers": 7, "prefetch": 5, "local": "/scratch"},
+        "trainer": {"profile": 3},
+    }
     folder.open(config(tmp_path / "elsewhere", device="cpu", **elsewhere))
     assert folder.finished() is None
 

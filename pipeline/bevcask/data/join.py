@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.layout import Encoded, concatenate
+from bevcask.cache.near import Near
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache
 from bevcask.cache.union import Caches, open_caches
@@ -139,6 +140,7 @@ class JoinedDataset:
         viewed: targets to read in the view the student sees (`SampleReader.replay`).
         teacher: reads what an online teacher sees; None with a cache. Clean for
             `online.input=canonical`; with the student's augmentation and seed for `augmented`.
+        near: where copies of what is read of the cache are kept; None for nowhere.
     """
 
     def __init__(
@@ -149,8 +151,10 @@ class JoinedDataset:
         names: Sequence[str] = (),
         teacher: SampleReader | None = None,
         viewed: Sequence[str] = (),
+        near: Near | None = None,
     ) -> None:
         self.frames = frames
+        self.near = near
         self.cache = cache
         self.names = tuple(names)
         self.viewed = tuple(viewed)
@@ -175,7 +179,7 @@ class JoinedDataset:
         if self.cache is None or not (self.names or self.viewed):
             return {}
         if self._open is None:
-            self._open = open_caches(self.cache)
+            self._open = open_caches(self.cache, self.near)
         found = {}
         if self.names:
             found = self._open.read_batch([sample.token for sample in samples], self.names)

@@ -194,6 +194,12 @@ def _spelled(name: str) -> str:
     return name
 
 
+_NO_MATTER = {
+    "loader": ("num_workers", "prefetch", "local", "local_gb"),
+    "trainer": ("checkpoint_every", "log_every", "profile"),
+}
+
+
 def _identity(config: DistillConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=_STATE, context={"spell": _spelled})
     for role in ("teacher", "student"):
@@ -201,8 +207,7 @@ def _identity(config: DistillConfig) -> dict[str, Any]:
         if isinstance(detector.get("config"), str):  # a file of mmdet3d, in a plug-in's own section
             detector["config"] = _spelled(detector["config"])
     tree: dict[str, Any] = canonical(plain)
-    for key in ("num_workers", "prefetch"):
-        del tree["loader"][key]
-    for key in ("checkpoint_every", "log_every", "profile"):
-        del tree["trainer"][key]
+    for section, keys in _NO_MATTER.items():
+        for key in keys:
+            del tree[section][key]
     return tree
