@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bevcask.cache import Layout, open_cache, verify
-from bevcask.cache.parts import Part
+from bevcask.cache.parts import Part, cut
 from bevcask.errors import ConfigError
 from cache.example import SPECS, begin, build, encoded, frame_table
 from cache.test_writer import different_files
@@ -22,6 +22,24 @@ def test_parts_cover_every_shard_once(count: int, whole_scenes: bool) -> None:
         assert {part.start for part in ranges if part} <= {0, 2, 3, 4}
     else:
         assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_portions_are_single_shards_where_there_are_few() -> None:
+    assert cut([1, 2, 5, 8], LAYOUT) == [range(n, n + 1) for n in (1, 2, 5, 8)]
+    assert cut([], LAYOUT) == cut([], LAYOUT, 2) == []
+
+
+@pytest.mark.parametrize(("number", "largest"), [(127, 1), (640, 10), (3516, 16)])
+def test_many_shards_make_portions_of_several(number: int, largest: int) -> None:
+    portions = cut(range(number), LAYOUT)
+    assert [shard for portion in portions for shard in portion] == list(range(number))
+    assert max(map(len, portions)) == largest
+
+
+def test_portions_of_whole_scenes() -> None:
+    assert cut([1, 2, 5, 8], LAYOUT, 1) == [range(2), range(2, 3), range(4, 9)]
+    assert cut([1, 2, 5, 8], LAYOUT, 2) == [range(3), range(4, 9)]
+    assert cut([0, 5], LAYOUT, 2) == [range(9)]
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "x", "1/0", "1", "-1/2", "1/2/3", "1.0/2", ""])

@@ -5,6 +5,7 @@ lease of the small files: processes that begin at once wait for each other.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bevcask.cache import metadata
@@ -22,6 +23,42 @@ from bevcask.cache.writer import Writer
 from bevcask.errors import CacheIdentityError, ConfigError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A cache that is ready to be written to.
+
+    Attributes:
+        cache: as it will be, opened with its commits so far.
+        made: what is recorded of this run (`provenance`, `plan`).
+        base: a sealed cache whose targets stay as they are while others are added.
+    """
+
+    cache: Cache
+    made: Mapping[str, Any]
+    base: Cache | None = None
+
+    def writer(self, shards: range, what: str, patience: float = 0.0) -> Writer:
+        """Return what writes some of its shards, as often and for as many ranges as is wanted.
+
+        Args:
+            shards: those that are to be filled.
+            what: how people call them.
+            patience: seconds to wait for a process that is at work on some of them.
+        """
+        return Writer(self.cache, shards, what, self.made, self.base, patience)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have left, once the cache is sealed.
+
+        Raises:
+            CacheBusyError: see `holding_small_files`.
+        """
+        files = Files(self.cache.url)
+        with holding_small_files(files, "tidying"):
+            tidy(files)
+            tidy_sealed(files, self.cache.layout.num_shards)
 
 
 def create(
@@ -58,6 +95,25 @@ def create(
         TargetMismatchError: a target cannot be stored, or the fingerprint names no weights.
         DiskFullError: no room for the metadata.
     """
+    made = {"provenance": dict(provenance), "plan": dict(plan)}
+    begun = begin(url, specs, frames, shard_rows=shard_rows, fingerprint=fingerprint, made=made)
+    part = part or Part()
+    return begun.writer(part.shards(begun.cache.layout, whole_scenes), str(part))
+
+
+def begin(
+    url: str,
+    specs: Sequence[TargetSpec],
+    frames: FrameTable,
+    *,
+    shard_rows: int,
+    fingerprint: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> Begun:
+    """Do what `create` does, for a process that fills several ranges of shards; errors as there.
+
+    `made` is what is recorded of the run, `plan` and `provenance`.
+    """
     files = Files(url)
     check_fingerprint(fingerprint)
     layout = Layout(frames, specs, shard_rows)
@@ -67,13 +123,10 @@ def create(
             f"has at most {MAX_ROWS}. Lower store.shard_rows, or make several caches."
         )
     files.require_no_links()
-    made = {"provenance": dict(provenance), "plan": dict(plan)}
-    part = part or Part()
-    shards = part.shards(layout, whole_scenes)
     if _is_complete(files, layout):
         cache = Cache(url)
         require_shared_identity(cache, layout, fingerprint)
-        return Writer(cache, shards, str(part), made)
+        return Begun(cache, made)
     with holding_small_files(files, "creating it"):
         if files.get(ROOT) is None:
             _found(files, layout, fingerprint, made)
@@ -83,10 +136,10 @@ def create(
         if not new:
             if cache.sealed:
                 tidy_sealed(files, layout.num_shards)
-            return Writer(cache, shards, str(part), made)
+            return Begun(cache, made)
         if not cache.sealed:
             require_identity(cache, layout.identity(fingerprint))  # names what is new
-        return Writer(_extend(cache, files, new, fingerprint), shards, str(part), made, cache)
+        return Begun(_extend(cache, files, new, fingerprint), made, cache)
 
 
 def stored_targets(url: str) -> list[TargetSpec]:

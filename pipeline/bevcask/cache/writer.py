@@ -37,6 +37,7 @@ class Writer:
         part: how the user called them.
         made: what is recorded of this run (`provenance`, `plan`).
         base: a sealed cache whose targets stay as they are while others are added.
+        patience: seconds to wait for another process that holds some of the shards.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Writer:
         part: str,
         made: Mapping[str, Any],
         base: Cache | None = None,
+        patience: float = 0.0,
     ) -> None:
         self._cache = cache
         self._files = Files(cache.url)
@@ -56,7 +58,7 @@ class Writer:
         old = base.specs if base else {}
         self.specs: list[TargetSpec] = [s for name, s in cache.specs.items() if name not in old]
         """The targets that are written; all of them unless some are added to a sealed cache."""
-        self._lease = Lease(self._files, shards, part)
+        self._lease, self._patience = Lease(self._files, shards, part), patience
         self._run = Run(self._files, {**made, "part": part})
         self._written = 0
 
@@ -68,7 +70,7 @@ class Writer:
         """
         if not self.missing():
             return self
-        self._lease.claim()
+        self._lease.claim(self._patience)
         try:
             self._done_S = self._cache.read_commit().present_S.copy()
             if not self.missing():
