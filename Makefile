@@ -36,7 +36,7 @@ test-lowest:  ## default tests with the oldest dependencies allowed, in an envir
 	$(LOWEST)/bin/python bounds.py lowest > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(LOWEST)/constraints.txt \
-	  -e . pytest pytest-xdist
+	  -e . distributed==2025.1 pytest pytest-xdist
 	# Old releases are warned by newer ones of others; what is asked is whether they work.
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
@@ -46,7 +46,7 @@ test-next:  ## default tests with the newest Python and dependencies, numpy 2 am
 	$(NEWEST) -m venv --clear $(NEXT)
 	$(NEXT)/bin/python bounds.py newest > $(NEXT)/requirements.txt
 	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
-	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) -r $(NEXT)/requirements.txt setuptools pytest pytest-xdist
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) -r $(NEXT)/requirements.txt setuptools distributed pytest pytest-xdist
 	$(NEXT)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps nuscenes-devkit
 	$(NEXT)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest -n 2 --dist loadfile

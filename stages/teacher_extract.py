@@ -7,55 +7,45 @@ The shard is the unit of work and of resume: a killed run loses at most the shar
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.filesize import decimal
 from torch import Tensor
 
-from bevcask.cache.begin import create, stored_targets
+from bevcask.cache.begin import begin, stored_targets
 from bevcask.cache.files import Files
 from bevcask.cache.identity import require_identity
 from bevcask.cache.layout import Layout
-from bevcask.cache.parts import Part
+from bevcask.cache.lease import RENEW_SECONDS, STALE_SECONDS
+from bevcask.cache.parts import Part, cut
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.repair import Repairer, read_list
-from bevcask.cache.reuse import reuse
-from bevcask.cache.write_queue import WriteQueue
-from bevcask.cache.writer import Writer
 from bevcask.catalog import check_name, is_missing, register_cache, resolve
-from bevcask.data.augment import images_only
+from bevcask.cluster import Workers, workers_of
 from bevcask.data.can_bus import mention_can_bus
 from bevcask.data.index.frames import Frames
-from bevcask.data.lidar import SHARED_SWEEPS, Scans, mention_sweeps
-from bevcask.data.loader import ViewSource, build_loader
+from bevcask.data.lidar import mention_sweeps
 from bevcask.data.presence import readable_frames
-from bevcask.data.samples import SampleReader
-from bevcask.detectors.base import Batch
 from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError
-from bevcask.extraction.disk import check_first_shards, check_upper_bound
+from bevcask.extraction.fill import Filled, Job, fill, write_missing
 from bevcask.extraction.identity import fingerprint, frame_table, made_by
-from bevcask.extraction.shards import encoded_shards
-from bevcask.extraction.steps import Step, steps_of
 from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
-from bevcask.processes import cores
-from bevcask.progress import Ticker, progress_bar
-from bevcask.provenance import command, pick_device
+from bevcask.progress import no_bar, progress_bar
+from bevcask.provenance import command, hardware, pick_device
 from bevcask.scheduler import share
 from bevcask.targets.kinds import changes_pixels
-from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.teachers.reckoning import prepare
 from bevcask.training.identity import check_dataset
 from bevcask.verbs import ExtractConfig
-from bevcask.wall_time import Watch, in_words
+from bevcask.worker import kept, one_at_a_time, own_device, require_children, unwanted
 
 _log = logging.getLogger(__name__)
 
@@ -86,54 +76,148 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         check_name(config.name, url)
     config = _shared(config)
     part = Part() if config.part is None else Part.parse(config.part)
-    frames = Frames.select(config.dataset)
-    teacher = build_teacher(config.teacher, config.seed)
-    device = pick_device(config.device)
-    prepare(config.teacher, device.type)  # said before anything is written
-    frames = _present_frames(config, url, frames, teacher)
+    config = config.model_copy(update={"cache": url})
+    machine = {} if config.engine == "dask" else _machine(config)
+    frames, teacher = _source(config, url)
     if config.repair is not None:
         return _repair(config, url, frames, teacher)
-    _mention_virtual_points(frames, teacher)
-    mention_sweeps(frames, teacher.inputs().num_sweeps)
-    if teacher.inputs().can_bus:
-        mention_can_bus(frames.index, frames.rows)
+    _mention(frames, teacher)
+    asked = _ask(config, frames, teacher)
+    if config.dry_run:
+        return {"cache": url, "dry_run": True, **asked.what.to_dict()}
+    with workers_of(config) as workers:
+        if workers is None:
+            job = asked.begin(machine)
+            filled = fill(job, _shards(job, part), str(part))
+        else:
+            job, filled = _fill_by(workers, asked, part)
+    left = _finish(job)
+    return report(url, teacher, len(frames), config.name) | {
+        "raw_gb": asked.what.total_bytes / 1e9,
+        "part": None if config.part is None else config.part,
+        "shards_left": left,
+        "reused": filled.reused,
+        "wall_time": filled.wall_time,
+    }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for, and checked, before anything is written.
+
+    Attributes:
+        config: with the URL of the cache.
+        frames: the selection.
+        teacher: not loaded yet.
+        what: what is stored of what it says.
+        tree: the identity of the cache.
+        old: a cache whose shards are taken over where they fit.
+    """
+
+    config: ExtractConfig
+    frames: Frames
+    teacher: Teacher
+    what: Plan
+    tree: Mapping[str, Any]
+    old: Cache | None
+
+    def begin(self, machine: Mapping[str, Any]) -> Job:
+        """Begin the cache, or go on with it; `machine` is recorded."""
+        config, frames, teacher = self.config, self.frames, self.teacher
+        planned = self.what.to_dict() | {
+            "dataset": config.dataset.model_dump(mode="json"),
+            "offers": sorted(teacher.offers()),
+        }
+        begun = begin(
+            str(config.cache),
+            list(self.what.specs),
+            frame_table(frames),
+            shard_rows=config.store.shard_rows,
+            fingerprint=self.tree,
+            made={"provenance": made_by(teacher, frames, machine), "plan": planned},
+        )
+        whole_scenes = any(spec.tap.in_order for spec in self.what.specs)
+        return Job(config, frames, teacher, begun, whole_scenes, self.old)
+
+
+def _machine(config: ExtractConfig) -> dict[str, Any]:
+    """Return what this process reckons on; what it cannot do is refused."""
+    device = pick_device(config.device)
+    prepare(config.teacher, device.type)
+    return hardware(device)
+
+
+def _source(config: ExtractConfig, url: str) -> tuple[Frames, Teacher]:
+    frames = Frames.select(config.dataset)
+    teacher = build_teacher(config.teacher, config.seed)
+    return _present_frames(config, url, frames, teacher), teacher
+
+
+def _ask(config: ExtractConfig, frames: Frames, teacher: Teacher) -> Asked:
     method = build_method(config.method)
-    stored = stored_targets(url)
+    stored = stored_targets(str(config.cache))
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     what = what.with_stored(stored)
-    whole_scenes = any(spec.tap.in_order for spec in what.specs)
     if config.store.views:
         _check_views(config, what)
     old = _open_reused(config)
     tree = fingerprint(config, teacher, frames, [*what.specs, *stored])
-    if config.dry_run:
-        return {"cache": url, "dry_run": True, **what.to_dict()}
-    writer = create(
-        url,
-        list(what.specs),
-        frame_table(frames),
-        shard_rows=config.store.shard_rows,
-        fingerprint=tree,
-        plan=what.to_dict()
-        | {"dataset": config.dataset.model_dump(mode="json"), "offers": sorted(teacher.offers())},
-        provenance=made_by(teacher, frames, device),
-        part=part,
-        whole_scenes=whole_scenes,
-    )
-    with writer:
-        reused = _reuse(old, writer, whole_scenes)
-        check_upper_bound(writer)
-        told = _fill(config, frames, teacher, writer)
+    return Asked(config, frames, teacher, what, tree, old)
+
+
+def _shards(job: Job, part: Part) -> range:
+    return part.shards(job.begun.cache.layout, job.whole_scenes)
+
+
+def _finish(job: Job) -> int:
+    """Seal the cache if all parts of it are there; return how many shards are missing."""
+    writer = job.begun.writer(range(0), "the seal")
     left = writer.unfinished()
     if not left:
         writer.seal()
-    return report(url, teacher, len(frames), config.name) | {
-        "raw_gb": what.total_bytes / 1e9,
-        "part": None if config.part is None else config.part,
-        "shards_left": left,
-        "reused": reused,
-        "wall_time": told,
-    }
+    return left
+
+
+def _fill_by(workers: Workers, asked: Asked, part: Part) -> tuple[Job, Filled]:
+    """Let workers fill a part in portions; one that was killed leaves its portion to another."""
+    [machine] = workers.map(_machine_there, [asked.config])
+    job = asked.begin(machine)
+    layout, config = job.begun.cache.layout, job.config
+    left = job.begun.writer(_shards(job, part), str(part)).missing()
+    portions = cut(left, layout, config.loader.batch_size if job.whole_scenes else None)
+    work = partial(_fill_there, config, workers.run)
+    reused = 0
+    with progress_bar("extract shards", sum(map(len, portions))) as bar:
+        for portion, filled in zip(portions, workers.map(work, portions), strict=True):
+            reused += filled.reused
+            bar.advance(len(portion))
+    job.begun.tidy()
+    return job, Filled(reused, None)
+
+
+def _machine_there(config: ExtractConfig) -> dict[str, Any]:
+    return _machine(_on_own_device(config))
+
+
+def _fill_there(config: ExtractConfig, run: str, shards: range) -> Filled:
+    """Fill a portion on a worker, which keeps its teacher for the next."""
+    with one_at_a_time:
+        job = kept(run, lambda: _job_there(_on_own_device(config)))
+        what = f"shards {shards.start} to {shards.stop - 1}"
+        return fill(job, shards, what, patience=STALE_SECONDS + RENEW_SECONDS)
+
+
+def _job_there(config: ExtractConfig) -> Job:
+    require_children(config.loader.num_workers)
+    url = str(config.cache)
+    chosen = open_cache(url, allow_unsealed=True).frames.tokens
+    frames = Frames.select(config.dataset).keep(chosen)
+    asked = _ask(config, frames, build_teacher(config.teacher, config.seed))
+    return replace(asked.begin({}), bar=no_bar, unwanted=unwanted)
+
+
+def _on_own_device(config: ExtractConfig) -> ExtractConfig:
+    return config.model_copy(update={"device": own_device(config.device)})
 
 
 def _shared(config: ExtractConfig) -> ExtractConfig:
@@ -150,7 +234,7 @@ def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Te
     """Return the frames to cache: all where their files are there, or those whose are.
 
     Parts, repairs, reused shards and a cache that was begun need the files of what is left to write
-    alone; `_fill` looks for those.
+    alone; `fill` looks for those.
     """
     partial = config.part or config.repair or config.store.reuse or not is_missing(url)
     if config.on_missing == "raise" and partial:
@@ -186,14 +270,17 @@ def _check_views(config: ExtractConfig, what: Plan) -> None:
         )
 
 
-def _mention_virtual_points(frames: Frames, teacher: Teacher) -> None:
-    """Say so where virtual points are named that this teacher does not look at."""
+def _mention(frames: Frames, teacher: Teacher) -> None:
+    """Say what this teacher does not see of what is there, or misses."""
     if frames.virtual_points is not None and not teacher.inputs().virtual_points:
         _log.warning(
             "dataset.virtual_points=%s: this teacher sees real points only. A LiDAR detector with "
             "point_channels 17 (teacher=centerpoint_mvp) sees both.",
             frames.virtual_points,
         )
+    mention_sweeps(frames, teacher.inputs().num_sweeps)
+    if teacher.inputs().can_bus:
+        mention_can_bus(frames.index, frames.rows)
 
 
 def report(url: str, teacher: Teacher, num_frames: int, name: str | None = None) -> dict[str, Any]:
@@ -221,19 +308,12 @@ def _open_reused(config: ExtractConfig) -> Cache | None:
     return old
 
 
-def _reuse(old: Cache | None, writer: Writer, whole_scenes: bool) -> int:
-    """Take over what another cache already has; return the number of shards."""
-    if old is None or not writer.missing():
-        return 0
-    taken = reuse(writer, old, whole_scenes)
-    _log.info("%d of %d shards taken over from %s", taken, len(writer.shards), old.url)
-    return taken
-
-
 def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -> dict[str, Any]:
     """Write the listed targets of the listed shards again, from the same teacher and data."""
     if config.part is not None:
         raise ConfigError("repair= and part= do not go together: one process repairs.")
+    if config.engine != "here":
+        raise ConfigError("repair= and engine= do not go together: one process repairs.")
     assert config.repair is not None
     wanted = read_list(Path(config.repair))
     cache = Cache(url, allow_unsealed=True, lenient=True)
@@ -245,75 +325,15 @@ def _repair(config: ExtractConfig, url: str, frames: Frames, teacher: Teacher) -
     repairer = Repairer(
         cache,
         wanted,
-        {"provenance": made_by(teacher, frames, pick_device(config.device)), "repair": True},
+        {"provenance": made_by(teacher, frames, _machine(config)), "repair": True},
     )
     if wanted:
         with repairer:
-            _fill(config, frames, teacher, repairer)
+            write_missing(config, frames, teacher, repairer)
     return report(url, teacher, len(frames)) | {
         "repaired": len(wanted),
         "changed": repairer.changed,
     }
-
-
-def _fill(
-    config: ExtractConfig, frames: Frames, teacher: Teacher, writer: Writer | Repairer
-) -> dict[str, Any] | None:
-    """Write every missing shard; the forward of one overlaps the writing of the one before.
-
-    Returns:
-        Where the time went (`wall_time`); None where nothing was missing.
-    """
-    steps = steps_of(writer, frames, config.loader.batch_size, teacher.parts)
-    if not steps:
-        return None
-    wanted = needs_pixels(writer.specs)
-    read = replace(teacher.reads(), depth=True) if wanted else teacher.reads()
-    tokens = dict.fromkeys(frames.tokens[key.frame] for step in steps for key in step.keys)
-    readable_frames(frames.keep(tokens), read, "dataset")
-    device = pick_device(config.device)
-    teacher.load(device)
-    inputs = teacher.reads()
-    scans, augment = Scans(SHARED_SWEEPS), images_only(config.augment)
-    clean = SampleReader(frames, inputs, None, config.seed, pixels=wanted, scans=scans)
-    views = SampleReader(frames, inputs, augment, config.seed, scans=scans)
-    loader = build_loader(
-        ViewSource(clean, views), [step.keys for step in steps], config.loader, device
-    )
-    loading = config.loader.num_workers
-    spared = cores() // 2 if loading == "auto" else cores() - loading
-    threads = config.store.threads or max(1, spared)
-    total = sum(len(step.keys) for step in steps)
-    writing = writer.missing()
-    projected, watch = False, Watch()
-    with progress_bar("extract", total) as bar, ExitStack() as stack:
-        queue = stack.enter_context(WriteQueue(writer, config.store.queue, threads))
-        loaded = watch.watched(zip(steps, loader, strict=True), "loader")
-        ticking = ticks(loaded, bar, queue)
-        for shard, arrays in encoded_shards(teacher, writer.specs, ticking, device):
-            with watch.waiting("writer"):
-                queue.put(shard, arrays)
-            if not projected and isinstance(writer, Writer):
-                projected = check_first_shards(writer, queue, writing)
-        with watch.waiting("writer"):
-            stack.close()
-        bar.advance(0, _written(queue))
-    told = watch.told()
-    _log.info("%s", in_words(told))
-    return told
-
-
-def ticks(
-    batches: Iterable[tuple[Step, Batch]], bar: Ticker, queue: WriteQueue
-) -> Iterator[tuple[Step, Batch]]:
-    """Pass batches on and move the bar once each has been used."""
-    for step, batch in batches:
-        yield step, batch
-        bar.advance(len(step.keys), _written(queue))
-
-
-def _written(queue: WriteQueue) -> str:
-    return f"{decimal(queue.num_bytes)} written"
 
 
 def export_head(teacher: Teacher, url: str) -> str | None:

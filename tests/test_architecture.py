@@ -37,6 +37,8 @@ RANKS = {
     "compose": 1.7,
     "synthetic": 2,
     "catalog": 2,
+    "worker": 1,
+    "cluster": 2,
     "targets": 2,
     "cache": 3,
     "detectors": 3,

@@ -75,6 +75,10 @@ class LoaderError(BevcaskError, RuntimeError):
     """A loader process was killed, or the memory it shares is too small."""
 
 
+class ClusterError(BevcaskError, RuntimeError):
+    """Workers of a cluster died, or its scheduler is gone; what is committed is not in doubt."""
+
+
 class Stopped(BaseException):
     """A signal asked the process to end, and it has done what it wanted to do before.
 

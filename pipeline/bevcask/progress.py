@@ -83,6 +83,12 @@ def progress_bar(
         lines.last(ticker)
 
 
+@contextmanager
+def no_bar(title: str, total: int) -> Iterator[Ticker]:
+    """Show nothing: somebody else does."""
+    yield Ticker(total, 0, lambda ticker: None)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

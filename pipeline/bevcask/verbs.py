@@ -40,7 +40,36 @@ Method = Annotated[dict[str, Any], Field(description="the loss, see configs/meth
 _NO_METHOD = {"type": "none"}
 
 
-class PlanConfig(Config):
+class EngineConfig(Config):
+    """Where pieces of work run."""
+
+    engine: Literal["here", "dask"] = Field(
+        "here", description="dask: on the workers of a dask.distributed cluster"
+    )
+    scheduler: str | None = Field(
+        None, description="engine=dask: tcp://HOST:PORT of a cluster that runs already"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="engine=dask: processes on this machine; none: one a GPU, or one a core",
+    )
+
+    @model_validator(mode="after")
+    def _cluster_is_asked_for(self) -> "EngineConfig":
+        if self.engine != "dask" and (self.scheduler or self.workers):
+            raise ValueError(
+                f"scheduler={self.scheduler}, workers={self.workers}: for engine=dask. Say it, or "
+                "leave them out"
+            )
+        if self.scheduler and self.workers:
+            raise ValueError(
+                f"scheduler={self.scheduler} has workers of its own. Leave workers out"
+            )
+        return self
+
+
+class PlanConfig(EngineConfig):
     """What `plan` reads."""
 
     dataset: DatasetConfig = DatasetConfig()
@@ -62,7 +91,7 @@ class PlanConfig(Config):
     trust_code: TrustCode = False
 
 
-class ExtractConfig(Config):
+class ExtractConfig(EngineConfig):
     """What `teacher-extract` reads."""
 
     dataset: DatasetConfig = DatasetConfig()
@@ -147,7 +176,7 @@ class EvaluateConfig(Config):
     trust_code: TrustCode = False
 
 
-class InspectConfig(Config):
+class InspectConfig(EngineConfig):
     """What `inspect` reads."""
 
     dataset: DatasetConfig = DatasetConfig()
@@ -157,7 +186,7 @@ class InspectConfig(Config):
     picture: PathText | None = Field(None, description="write the picture to this PNG")
 
 
-class VerifyConfig(Config):
+class VerifyConfig(EngineConfig):
     """What `verify` reads."""
 
     dataset: DatasetConfig = DatasetConfig()

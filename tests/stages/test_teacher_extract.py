@@ -22,8 +22,8 @@ from bevcask.config import DatasetConfig, TeacherConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.samples import SampleReader, collate
 from bevcask.errors import ConfigError
+from bevcask.extraction import fill
 from bevcask.groups import load_group
-from bevcask.stages import teacher_extract
 from bevcask.teachers import build_teacher
 
 TEACHER = ("teacher=centerpoint_tiny", "seed=3", "loader.num_workers=0", "loader.batch_size=2")
@@ -126,8 +126,8 @@ def test_the_writer_takes_the_cores_that_the_loader_leaves(
     def queue(*arguments: object) -> None:
         raise ConfigError(f"threads: {arguments[-1]}")
 
-    monkeypatch.setattr(teacher_extract, "cores", lambda: num_cores)
-    monkeypatch.setattr(teacher_extract, "WriteQueue", queue)
+    monkeypatch.setattr(fill, "cores", lambda: num_cores)
+    monkeypatch.setattr(fill, "WriteQueue", queue)
     code, _, err = call("teacher-extract", str(tmp_path / "c.zarr"), *words(tiny_world, own))
     assert code == 2
     assert f"threads: {threads}" in err

@@ -13,6 +13,7 @@ from bevcask.cache.reader import open_cache
 from bevcask.compose import compose
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import CacheIdentityError, DataError
+from bevcask.extraction import fill
 from bevcask.stages import teacher_extract
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
@@ -135,8 +136,8 @@ def test_a_scene_that_was_killed_is_the_same_in_the_end(
 def test_frames_out_of_order_are_refused(
     extract: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_order = teacher_extract.steps_of
-    monkeypatch.setattr(teacher_extract, "steps_of", lambda *given: in_order(*given)[::-1])
+    in_order = fill.steps_of
+    monkeypatch.setattr(fill, "steps_of", lambda *given: in_order(*given)[::-1])
     with pytest.raises(DataError, match="which it was not shown just before"):
         extract(tmp_path / "shuffled.zarr", "loader.batch_size=1")
 

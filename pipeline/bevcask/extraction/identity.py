@@ -1,9 +1,7 @@
 """What decides every byte a teacher writes: the identity of an extraction, and its record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from bevcask.cache.frames import FrameTable
 from bevcask.data.augment import image_ranges
@@ -11,7 +9,7 @@ from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
 from bevcask.geometry import CAMERAS, CLASSES
-from bevcask.provenance import hardware, provenance
+from bevcask.provenance import provenance
 from bevcask.targets.pixels import RULE, needs_pixels
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers.base import Teacher
@@ -23,12 +21,12 @@ def frame_table(frames: Frames) -> FrameTable:
     return FrameTable(frames.tokens, frames.scenes, frames.timestamps, frames.lidar_to_global)
 
 
-def made_by(teacher: Teacher, frames: Frames, device: torch.device) -> dict[str, Any]:
-    """Return what is recorded of this run."""
+def made_by(teacher: Teacher, frames: Frames, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of this run; `machine` as `provenance.hardware` says it."""
     inputs = teacher.inputs()
     made = (
         provenance()
-        | hardware(device)
+        | dict(machine)
         | {
             "missing_sweeps": frames.missing_sweeps(inputs.num_sweeps),
             "pose_precision": frames.index.precision,

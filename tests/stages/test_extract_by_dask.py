@@ -1,0 +1,189 @@
+"""Extraction on the workers of a dask cluster: the store is that of one process, whoever dies."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from bevcask.cache.verify_bytes import verify
+from cache.test_writer import different_files
+from slow_teacher import TYPE
+
+Call = Callable[..., tuple[int, str, str]]
+WORKERS, KILLS = 3, 10
+PATIENCE = 30  # seconds from a signal to the end
+
+
+@pytest.fixture(scope="module")
+def words(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An extraction of six frames, a shard each; its teacher writes `loads` in the same folder."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "wants.yaml").write_text("type: teachers.test_outside:Wants\n")
+    return [
+        f"teacher.type={TYPE}",
+        f"teacher.log={folder / 'loads'}",
+        f"method={folder / 'wants.yaml'}",
+        "dataset=synthetic",
+        f"dataset.root={tiny_world}",
+        "dataset.split=all",
+        "loader.num_workers=0",
+        "store.shard_rows=1",
+        "trust_code=true",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes; read only."""
+    url = tmp_path_factory.mktemp("whole") / "whole.zarr"
+    extract(call, url, words)
+    return url
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """Address of a cluster of two workers, threads of this process."""
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def extract(call: Call, url: Path, words: list[str], code: int = 0) -> dict[str, Any]:
+    got, out, err = call("teacher-extract", url, *words, "--json")
+    assert got == code, err
+    return json.loads(out) if code == 0 else {"error": " ".join(err.split())}
+
+
+def loads(words: list[str]) -> list[str]:
+    """Return the pid of each process that loaded the teacher, and forget them."""
+    log = Path(words[1].partition("=")[2])
+    found = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return found
+
+
+def test_workers_make_what_one_process_makes(
+    whole: Path, words: list[str], scheduler: str, call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "dask.zarr"
+    loads(words)
+    by_dask = [*words, "engine=dask", f"scheduler={scheduler}"]
+    half = extract(call, url, [*by_dask, "part=1/2"])
+    assert (half["sealed"], half["shards_left"]) == (False, 3)
+    assert extract(call, url, by_dask)["sealed"]
+    assert different_files(whole, url) == []
+    assert verify(str(url)).ok
+    assert len(loads(words)) == 2  # once a run: the two workers are one process
+    assert extract(call, url, by_dask)["sealed"]
+    assert loads(words) == []
+
+
+def test_what_a_worker_raises_is_what_is_said(
+    whole: Path, words: list[str], own_world: Path, scheduler: str, call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "dask.zarr"
+    by_dask = [*words, f"dataset.root={own_world}", "engine=dask", f"scheduler={scheduler}"]
+    extract(call, url, [*by_dask, "part=1/3"])
+    for scan in own_world.glob("samples/LIDAR_TOP/*"):
+        scan.unlink()
+    assert "missing, of frame" in extract(call, url, by_dask, code=2)["error"]
+
+
+@pytest.fixture(scope="module")
+def big(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An extraction of 40 frames that takes 0.3 s a shard of one."""
+    from bevcask.synthetic import synthesize
+    from bevcask.verbs import SynthesizeConfig
+
+    world = tmp_path_factory.mktemp("big") / "world"
+    tiny = {"image_width": 64, "image_height": 36, "num_sweeps": 0, "workers": 0}
+    synthesize(
+        SynthesizeConfig(out=str(world), num_scenes=4, num_keyframes=10, val_scenes=1, **tiny)
+    )
+    return [*words, f"dataset.root={world}", "teacher.seconds=0.3"]
+
+
+@pytest.fixture(scope="module")
+def big_whole(big: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of it; read only."""
+    url = tmp_path_factory.mktemp("big_whole") / "whole.zarr"
+    extract(call, url, [*big, "teacher.seconds=0"])
+    return url
+
+
+def start(url: Path, words: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *words]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "100"
+    with url.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(command, stderr=log, text=True, env=environment)
+
+
+def address(url: Path, process: subprocess.Popen[str]) -> str:
+    """Wait until an extraction says where its scheduler is; return its address."""
+    while process.poll() is None:
+        if found := re.search(r"tcp://\S+\d", url.with_suffix(".log").read_text()):
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(url.with_suffix(".log").read_text())
+
+
+@pytest.mark.slow
+def test_killed_workers_cost_nothing_but_time(
+    big: list[str], big_whole: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "dask.zarr"
+    loads(big)
+    process = start(url, [*big, "engine=dask", f"workers={WORKERS}"])
+    draw, killed = random.Random(0), set[int]()
+    with Client(address(url, process)) as client:  # type: ignore[no-untyped-call]
+        while len(killed) < KILLS:
+            time.sleep(draw.uniform(0.2, 1.5))
+            assert process.poll() is None, f"over after {len(killed)} kills"
+            living = set(client.run(os.getpid, on_error="ignore").values()) - killed
+            if living:
+                victim = draw.choice(sorted(living))
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+    with process:
+        assert process.wait(timeout=300) == 0, url.with_suffix(".log").read_text()
+    assert different_files(big_whole, url) == []
+    assert verify(str(url)).ok
+    pids = loads(big)
+    assert len(set(pids)) == len(pids) <= WORKERS + KILLS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_an_interrupted_run_leaves_nothing_running(
+    number: signal.Signals, code: int, big: list[str], big_whole: Path, call: Call, tmp_path: Path
+) -> None:
+    url = tmp_path / "dask.zarr"
+    loads(big)
+    process = start(url, [*big, "engine=dask", "workers=2"])
+    with process:
+        while not list(url.glob("commit/*/c.*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=PATIENCE) == code, url.with_suffix(".log").read_text()
+    assert "Traceback" not in url.with_suffix(".log").read_text()
+    time.sleep(1.0)
+    assert [pid for pid in loads(big) if Path(f"/proc/{pid}").exists()] == []
+    assert not verify(str(url)).ok
+    extract(call, url, [*big, "teacher.seconds=0"])
+    assert different_files(big_whole, url) == []
