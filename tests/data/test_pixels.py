@@ -11,6 +11,7 @@ import torch
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bevcask.cache import open_cache
@@ -66,6 +67,32 @@ def test_points_by_hand() -> None:
     step = round(-0.4 * 32) / 32
     expected = [[0, 50, 30, 10, 0], [0, 70, 40, 10, 1], [0, step, 30, 10, 0]]
     assert rows.tolist() == expected
+
+
+@pytest.mark.parametrize("reach", [0.3, 60.0, 9e3])
+def test_no_point_of_an_image_is_overlooked(reach: float) -> None:
+    """What is left out before the exact projection is in no image, at borders and at the lens."""
+    random, parts = np.random.default_rng(3), []
+    poses = np.stack([np.eye(4)] * 6)
+    poses[:, :3, :3] = Rotation.random(6, random_state=3).as_matrix()
+    poses[:, :3, 3] = random.uniform(-2, 2, (6, 3))
+    intrinsics = np.array([[1266.0, 0, 816], [0, 1266, 491], [0, 0, 1]])
+    for pose in poses:
+        uv = random.choice([-0.6, -0.5, 0, 449.4, 449.6, 450, 899.4, 1599.5, 1600], (4000, 2))
+        depth = random.choice([0.0999, 0.1, 0.1001, *random.uniform(0.1, reach, 50)], (4000, 1))
+        rays = np.c_[uv + random.normal(0, 0.05, uv.shape), np.ones(4000)]
+        parts.append((depth * (rays @ np.linalg.inv(intrinsics).T)) @ pose[:3, :3].T + pose[:3, 3])
+    points = np.concatenate(parts).astype(np.float32)
+    found = pixel_points(points, np.empty((0, 9)), poses, np.stack([intrinsics] * 6), SIZES * 15)
+    expected = []
+    for camera, pose in enumerate(poses):
+        seen = (points.astype(np.float64) - pose[:3, 3]) @ pose[:3, :3]
+        with np.errstate(divide="ignore"):
+            uv = np.rint((seen @ intrinsics.T)[:, :2] / seen[:, 2:] * 32) / 32
+        inside = (seen[:, 2] > 0.1) & (uv >= -0.5).all(1) & (uv < [1499.5, 899.5]).all(1)
+        expected += [(camera, *row) for row in np.c_[uv, seen[:, 2]][inside]]
+    assert len(found) == len(expected) > 2000
+    np.testing.assert_allclose(found[:, :4], expected, rtol=1e-6, atol=0.04)
 
 
 def test_positions_are_rounded_to_the_steps_that_are_promised() -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import Scans, read_points
-from bevcask.geometry import CAMERAS, inside_footprints, transform_points
+from bevcask.geometry import CAMERAS, inside_footprints
 from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP
 
 _NEAREST = 0.1  # metres in front of the lens
@@ -62,33 +62,64 @@ def pixel_points(
         (M, 5) float32, `targets.pixels.FIELDS`, camera by camera in the order of the points. Points
         outside an image are left out: what an augmentation shows there is black.
     """
-    xyz_P3 = points[:, :3].astype(np.float64)
-    box_P = first_box(xyz_P3, boxes_N9.astype(np.float64))
-    parts = [np.empty((0, len(FIELDS)))]
+    box_P = first_box(points[:, :3], boxes_N9.astype(np.float64))
+    xyz_3P = np.ascontiguousarray(points[:, :3].T)
+    parts = [np.empty((0, len(FIELDS)), np.float32)]
     for camera in range(len(CAMERAS)):
         to_camera = np.linalg.inv(camera_to_lidar_V44[camera])
-        seen_P3 = transform_points(xyz_P3, to_camera)
-        ahead = np.flatnonzero(seen_P3[:, 2] > _NEAREST)
-        seen_M3 = seen_P3[ahead]
-        uv_M2 = (seen_M3 @ intrinsics_V33[camera].T)[:, :2] / seen_M3[:, 2:]
-        uv_M2 = np.rint(uv_M2 / PIXEL_STEP) * PIXEL_STEP
-        depth_M = np.rint(seen_M3[:, 2] / DEPTH_STEP) * DEPTH_STEP
-        inside_M = ((uv_M2 >= -0.5) & (uv_M2 < sizes_V2[camera][::-1] - 0.5)).all(1)
-        row_M5 = np.column_stack([np.full(len(ahead), camera), uv_M2, depth_M, box_P[ahead]])
-        parts.append(row_M5[inside_M])
-    return np.concatenate(parts).astype(np.float32)
+        to_image = intrinsics_V33[camera] @ to_camera[:3]
+        row_M = _perhaps_seen(xyz_3P, to_image, sizes_V2[camera])
+        seen_3M = to_camera[:3, :3] @ xyz_3P[:, row_M].astype(np.float64) + to_camera[:3, 3:]
+        u_M, v_M = np.rint(intrinsics_V33[camera, :2] @ seen_3M / seen_3M[2] / PIXEL_STEP)
+        depth_M = np.rint(seen_3M[2] / DEPTH_STEP)
+        height, width = (sizes_V2[camera] - 0.5) / PIXEL_STEP
+        inside_M = (seen_3M[2] > _NEAREST) & (u_M < width) & (v_M < height)
+        inside_M &= (u_M >= -0.5 / PIXEL_STEP) & (v_M >= -0.5 / PIXEL_STEP)
+        part = np.empty((int(inside_M.sum()), len(FIELDS)), np.float32)
+        columns = u_M * PIXEL_STEP, v_M * PIXEL_STEP, depth_M * DEPTH_STEP, box_P[row_M]
+        for column, values_M in enumerate(columns, 1):
+            part[:, column] = values_M[inside_M]
+        part[:, 0] = camera
+        parts.append(part)
+    return np.concatenate(parts)
 
 
-def first_box(xyz_P3: Doubles, boxes_N9: Doubles) -> npt.NDArray[np.int64]:
+def _perhaps_seen(
+    xyz_3P: Floats, to_image_34: Doubles, size_2: npt.NDArray[np.int32]
+) -> npt.NDArray[np.intp]:
+    """Return which points may be in an image: all that are, and few besides.
+
+    Most are not. In float32, so a pixel more on each side, and a centimetre towards the lens.
+    """
+    x_4, y_4, depth_4 = to_image_34
+    height, width = size_2
+    planes_54 = np.stack(
+        [
+            depth_4 - [0, 0, 0, _NEAREST - 0.01],
+            x_4 + 1.5 * depth_4,
+            (width + 0.5) * depth_4 - x_4,
+            y_4 + 1.5 * depth_4,
+            (height + 0.5) * depth_4 - y_4,
+        ]
+    ).astype(np.float32)
+    within_5P = planes_54[:, :3] @ xyz_3P >= -planes_54[:, 3:]
+    return np.flatnonzero(within_5P.all(0))
+
+
+def first_box(xyz_P3: Floats | Doubles, boxes_N9: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return 1 + the number of the first box that holds each point, 0 where none does, (P,).
 
     A box's sides are its own; only its heading tilts it.
     """
     owner_P = np.zeros(len(xyz_P3), np.int64)
+    x_P = np.ascontiguousarray(xyz_P3[:, 0])
     for number in reversed(range(len(boxes_N9))):
         box = boxes_N9[number]
         reach = np.hypot(box[3], box[4]) / 2
-        near = np.flatnonzero((np.abs(xyz_P3 - box[:3]) <= [reach, reach, box[5] / 2]).all(1))
-        held = inside_footprints(xyz_P3[near, :2], box[None])[:, 0]
+        near = np.flatnonzero(np.abs(x_P - box[0]) <= reach)
+        xyz_M3 = xyz_P3[near].astype(np.float64)
+        level_M = (np.abs(xyz_M3[:, 1:] - box[1:3]) <= [reach, box[5] / 2]).all(1)
+        near, xyz_M3 = near[level_M], xyz_M3[level_M]
+        held = inside_footprints(xyz_M3[:, :2], box[None])[:, 0]
         owner_P[near[held]] = number + 1
     return owner_P
