@@ -1,6 +1,7 @@
 """Helper processes end with the process they serve, and with nothing else."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -99,3 +100,32 @@ def test_signals_of_the_group_are_left_to_the_process_that_is_served(
         process.stdin.write("end\n")
         process.stdin.flush()
         assert int(process.stdout.readline()) == 0
+
+
+ALLOCATING = """
+import resource, sys
+import numpy as np
+from bevcask.processes import keep_freed_memory
+
+def allocate():
+    images = [np.empty(3 * 2**20, np.uint8) for _ in range(15)]
+    for image in images:
+        image.fill(1)
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+allocate()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+allocate()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_kept_for_what_is_allocated_next() -> None:
+    faults = {}
+    for how in ("keep", "return"):
+        told = subprocess.check_output([sys.executable, "-c", ALLOCATING, how], text=True)
+        faults[how] = int(told)
+    assert faults["keep"] < 1000
+    assert faults["return"] > 10000

@@ -374,11 +374,12 @@ def test_workers_never_outlive_the_process_they_serve(
 ) -> None:
     """Each calls `end_with_parent`; `tests/test_processes.py` shows what that is worth."""
     called = []
-    monkeypatch.setattr(workers, "end_with_parent", lambda: called.append(1))
+    monkeypatch.setattr(workers, "end_with_parent", lambda: called.append("end"))
+    monkeypatch.setattr(workers, "keep_freed_memory", lambda: called.append("memory"))
     threads = torch.get_num_threads()
     workers.begin(0)
     torch.set_num_threads(threads)
-    assert called == [1]
+    assert sorted(called) == ["end", "memory"]
     source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
     loader = build_loader(source, in_order(1, 1), LoaderConfig(num_workers=1))
     assert isinstance(loader, Loader)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from bevcask.errors import BevcaskError, LoaderError
-from bevcask.processes import end_with_parent
+from bevcask.processes import end_with_parent, keep_freed_memory
 
 BatchT = TypeVar("BatchT")
 _SHARED = Path("/dev/shm")
@@ -159,7 +159,8 @@ def _mb(size: int) -> str:
 
 
 def begin(worker: int) -> None:
-    """Set a worker up: one thread, and no life of its own."""
+    """Set a worker up: one thread, memory that it keeps, and no life of its own."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    keep_freed_memory()
     end_with_parent()
