@@ -17,6 +17,11 @@ the resize and crop of a validation frame, which the goals are about; `augmented
 BEVDepth's published ranges: every frame is turned, by the same warp in two of the arms, and above
 half the original size nothing can be decoded smaller. Without `--root` (or
 BEVCASK_NUSCENES) the images are a synthetic world's, which decode faster than photographs.
+
+    sample    all that BEVDepth's student is shown of a frame in training: six images, boxes, LiDAR
+              points for its depth loss; processor time of the process
+    batched   the same, and stacked into a batch of one
+    six       its six images alone, decoded and warped
 """
 
 import argparse
@@ -26,7 +31,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from time import thread_time
+from time import process_time, thread_time
 from typing import Any
 
 import cv2
@@ -36,7 +41,7 @@ import torch
 from measure import ground, interleave, make_world, ratio, report
 from PIL import Image
 
-from bevcask.config import AugmentConfig
+from bevcask.config import AugmentConfig, DatasetConfig
 from bevcask.data.augment import draw
 from bevcask.data.images import (
     ImageTransform,
@@ -44,7 +49,12 @@ from bevcask.data.images import (
     load_image,
     to_planes,
 )
+from bevcask.data.index.frames import Frames
+from bevcask.data.samples import SampleReader, collate
+from bevcask.data.workers import tensors_of
 from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch
+from bevcask.detectors.bevdepth import BEVDepth, BEVDepthConfig
+from bevcask.processes import keep_freed_memory
 
 SEED = 0
 CAMERA_HW = (900, 1600)
@@ -53,6 +63,12 @@ NUM_IMAGES = 48
 AUGMENT = AugmentConfig(
     resize=(-0.06, 0.11), crop=True, image_flip=True, image_rotation=5.4
 )  # BEVDepth's published ranges
+STUDENT = AUGMENT.model_copy(
+    update={"bev_rotation": 0.39, "bev_scale": (0.95, 1.05), "bev_flip_x": True, "bev_flip_y": True}
+)
+NUM_FRAMES = 24
+FLOATS = 6 * (3 + 1) * NETWORK_HW[0] * NETWORK_HW[1] * 4
+"""Bytes of a frame's images and depth maps in float32: what a sample was, labels aside."""
 KINDS = ("clean", "augmented")
 ENDS = ("pixels", "input")
 GOALS = {"pillow clean": ">= 4", "opencv clean": ">= 1.5"}
@@ -107,15 +123,6 @@ def normalise_a_batch(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> No
     to_planes(image_HW3, planes_CHW)
     batch = Batch([""], torch.eye(4)[None], torch.from_numpy(planes_CHW)[None, None])
     out_CHW[...] = batch.normalised()[0, 0]
-
-
-def in_two_steps(image_HW3: Pixels, out_CHW: npt.NDArray[np.float32]) -> None:
-    """Write planes as a loader hands them over, then normalise as `Batch.normalised` does."""
-    planes_CHW = np.empty(out_CHW.shape, np.uint8)
-    to_planes(image_HW3, planes_CHW)
-    for channel, (mean, std) in enumerate(zip(MEAN_RGB, STD_RGB, strict=True)):
-        np.multiply(planes_CHW[channel], np.float32(1 / std), out=out_CHW[channel])
-        out_CHW[channel] -= np.float32(mean / std)
 
 
 ARMS: dict[str, tuple[Load, Normalise]] = {
@@ -198,6 +205,67 @@ def measure(paths: list[Path], rounds: int, data: str) -> dict[str, Any]:
     }
 
 
+def measure_samples(frames: Frames, rounds: int) -> dict[str, Any]:
+    """Time whole samples against their six images alone; return seconds a frame and ratios."""
+    reader = SampleReader(frames, BEVDepth.inputs(BEVDepthConfig()), STUDENT, SEED)
+    tokens = frames.tokens[:NUM_FRAMES]
+    files = [
+        (frames.root / name.decode(), transform)
+        for token in tokens
+        for name, transform in zip(
+            frames.index["frame_image"][frames.row(token)],
+            draw(STUDENT, SEED, token, 0, [CAMERA_HW] * 6, NETWORK_HW).images,
+            strict=True,
+        )
+    ]
+
+    def clock(work: Callable[[], object]) -> Callable[[], float]:
+        def seconds() -> float:
+            start = process_time()
+            work()
+            return (process_time() - start) / len(tokens)
+
+        return seconds
+
+    clocks = {
+        "six": clock(lambda: [by_bevcask(*file) for file in files]),
+        "sample": clock(lambda: [reader.read(token) and None for token in tokens]),
+        "batched": clock(lambda: [collate([reader.read(token)]) and None for token in tokens]),
+    }
+    seconds = interleave(clocks, rounds, SEED)
+
+    def times(arm: str, goal: str | None) -> dict[str, Any]:
+        pairs = zip(seconds[arm], seconds["six"], strict=True)
+        return ratio(f"{arm} / six", [own / six for own, six in pairs], goal)
+
+    sizes = [
+        sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(collate([reader.read(t)])))
+        for t in tokens
+    ]
+    shares = [size / FLOATS for size in sizes]
+    return {
+        "frames": len(tokens),
+        "bytes_a_sample": sum(sizes) // len(sizes),
+        "seconds": seconds,
+        "ratios": [
+            times("sample", "<= 1.25"),
+            times("batched", None),
+            ratio("bytes a sample / in float32", shares, "<= 0.3"),
+        ],
+    }
+
+
+def measure_all(root: Path, rounds: int, data: str) -> dict[str, Any]:
+    """Measure images and samples of a dataset, these with the memory of a loader worker."""
+    result = measure(find_images(root), rounds, data)
+    version = next(root.glob("v1.0-*")).name
+    frames = Frames.select(DatasetConfig(root=str(root), version=version, split="all"))
+    keep_freed_memory()
+    samples = measure_samples(frames, rounds)
+    seconds = result["seconds"] | samples["seconds"]
+    return result | samples | {"seconds": seconds, "ratios": result["ratios"] + samples["ratios"]}
+
+
 def main() -> None:
     """Parse the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -210,9 +278,9 @@ def main() -> None:
         if root is None:
             os.environ["BEVCASK_HOME"] = folder
             world = make_world(Path(folder) / "world", NUM_IMAGES // 6, CAMERA_HW[1])
-            result = measure(find_images(world), options.rounds, "synthetic world")
+            result = measure_all(world, options.rounds, "synthetic world")
         else:
-            result = measure(find_images(Path(root)), options.rounds, "nuScenes")
+            result = measure_all(Path(root), options.rounds, "nuScenes")
     for name, value in result["mean_absolute_difference_of_255"].items():
         print(f"{name:28} {value:6.3f} of 255")
     report("images", result, options.out)

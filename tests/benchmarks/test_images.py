@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bevcask.config import DatasetConfig
+from bevcask.data.index.frames import Frames
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -38,6 +41,21 @@ def test_end_to_end(images: Any, photograph: Path) -> None:
     expected = times["opencv clean input"][0] / times["bevcask clean input"][0]
     assert by_name["opencv / bevcask, clean input"] == pytest.approx(expected)
     assert max(result["mean_absolute_difference_of_255"].values()) < 1
+
+
+def test_samples_against_their_images(
+    images: Any, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "CAMERA_HW", (112, 200))
+    monkeypatch.setattr(images, "NUM_FRAMES", 2)
+    where = DatasetConfig(root=str(tiny_world), version="v1.0-synthetic", split="all")
+    result = images.measure_samples(Frames.select(where), 1)
+    json.dumps(result)
+    assert result["frames"] == 2
+    first, *_, last = result["ratios"]
+    seconds = result["seconds"]
+    assert first["median"] == pytest.approx(seconds["sample"][0] / seconds["six"][0])
+    assert last["median"] == pytest.approx(result["bytes_a_sample"] / images.FLOATS, rel=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{}, {"flip": True}, {"rotation": math.radians(5)}])

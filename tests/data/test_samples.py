@@ -1,6 +1,7 @@
 """What is read of one frame: draws for all cameras, trained frames of a window, resampling."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_scan
 from bevcask.data.samples import Replay, SampleReader, collate
+from bevcask.data.workers import tensors_of
 from bevcask.detectors.base import Inputs
 from bevcask.errors import ConfigError
 
@@ -98,3 +100,16 @@ def test_a_sample_reads_its_scan_once(tiny_frames: Frames, monkeypatch: pytest.M
     assert sample.points_P5 is not None
     assert sample.pixels_P5 is not None
     assert len(read) == len(set(read)) == 3
+
+
+def test_a_samples_bytes_are_few(nuscenes_root: Path, select: Callable[..., Frames]) -> None:
+    """Float32 images and depth maps of every pixel were 17.3 MB a frame at this size."""
+    frames = select(nuscenes_root, "v1.0-mini")
+    reader = SampleReader(frames, Inputs(image_size_HW=(256, 704), depth=True), AUGMENT, 0)
+    batch = collate([reader.read(token) for token in frames.tokens[:2]])
+    assert batch.images_BVCHW is not None
+    assert batch.images_BVCHW.shape == (2, 6, 3, 256, 704)
+    assert batch.pixels is not None
+    assert min(map(len, batch.pixels)) > 15_000
+    size = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(batch))
+    assert size <= 0.3 * 2 * 6 * (3 + 1) * 256 * 704 * 4

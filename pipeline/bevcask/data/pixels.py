@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import Scans, read_points
-from bevcask.geometry import CAMERAS, inside_footprints
+from bevcask.geometry import inside_footprints
 from bevcask.targets.pixels import DEPTH_STEP, FIELDS, PIXEL_STEP
 
 _NEAREST = 0.1  # metres in front of the lens
@@ -65,11 +65,11 @@ def pixel_points(
     box_P = first_box(points[:, :3], boxes_N9.astype(np.float64))
     xyz_3P = np.ascontiguousarray(points[:, :3].T)
     parts = [np.empty((0, len(FIELDS)), np.float32)]
-    for camera in range(len(CAMERAS)):
-        to_camera = np.linalg.inv(camera_to_lidar_V44[camera])
+    for camera, to_camera in enumerate(np.linalg.inv(camera_to_lidar_V44)):
         to_image = intrinsics_V33[camera] @ to_camera[:3]
         row_M = _perhaps_seen(xyz_3P, to_image, sizes_V2[camera])
-        seen_3M = to_camera[:3, :3] @ xyz_3P[:, row_M].astype(np.float64) + to_camera[:3, 3:]
+        xyz_3M = np.take(xyz_3P, row_M, axis=1).astype(np.float64)
+        seen_3M = to_camera[:3, :3] @ xyz_3M + to_camera[:3, 3:]
         u_M, v_M = np.rint(intrinsics_V33[camera, :2] @ seen_3M / seen_3M[2] / PIXEL_STEP)
         depth_M = np.rint(seen_3M[2] / DEPTH_STEP)
         height, width = (sizes_V2[camera] - 0.5) / PIXEL_STEP
