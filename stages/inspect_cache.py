@@ -4,6 +4,7 @@ from typing import Any
 
 from bevcask.cache import open_cache
 from bevcask.catalog import resolve
+from bevcask.cluster import workers_of
 from bevcask.errors import ConfigError
 from bevcask.outputs import output_file
 from bevcask.verbs import InspectConfig
@@ -41,4 +42,5 @@ def run(config: InspectConfig) -> dict[str, Any]:
             frames = open_frames(cache, config.dataset)
             draw(compose_picture(cache, frames, token), picture)
             result["picture"] = str(picture)
-    return result | {"statistics": statistics(cache)}
+    with workers_of(config):  # dask finds them by itself
+        return result | {"statistics": statistics(cache)}

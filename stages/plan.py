@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
+from bevcask.cluster import workers_of
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.presence import look, readable_frames
@@ -21,15 +23,16 @@ from bevcask.detectors.operations import operations
 from bevcask.errors import ConfigError
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
-from bevcask.progress import Ticker, progress_bar
+from bevcask.progress import Ticker, no_bar, progress_bar
 from bevcask.provenance import pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.checkpoint import start
-from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, best, probe
+from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, Measured, best, measure, rows_of
 from bevcask.verbs import PlanConfig
+from bevcask.worker import kept, one_at_a_time, own_device
 
 _VIEWS = (1, 2, 4)
 
@@ -153,35 +156,19 @@ def probe_codecs(
             "probe asks a teacher about single frames, and this one remembers whole scenes. Show "
             "it windows: teacher.memory=window."
         )
-    device = pick_device(config.device)
     frames = readable_frames(Frames.select(config.dataset), teacher.reads(), "dataset", "skip")
     wanted = min(config.probe, len(frames))
     spread = [frames.tokens[i * len(frames) // wanted] for i in range(wanted)]
-    torch.manual_seed(config.seed)
-    detector, own = find_detector(config.student.detector, "student.detector")
-    teacher.load(device)
-    specs = plan(method.needs(), offers, num_frames, config.store, config.augment).specs
-    own_view = {spec.name: spec for spec in specs if spec.view <= 1}
-    method.build(detector.describe_taps(own), own_view)
-    student = detector(own)
-    start(student, config.student)
-    dataset = JoinedDataset(
-        frames.keep(spread),
-        SampleReader(frames, detector.inputs(own), config.augment, config.seed),
-        teacher=SampleReader(
-            frames, teacher.reads(), None, config.seed, pixels=needs_pixels(specs)
-        ),
-    )
-    batches = (dataset.collate([dataset[Key(index)]]).to(device) for index in range(wanted))
-    with progress_bar("probe", wanted) as bar:
-        rows = probe(
-            student.to(device),
-            method.to(device),
-            teacher,
-            ticked(batches, bar),
-            config.store,
-            detector.inputs(own).memory,
-        )
+    with workers_of(config) as workers, progress_bar("probe", wanted) as bar:
+        if workers is None:
+            measured = [_Probe(config, frames, spread, teacher).measure(range(wanted), bar)]
+        else:
+            work = partial(_measure_there, config, spread, workers.run)
+            pieces, measured = [range(i, i + 1) for i in range(wanted)], []
+            for part in workers.map(work, pieces):
+                measured.append(part)
+                bar.advance(1, "")
+    rows = rows_of(measured, method, teacher, config.store)
     return {
         "probe": [
             asdict(row)
@@ -195,6 +182,52 @@ def probe_codecs(
         "best": (pick := best(rows, num_frames, config.store.budget)) and pick.words,
         "budget_gb": config.store.budget,
     }
+
+
+class _Probe:
+    """A loaded teacher, and the student that would learn of it: made once a process."""
+
+    def __init__(
+        self, config: PlanConfig, frames: Frames, spread: list[str], teacher: Teacher
+    ) -> None:
+        self._config, self._teacher = config, teacher
+        self._device = pick_device(config.device)
+        torch.manual_seed(config.seed)
+        detector, own = find_detector(config.student.detector, "student.detector")
+        method = build_method(config.method)
+        teacher.load(self._device)
+        specs = plan(
+            method.needs(), teacher.offers(), len(frames), config.store, config.augment
+        ).specs
+        method.build(
+            detector.describe_taps(own), {spec.name: spec for spec in specs if spec.view <= 1}
+        )
+        student, self._inputs = detector(own), detector.inputs(own)
+        start(student, config.student)
+        self._student, self._method = student.to(self._device), method.to(self._device)
+        clean = SampleReader(frames, teacher.reads(), None, config.seed, pixels=needs_pixels(specs))
+        augmented = SampleReader(frames, self._inputs, config.augment, config.seed)
+        self._dataset = JoinedDataset(frames.keep(spread), augmented, teacher=clean)
+
+    def measure(self, indices: range, bar: Ticker) -> Measured:
+        """Measure every codec on some of the frames."""
+        dataset, device = self._dataset, self._device
+        batches = (dataset.collate([dataset[Key(index)]]).to(device) for index in indices)
+        remembers, store = self._inputs.memory, self._config.store
+        shown = ticked(batches, bar)
+        return measure(self._student, self._method, self._teacher, shown, store, remembers)
+
+
+def _measure_there(config: PlanConfig, spread: list[str], run: str, indices: range) -> Measured:
+    """Measure on a worker, which keeps teacher and student for other frames."""
+
+    def open_there() -> _Probe:
+        own = config.model_copy(update={"device": own_device(config.device)})
+        teacher = build_teacher(own.teacher, own.seed)
+        return _Probe(own, Frames.select(own.dataset), spread, teacher)
+
+    with one_at_a_time, no_bar("", len(indices)) as bar:
+        return kept(run, "probe", open_there).measure(indices, bar)
 
 
 def ticked(batches: Iterable[TrainBatch], bar: Ticker) -> Iterator[TrainBatch]:

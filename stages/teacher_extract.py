@@ -202,7 +202,7 @@ def _machine_there(config: ExtractConfig) -> dict[str, Any]:
 def _fill_there(config: ExtractConfig, run: str, shards: range) -> Filled:
     """Fill a portion on a worker, which keeps its teacher for the next."""
     with one_at_a_time:
-        job = kept(run, lambda: _job_there(_on_own_device(config)))
+        job = kept(run, "job", lambda: _job_there(_on_own_device(config)))
         what = f"shards {shards.start} to {shards.stop - 1}"
         return fill(job, shards, what, patience=STALE_SECONDS + RENEW_SECONDS)
 

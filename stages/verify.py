@@ -4,22 +4,22 @@ digests of all files -> values, frames (check=meaning) -> the teacher again (res
 -> the teacher, augmented (equivariance=N) -> the teacher, shown windows (windows=N)
 """
 
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache, open_cache
-from bevcask.cache.verify_bytes import Problem, verify
+from bevcask.cache.verify_bytes import Problem, Report, verify
 from bevcask.cache.verify_values import check_values
 from bevcask.catalog import resolve
+from bevcask.cluster import Workers, workers_of
 from bevcask.config import AugmentConfig, TeacherConfig, validate
 from bevcask.data.index.frames import Frames
 from bevcask.data.loader import ViewSource
@@ -31,21 +31,30 @@ from bevcask.errors import (
     ConfigError,
     StoreError,
 )
-from bevcask.evaluation.agreement import frame_problems, resample, spread_tokens
-from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
-from bevcask.evaluation.windows import remembered_targets, window_gap
+from bevcask.evaluation.agreement import frame_problems, joined, resample, spread_tokens
+from bevcask.evaluation.equivariance import (
+    AUGMENTATIONS,
+    clean_maps,
+    equivariance_gap,
+    equivariance_sums,
+)
+from bevcask.evaluation.windows import remembered_targets, window_gap, window_sums
 from bevcask.outputs import output_file
 from bevcask.paths import write_whole
-from bevcask.progress import progress_bar
+from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import hardware, pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.identity import check_dataset, check_resampling
 from bevcask.verbs import VerifyConfig
+from bevcask.viz.verification import render
+from bevcask.worker import kept, one_at_a_time, own_device
 
-_SHOWN = 40
-_WHERE = ("shard", "target", "token", "key", "what")
+__all__ = ["open_teacher", "render", "run", "write_repair_list"]
+
+Found = TypeVar("Found")
+_PORTION = 8  # frames; the teacher is asked twice about the first, to know its noise
 
 
 def run(config: VerifyConfig) -> dict[str, Any]:
@@ -73,26 +82,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         )
     url = resolve("cache", config.cache)
     mend = None if config.repair is None else output_file("repair", config.repair, ".jsonl")
-    with progress_bar("verify", 0, unit="bytes") as bar:
-        report = verify(url, progress=bar.move_to)
-    problems, suspicions, result = list(report.problems), list[Problem](), dict[str, Any]()
-    if config.check == "meaning" or asked:
-        try:
-            cache = open_cache(url, allow_unsealed=True)
-        except (CacheCorruptError, CacheIdentityError, StoreError) as error:
-            problems.append(
-                Problem("zarr.json", f"cannot be opened, so no more was checked: {error}")
-            )
-        else:
-            try:
-                if config.check == "meaning":
-                    suspicions = _meaning(config, cache, problems, result)
-                if asked:
-                    _ask_teacher(config, cache, suspicions, problems, result)
-            except BevcaskError as error:
-                if not problems:
-                    raise
-                result["unfinished"] = str(error)  # damage that was found is not forgotten
+    with workers_of(config) as workers:
+        report, problems, suspicions, result = _check(config, url, workers)
     if mend is not None:
         result["repair"] = write_repair_list(problems, report.targets, mend)
     return {
@@ -106,12 +97,44 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     }
 
 
+def _check(
+    config: VerifyConfig, url: str, workers: Workers | None
+) -> tuple[Report, list[Problem], list[Problem], dict[str, Any]]:
+    """Return what was hashed, problems, suspicions, and what deeper looks gave."""
+    asked = config.resample or config.equivariance or config.windows
+    with progress_bar("verify", 0, unit="bytes") as bar:
+        report = verify(url, progress=bar.move_to, cluster=workers)
+    problems, suspicions, result = list(report.problems), list[Problem](), dict[str, Any]()
+    if config.check == "meaning" or asked:
+        try:
+            cache = open_cache(url, allow_unsealed=True)
+        except (CacheCorruptError, CacheIdentityError, StoreError) as error:
+            problems.append(
+                Problem("zarr.json", f"cannot be opened, so no more was checked: {error}")
+            )
+        else:
+            try:
+                if config.check == "meaning":
+                    suspicions = _meaning(config, cache, workers, problems, result)
+                if asked:
+                    _ask_teacher(config, cache, workers, suspicions, problems, result)
+            except BevcaskError as error:
+                if not problems:
+                    raise
+                result["unfinished"] = str(error)  # damage that was found is not forgotten
+    return report, problems, suspicions, result
+
+
 def _meaning(
-    config: VerifyConfig, cache: Cache, problems: list[Problem], result: dict[str, Any]
+    config: VerifyConfig,
+    cache: Cache,
+    workers: Workers | None,
+    problems: list[Problem],
+    result: dict[str, Any],
 ) -> list[Problem]:
     """Check values, and frames where a dataset is named; return what is only suspicious."""
     with progress_bar("values", 0) as bar:
-        values = check_values(cache, progress=bar.move_to)
+        values = check_values(cache, progress=bar.move_to, cluster=workers)
     problems += values.problems
     result["statistics"] = values.statistics
     if "dataset" in config.model_fields_set:
@@ -129,6 +152,7 @@ def _meaning(
 def _ask_teacher(
     config: VerifyConfig,
     cache: Cache,
+    workers: Workers | None,
     suspicions: Sequence[Problem],
     problems: list[Problem],
     result: dict[str, Any],
@@ -137,32 +161,100 @@ def _ask_teacher(
     if config.equivariance:
         clean_maps(cache)  # said before the teacher is loaded
     if config.windows:
-        result["windows"] = _show_windows(config, cache)
-    if not (config.resample or config.equivariance):
-        return
-    teacher, source, device = open_teacher(config, cache)
+        remembered_targets(cache)
+        teacher = config.teacher.model_copy(update={"memory": "window", "parts": None})
+        shown = config.model_copy(update={"teacher": teacher})
+        tokens = spread_tokens(cache, config.windows, config.seed)
+        looks = _Looks(shown, cache, workers, same_memory=False)
+        result["windows"] = window_gap(looks.each(window_sums, "windows", tokens))
+    looks = _Looks(config, cache, workers)
     if config.resample:
         first = list(_suspects(cache, suspicions))
         tokens = spread_tokens(cache, config.resample, config.seed, first)
-        with progress_bar("resample", len(tokens)) as bar:
-            result["resample"], found = resample(cache, teacher, source, tokens, device, bar)
+        result["resample"], found = joined(looks.each(resample, "resample", tokens))
         problems += found
-        result["notes"] = list(_notes(cache, result["resample"], device))
+        result["notes"] = list(_notes(cache, result["resample"], _machine(config, workers)))
     if config.equivariance and problems:
         result["unfinished"] = "equivariance= is not looked into where there are problems"
     elif config.equivariance:
         tokens = spread_tokens(cache, config.equivariance, config.seed)
-        with progress_bar("equivariance", len(tokens) * len(AUGMENTATIONS)) as bar:
-            result["equivariance"] = equivariance_gap(
-                cache, teacher, source.reader, tokens, device, bar
-            )
+        gaps = looks.each(equivariance_sums, "equivariance", tokens, len(AUGMENTATIONS))
+        result["equivariance"] = equivariance_gap(gaps)
+
+
+class _Looks:
+    """Looks at frames with the teacher of a cache, loaded once: here, or by each worker."""
+
+    def __init__(
+        self,
+        config: VerifyConfig,
+        cache: Cache,
+        workers: Workers | None,
+        same_memory: bool = True,
+    ) -> None:
+        self._asked = (config, cache.url, same_memory)
+        self._cache, self._workers = cache, workers
+        self._open = functools.cache(lambda: open_teacher(config, cache, same_memory))
+
+    def each(
+        self, look: Callable[..., Found], title: str, tokens: Sequence[str], steps: int = 1
+    ) -> list[Found]:
+        """Return what a look at all frames finds, or at each portion of them.
+
+        Args:
+            look: (cache, teacher, source, tokens, device, bar) -> what it finds.
+            title: of the bar.
+            tokens: the frames.
+            steps: by which the bar moves for each.
+        """
+        with progress_bar(title, len(tokens) * steps) as bar:
+            if self._workers is None:
+                teacher, source, device = self._open()
+                return [look(self._cache, teacher, source, tokens, device, bar)]
+            found = []
+            portions = [tokens[i : i + _PORTION] for i in range(0, len(tokens), _PORTION)]
+            work = partial(_look_there, look, self._asked, self._workers.run)
+            for portion, own in zip(portions, self._workers.map(work, portions), strict=True):
+                found.append(own)
+                bar.advance(len(portion) * steps)
+            return found
+
+
+def _look_there(
+    look: Callable[..., Found],
+    asked: tuple[VerifyConfig, str, bool],
+    run: str,
+    tokens: Sequence[str],
+) -> Found:
+    """Look at some frames on a worker, which keeps the teacher for others."""
+    config, url, same_memory = asked
+
+    def open_there() -> tuple[Cache, tuple[Teacher, ViewSource, torch.device]]:
+        own = config.model_copy(update={"device": own_device(config.device)})
+        cache = open_cache(url, allow_unsealed=True)
+        return cache, open_teacher(own, cache, same_memory)
+
+    with one_at_a_time, no_bar("", len(tokens)) as bar:
+        cache, (teacher, source, device) = kept(run, f"teacher, {same_memory}", open_there)
+        return look(cache, teacher, source, tokens, device, bar)
+
+
+def _machine(config: VerifyConfig, workers: Workers | None) -> dict[str, Any]:
+    """Return what the teacher was asked on."""
+    if workers is None:
+        return hardware(pick_device(config.device))
+    return next(iter(workers.map(_machine_there, [config.device])))
+
+
+def _machine_there(device: str) -> dict[str, Any]:
+    return hardware(pick_device(own_device(device)))
 
 
 def _notes(
-    cache: Cache, compared: Mapping[str, Mapping[str, Any]], device: torch.device
+    cache: Cache, compared: Mapping[str, Mapping[str, Any]], machine: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what is no damage, and what explains it."""
-    made_on, here = cache.provenance.get("device"), hardware(device)["device"]
+    made_on, here = cache.provenance.get("device"), machine["device"]
     for name, found in compared.items():
         off = f"{name}: off by up to {found['error']:.3g} times what its codec may change"
         if found["verdict"] == "noise":
@@ -177,14 +269,9 @@ def _notes(
             )
 
 
-def _show_windows(config: VerifyConfig, cache: Cache) -> dict[str, Any]:
-    remembered_targets(cache)  # said before the teacher is loaded
+def _as_windows(config: VerifyConfig) -> VerifyConfig:
     teacher = config.teacher.model_copy(update={"memory": "window", "parts": None})
-    windowed = config.model_copy(update={"teacher": teacher})
-    asked, source, device = open_teacher(windowed, cache, same_memory=False)
-    tokens = spread_tokens(cache, config.windows, config.seed)
-    with progress_bar("windows", len(tokens)) as bar:
-        return dict(window_gap(cache, asked, source.reader, tokens, device, bar))
+    return config.model_copy(update={"teacher": teacher})
 
 
 def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:
@@ -263,73 +350,3 @@ def write_repair_list(
         "lines": len(lines),
         "beyond_repair": len(problems) - len(within),
     }
-
-
-def render(result: dict[str, Any]) -> Group:
-    """Show what was checked and a table for each depth."""
-    parts: list[Any] = [
-        Text.assemble(
-            (_verdict(result), "bold"),
-            f"  {result['cache']}: {result['files']:,} files, {result['bytes'] / 1e9:.3f} GB, "
-            f"{len(result['problems'])} problems, {len(result['suspicions'])} suspicions",
-        )
-    ]
-    if "not_compared" in result:
-        parts.append(f"not compared: {result['not_compared']}")
-    parts += result.get("notes", [])
-    if "unfinished" in result:
-        parts.append(f"no deeper: {result['unfinished']}")
-    for name in ("problems", "suspicions"):
-        if result[name]:
-            rows = [[found[key] for key in _WHERE] for found in result[name]]
-            parts.append(_table(name, _WHERE, rows))
-    for name in ("statistics", "resample"):
-        if found := result.get(name):
-            columns = list(next(iter(found.values())))
-            rows = [[target, *(entry[key] for key in columns)] for target, entry in found.items()]
-            parts.append(_table(name, ["target", *columns], rows))
-    if gaps := result.get("equivariance"):
-        rows = [
-            [augmentation, target, *gap.values()]
-            for augmentation, by_target in gaps.items()
-            for target, gap in by_target.items()
-        ]
-        title = "aligned target against the augmented teacher (a study, not a check)"
-        columns = ["augmentation", "target", "relative L2", "on objects", "cosine"]
-        parts.append(_table(title, columns, rows))
-    if windows := result.get("windows"):
-        rows = [[target, *gap.values()] for target, gap in windows.items()]
-        title = "windows against the memory of whole scenes (a study, not a check)"
-        columns = ["target", "frames", "relative L2", "cosine", "L2 where the scene had just begun"]
-        parts.append(_table(title, columns, rows))
-    if any(problem["shard"] is not None for problem in result["problems"]):
-        parts.append(
-            f"To list what extraction mends: bevcask verify {result['cache']} repair=FILE.jsonl"
-        )
-    return Group(*parts)
-
-
-def _verdict(result: dict[str, Any]) -> str:
-    if result["ok"]:
-        return "ok"
-    unfinished = all("not sealed" in problem["what"] for problem in result["problems"])
-    return "UNFINISHED" if unfinished else "DAMAGED"
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    more = len(rows) - _SHOWN
-    caption = f"and {more} more: see --json" if more > 0 else None
-    table = Table(title=title, caption=caption)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows[:_SHOWN]:
-        table.add_row(*map(_words, row))
-    return table
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(str, value[:8])) + (", ..." if len(value) > 8 else "") or "-"
-    return "-" if value is None else str(value)

@@ -11,17 +11,18 @@ from bevcask.errors import ConfigError
 from bevcask.processes import cores, end_with_parent
 
 Kept = TypeVar("Kept")
-_kept: dict[str, Any] = {}
+_kept: dict[str, dict[str, Any]] = {}
 one_at_a_time = threading.RLock()
 """Held by pieces that do not run beside each other in one process: those of a teacher."""
 
 
-def kept(run: str, make: Callable[[], Kept]) -> Kept:
+def kept(run: str, name: str, make: Callable[[], Kept]) -> Kept:
     """Return what this process keeps until the end of a run; made when it is first asked for."""
     with one_at_a_time:
-        if run not in _kept:
-            _kept[run] = make()
-        found: Kept = _kept[run]
+        own = _kept.setdefault(run, {})
+        if name not in own:
+            own[name] = make()
+        found: Kept = own[name]
         return found
 
 

@@ -12,10 +12,16 @@ from torch import Tensor
 from bevcask.cache import FrameTable, encode, open_cache
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
+from bevcask.data.loader import ViewSource
 from bevcask.data.samples import SampleReader, collate
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import ConfigError
-from bevcask.evaluation.equivariance import AUGMENTATIONS, clean_maps, equivariance_gap
+from bevcask.evaluation.equivariance import (
+    AUGMENTATIONS,
+    clean_maps,
+    equivariance_gap,
+    equivariance_sums,
+)
 from bevcask.geometry import Grid
 from bevcask.progress import progress_bar
 from bevcask.targets.spec import Codec, TapInfo, TargetSpec
@@ -79,9 +85,12 @@ def gap_of(tiny_world: Path, tmp_path: Path) -> Measure:
         writer.seal()
         cache = open_cache(str(tmp_path / says.__name__))
         with progress_bar("gap", 1) as bar:
-            return equivariance_gap(
-                cache, teacher, reader, frames.tokens[:2], torch.device("cpu"), bar
-            )
+            cpu, source = torch.device("cpu"), ViewSource(reader, reader)
+            parts = [
+                equivariance_sums(cache, teacher, source, [token], cpu, bar)
+                for token in frames.tokens[:2]
+            ]
+        return equivariance_gap(parts)
 
     return measure
 

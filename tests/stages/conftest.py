@@ -1,7 +1,7 @@
 """One small cache and one checkpoint that the stage tests share."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,17 @@ def cached_world(
     code, _, err = call("teacher-extract", str(url), *teacher_words, "store.shard_rows=2")
     assert code == 0, err
     return url
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a cluster of two workers, threads of this process."""
+    from distributed import LocalCluster
+
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
 
 
 @pytest.fixture

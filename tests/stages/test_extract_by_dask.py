@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from bevcask.cache.verify_bytes import verify
 from cache.test_writer import different_files
@@ -48,15 +48,6 @@ def whole(words: list[str], call: Call, tmp_path_factory: pytest.TempPathFactory
     url = tmp_path_factory.mktemp("whole") / "whole.zarr"
     extract(call, url, words)
     return url
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """Address of a cluster of two workers, threads of this process."""
-    with LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 def extract(call: Call, url: Path, words: list[str], code: int = 0) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Checking every stored byte of a cache against its digests."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,14 @@ from bevcask.cache.layout import (
 from bevcask.cache.lease import FOLDER as LEASES
 from bevcask.cache.metadata import ADDITION, PROVENANCE, ROOT, open_json, read_root
 from bevcask.cache.reader import open_cache
+from bevcask.cluster import Workers
 from bevcask.errors import CacheCorruptError, CacheIdentityError, StoreError
 from bevcask.paths import PARTIAL
 from bevcask.targets.spec import TargetSpec
+from bevcask.worker import kept
 
 _PORTION = 1 << 23
+_FAR_PORTION = 1 << 27  # for another process
 _SHARDS = 64
 _CHANGED = "bytes differ from what was committed"
 Progress = Callable[[int, int], None]
@@ -78,7 +83,12 @@ class Report:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(url: str, workers: int | None = None, progress: Progress | None = None) -> Report:
+def verify(
+    url: str,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cluster: Workers | None = None,
+) -> Report:
     """Hash every file of a cache and list what is damaged, missing or extra.
 
     Args:
@@ -86,6 +96,7 @@ def verify(url: str, workers: int | None = None, progress: Progress | None = Non
         workers: threads that read and hash (hashing lets go of the interpreter); None: as many as
             `ThreadPoolExecutor` starts for this machine.
         progress: called with (bytes hashed, bytes in all) after each file.
+        cluster: reads and hashes the shards instead of threads here.
 
     Raises:
         CacheIncompleteError: there is no cache.
@@ -101,7 +112,7 @@ def verify(url: str, workers: int | None = None, progress: Progress | None = Non
         attributes = read_root(files)
     except CacheCorruptError as error:
         return Report(url, [Problem(ROOT, str(error))], 1, 0)
-    return _Check(files, attributes).run(workers, progress)
+    return _Check(files, attributes).run(workers, progress, cluster)
 
 
 class _Check:
@@ -122,22 +133,27 @@ class _Check:
         self._commit = Commit(files, attributes, len(self._arrays), lenient=True)
         self._problems: list[Problem] = []
 
-    def run(self, workers: int | None, progress: Progress | None) -> Report:
+    def run(
+        self, workers: int | None, progress: Progress | None, cluster: Workers | None
+    ) -> Report:
         self._judge_commit()
         runs = self._provenance()
         self._extra(runs)
         hashed, lengths_SA = 0, self._commit.lengths_SA
         total = int(lengths_SA.sum())
         with ThreadPoolExecutor(workers) as pool:
-            for work, pieces in (
-                (self._check_small, list(self._digests)),
-                (self._check_shards, _portions(self._num_shards, total)),
-            ):
-                for problems, num_bytes in pool.map(work, pieces):
-                    self._problems += problems
-                    hashed += num_bytes
-                    if progress is not None:
-                        progress(hashed, max(hashed, total))
+            small = pool.map(self._check_small, list(self._digests))
+            if cluster is None:
+                shards = pool.map(self.check_shards, _portions(self._num_shards, total))
+            else:
+                work = partial(_check_there, self._files.url, cluster.run)
+                pieces = _portions(self._num_shards, total, _FAR_PORTION)
+                shards = cluster.map(work, pieces)
+            for problems, num_bytes in itertools.chain(small, shards):
+                self._problems += problems
+                hashed += num_bytes
+                if progress is not None:
+                    progress(hashed, max(hashed, total))
         if progress is not None:
             progress(hashed, hashed)
         self._judge_root()
@@ -166,7 +182,7 @@ class _Check:
         except (StoreError, CacheCorruptError) as error:
             return None, f"cannot be read: {error}"
 
-    def _check_shards(self, shards: range) -> tuple[list[Problem], int]:
+    def check_shards(self, shards: range) -> tuple[list[Problem], int]:
         """Return what is wrong with the objects of some shards, and their bytes."""
         problems, num_bytes = [], 0
         for shard in shards:
@@ -273,9 +289,17 @@ class _Check:
         self._problems.append(Problem(key, what, shard, target))
 
 
-def _portions(num_shards: int, num_bytes: int) -> list[range]:
-    """Return all shards in runs of about a `_PORTION`: few enough to wait in a queue."""
-    step = max(1, min(_SHARDS, _PORTION * num_shards // max(1, num_bytes)))
+def _check_there(url: str, run: str, shards: range) -> tuple[list[Problem], int]:
+    def open_check() -> _Check:
+        files = Files(url)
+        return _Check(files, read_root(files))
+
+    return kept(run, "bytes", open_check).check_shards(shards)
+
+
+def _portions(num_shards: int, num_bytes: int, portion: int = _PORTION) -> list[range]:
+    """Return all shards in runs of about a portion of bytes: few enough to wait in a queue."""
+    step = max(1, min(_SHARDS, portion * num_shards // max(1, num_bytes)))
     return [range(first, min(first + step, num_shards)) for first in range(0, num_shards, step)]
 
 

@@ -7,6 +7,7 @@ changes, a shard unlike the others) is a suspicion: a teacher may really have sa
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy.typing as npt
 import torch
 
 from bevcask.cache.layout import Encoded, dims_of, group_of
-from bevcask.cache.reader import Cache
+from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.verify_bytes import Problem
+from bevcask.cluster import Workers
 from bevcask.errors import CacheCorruptError
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TargetSpec
+from bevcask.worker import kept
 
 Floats = npt.NDArray[np.float64]
 _MIN_SHARDS = 8  # fewer say nothing about what is usual
@@ -47,7 +50,10 @@ class Values:
 
 
 def check_values(
-    cache: Cache, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+    cache: Cache,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cluster: Workers | None = None,
 ) -> Values:
     """Decode every committed row and check it.
 
@@ -57,12 +63,16 @@ def check_values(
         cache: an open cache.
         workers: shards in flight; None: as many as `ThreadPoolExecutor` starts for this machine.
         progress: called with (shards done, shards in all).
+        cluster: decodes and checks instead of threads here.
     """
     shards = sorted(cache.committed)
     problems: list[Problem] = []
     moments: dict[str, list[Floats]] = {name: [] for name in cache.specs}
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda shard: _Shard(cache, shard).check(), shards)
+        if cluster is None:
+            found = pool.map(lambda shard: _Shard(cache, shard).check(), shards)
+        else:
+            found = cluster.map(partial(_check_there, cache.url, cluster.run), shards)
         for done, (own_problems, own_moments) in enumerate(found, start=1):
             problems += own_problems
             for name, table in own_moments.items():
@@ -81,6 +91,11 @@ def check_values(
         statistics[name] = _summary(table_SC5, scenes)
         suspicions += _dead(spec, table_SC5, shards) + _outliers(spec, table_SC5, shards)
     return Values(problems, suspicions, statistics)
+
+
+def _check_there(url: str, run: str, shard: int) -> tuple[list[Problem], dict[str, Floats]]:
+    cache = kept(run, "values", lambda: open_cache(url, allow_unsealed=True))
+    return _Shard(cache, shard).check()
 
 
 class _Shard:

@@ -171,6 +171,24 @@ def resample(
     return {name: asdict(agreement) for name, agreement in found.items()}, problems
 
 
+def joined(
+    parts: Sequence[tuple[Mapping[str, Mapping[str, Any]], Sequence[Problem]]],
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return what `resample` found of some frames and of others, as of all of them."""
+    whole: dict[str, Agreement] = defaultdict(Agreement)
+    for found, _ in parts:
+        for name, own in found.items():
+            other, all_ = Agreement(**own), whole[name]
+            all_.frames += other.frames
+            all_.cells_differ = max(all_.cells_differ, other.cells_differ)
+            all_.noise = max(all_.noise, other.noise)
+            all_.verdict = worse(all_.verdict, other.verdict)
+            if all_.token is None or other.error > all_.error:
+                all_.error, all_.absolute, all_.token = other.error, other.absolute, other.token
+    problems = [problem for _, own in parts for problem in own]
+    return {name: asdict(agreement) for name, agreement in whole.items()}, problems
+
+
 def _compare(
     cache: Cache,
     spec: TargetSpec,

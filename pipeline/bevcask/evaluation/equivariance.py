@@ -6,13 +6,14 @@ are not symmetric. This is the gap a student trained on a cache lives with; a st
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bevcask.cache.reader import Cache
-from bevcask.data.samples import SampleReader, collate
+from bevcask.data.loader import ViewSource
+from bevcask.data.samples import collate
 from bevcask.detectors.base import Batch
 from bevcask.errors import ConfigError
 from bevcask.geometry import Matrix, bev_matrix, transform_points
@@ -47,6 +48,10 @@ class _Gap:
     aligned: float = 0.0
     product: float = 0.0
 
+    def __add__(self, other: "_Gap") -> "_Gap":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return _Gap(*(one + more for one, more in pairs))
+
     def to_dict(self) -> dict[str, float | None]:
         return {
             "l2": math.sqrt(self.off / self.said) if self.said else None,
@@ -59,10 +64,14 @@ class _Gap:
         }
 
 
-def equivariance_gap(
-    cache: Cache, teacher: Teacher, reader: SampleReader, tokens: Sequence[str],
+Gaps = dict[str, dict[str, _Gap]]
+"""Augmentation -> tap -> sums."""
+
+
+def equivariance_sums(
+    cache: Cache, teacher: Teacher, source: ViewSource, tokens: Sequence[str],
     device: torch.device, bar: Ticker,
-) -> dict[str, dict[str, dict[str, float | None]]]:  # fmt: skip
+) -> Gaps:  # fmt: skip
     """Show the teacher augmented frames and compare with the aligned stored target.
 
     Dense maps are compared at the canonical cells: what the teacher says of the augmented frame,
@@ -73,16 +82,10 @@ def equivariance_gap(
     Args:
         cache: an open cache.
         teacher: the one that made it, loaded on `device`.
-        reader: gives clean frames, as the teacher wants them.
+        source: gives clean frames, as the teacher wants them.
         tokens: which frames.
         device: where the teacher runs.
         bar: moved by one a frame and augmentation.
-
-    Returns:
-        Augmentation -> tap -> `l2`: |aligned - said| / |said| over valid stored cells of all
-        frames; `l2_objects`: the same on cells of ground-truth boxes; `cosine`: between both sides
-        as one vector each, so that a cell counts as much as it says. None where there was nothing
-        to compare.
 
     Raises:
         ConfigError: the cache holds no clean BEV map.
@@ -90,16 +93,34 @@ def equivariance_gap(
     maps = clean_maps(cache)
     gaps = {augmentation: {name: _Gap() for name in maps} for augmentation in AUGMENTATIONS}
     for token in tokens:
-        clean = collate([reader.read(token)])
+        clean = collate([source.read(token, 0)])
         for augmentation, matrix in AUGMENTATIONS.items():
             batch = augmented(clean, matrix)
             said = teacher(batch.to(device), list(maps))
             for name, spec in maps.items():
                 _add(gaps[augmentation][name], cache, spec, batch, said[name].float().cpu())
             bar.advance()
+    return gaps
+
+
+def equivariance_gap(parts: Sequence[Gaps]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return the gap between aligned targets and an augmented teacher.
+
+    Args:
+        parts: `equivariance_sums` of some frames and of others.
+
+    Returns:
+        Augmentation -> tap -> `l2`: |aligned - said| / |said| over valid stored cells of all
+        frames; `l2_objects`: the same on cells of ground-truth boxes; `cosine`: between both sides
+        as one vector each, so that a cell counts as much as it says. None where there was nothing
+        to compare.
+    """
     return {
-        augmentation: {name: gap.to_dict() for name, gap in by_tap.items()}
-        for augmentation, by_tap in gaps.items()
+        augmentation: {
+            name: sum((part[augmentation][name] for part in parts), _Gap()).to_dict()
+            for name in by_tap
+        }
+        for augmentation, by_tap in parts[0].items()
     }
 
 

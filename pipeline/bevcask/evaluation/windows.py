@@ -5,13 +5,14 @@ says the second: its memory begins anew before the history of each. A study, not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from bevcask.cache.reader import Cache
-from bevcask.data.samples import SampleReader, collate
+from bevcask.data.loader import ViewSource
+from bevcask.data.samples import collate
 from bevcask.errors import ConfigError
 from bevcask.progress import Ticker
 from bevcask.targets.spec import TargetSpec
@@ -33,6 +34,10 @@ class _Sums:
         self.window += float(window.square().sum())
         self.product += float((scene * window).sum())
 
+    def __add__(self, other: "_Sums") -> "_Sums":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return _Sums(*(one + more for one, more in pairs))
+
     def l2(self) -> float | None:
         return (self.off / self.scene) ** 0.5 if self.scene else None
 
@@ -41,54 +46,68 @@ class _Sums:
         return self.product / length if length else None
 
 
-def window_gap(
-    cache: Cache, teacher: Teacher, reader: SampleReader, tokens: Sequence[str],
+Sums = dict[str, tuple[_Sums, _Sums]]
+"""Target -> of frames whose scene is older than their window, and of others."""
+
+
+def window_sums(
+    cache: Cache, teacher: Teacher, source: ViewSource, tokens: Sequence[str],
     device: torch.device, bar: Ticker,
-) -> dict[str, dict[str, float | int | None]]:  # fmt: skip
+) -> Sums:  # fmt: skip
     """Show a teacher windows and compare with what the memory of whole scenes said.
 
     Args:
         cache: made by the same teacher, scene by scene.
         teacher: shown windows, loaded on `device`.
-        reader: gives clean frames with their history.
+        source: gives clean frames with their history.
         tokens: which frames.
         device: where the teacher runs.
         bar: moved by one a frame.
-
-    Returns:
-        Target -> `frames`; `l2`: |window - scene| / |scene| over stored cells of frames whose scene
-        is older than their window; `cosine` of the same; `begun`: l2 of frames whose scene began
-        within their window, which is what the codec and arithmetic change. None where there are no
-        such frames.
 
     Raises:
         ConfigError: the cache is not of a teacher's memory of scenes, or holds box sets alone.
     """
     targets = remembered_targets(cache)
-    far, begun = ({key: _Sums() for key in targets} for _ in range(2))
+    sums = {key: (_Sums(), _Sums()) for key in targets}
     for token in tokens:
-        sample = reader.read(token)
+        sample = source.read(token, 0)
         batch = collate([sample])
         said = teacher.targets(batch.to(device), [spec.name for spec in targets.values()])
         shown = [own.token for own in (*sample.history, sample)]
-        sums = begun if len(set(shown)) < len(shown) or _is_first(cache, shown[0]) else far
+        begun = len(set(shown)) < len(shown) or _is_first(cache, shown[0])
         for key, spec in targets.items():
             stored = cache.read(token, [key])[key]
             scene = torch.from_numpy(stored.floats()).double()
             window = said[spec.name][0].double().cpu()
             if stored.region is not None:
                 window = window * torch.from_numpy(stored.region)
-            sums[key].add(scene, window)
+            sums[key][begun].add(scene, window)
         bar.advance()
-    return {
-        key: {
-            "frames": far[key].frames,
-            "l2": far[key].l2(),
-            "cosine": far[key].cosine(),
-            "begun": begun[key].l2(),
+    return sums
+
+
+def window_gap(parts: Sequence[Sums]) -> dict[str, dict[str, float | int | None]]:
+    """Return how far windows are from the memory of whole scenes.
+
+    Args:
+        parts: `window_sums` of some frames and of others.
+
+    Returns:
+        Target -> `frames`; `l2`: |window - scene| / |scene| over stored cells of frames whose scene
+        is older than their window; `cosine` of the same; `begun`: l2 of frames whose scene began
+        within their window, which is what the codec and arithmetic change. None where there are no
+        such frames.
+    """
+    gaps = {}
+    for key in parts[0]:
+        far, begun = (sum((part[key][which] for part in parts), _Sums()) for which in (0, 1))
+        gaps[key] = {
+            "frames": far.frames,
+            "l2": far.l2(),
+            "cosine": far.cosine(),
+            "begun": begun.l2(),
         }
-        for key in targets
-    }
+    return gaps
 
 
 def remembered_targets(cache: Cache) -> dict[str, TargetSpec]:

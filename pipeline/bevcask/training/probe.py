@@ -84,15 +84,38 @@ class _Sums:
     loss: float = 0.0
     gradient: float = 0.0
 
+    def __add__(self, other: "_Sums") -> "_Sums":
+        cosine = {
+            name: self.cosine.get(name, 0.0) + other.cosine.get(name, 0.0)
+            for name in self.cosine | other.cosine
+        }
+        return _Sums(
+            self.frames + other.frames,
+            self.stored + other.stored,
+            self.seconds + other.seconds,
+            cosine,
+            self.loss + other.loss,
+            self.gradient + other.gradient,
+        )
 
-def probe(
+
+@dataclass
+class Measured:
+    """Sums over some frames: of every candidate, and of float32 itself."""
+
+    sums: dict[str, _Sums]
+    loss: float = 0.0
+    gradient: float = 0.0
+
+
+def measure(
     student: Detector,
     method: Method,
     teacher: Teacher,
     batches: Iterable[TrainBatch],
     store: StoreConfig,
     remembers: bool = False,
-) -> list[Row]:
+) -> Measured:
     """Measure every candidate on the given batches.
 
     Args:
@@ -104,35 +127,48 @@ def probe(
             takes the same bytes.
         remembers: the student is shown the history of each frame first.
 
-    Returns:
-        One row a candidate, largest first, dominated ones marked.
-
     Raises:
         PlanError: the teacher does not offer what the method needs.
     """
-    candidates = _candidates(method, teacher, store)
     chosen = {
         name: _specs(method, teacher, store.model_copy(update={"codecs": (), **words}))
-        for name, words in candidates.items()
+        for name, words in _candidates(method, teacher, store).items()
     }
-    copies = {
-        spec.name: store.views if is_replayed(spec.tap, store.views) else 1
-        for spec in chosen[_EXACT]
-    }
-    sums = {name: _Sums() for name in chosen}
-    total_loss = total_gradient = 0.0
+    measured = Measured({name: _Sums() for name in chosen})
     for batch in batches:
         assert batch.teacher_batch is not None
         with torch.inference_mode():
             said = teacher.targets(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
         learn = _Lesson(student, method, batch, remembers)
         exact = _Exact(said, chosen[_EXACT], batch, learn)
-        total_loss += abs(exact.loss)
-        total_gradient += float(exact.gradient.square().sum())
+        measured.loss += abs(exact.loss)
+        measured.gradient += float(exact.gradient.square().sum())
         for name, specs in chosen.items():
-            exact.compare(said, specs, batch, learn, sums[name])
+            exact.compare(said, specs, batch, learn, measured.sums[name])
+    return measured
+
+
+def rows_of(
+    parts: Sequence[Measured], method: Method, teacher: Teacher, store: StoreConfig
+) -> list[Row]:
+    """Return a row a candidate, largest first, dominated ones marked.
+
+    Args:
+        parts: `measure` of some frames and of others.
+        method: as there.
+        teacher: as there; need not be loaded.
+        store: as there.
+    """
+    candidates = _candidates(method, teacher, store)
+    copies = {
+        spec.name: store.views if is_replayed(spec.tap, store.views) else 1
+        for spec in _specs(method, teacher, store.model_copy(update={"codecs": ()}))
+    }
+    total_loss = sum(part.loss for part in parts)
+    total_gradient = sum(part.gradient for part in parts)
     rows = []
-    for name, found in sums.items():
+    for name in candidates:
+        found = sum((part.sums[name] for part in parts), _Sums())
         words = " ".join(f"store.{key}={_word(value)}" for key, value in candidates[name].items())
         rows.append(
             Row(
