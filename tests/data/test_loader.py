@@ -1,6 +1,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -448,3 +450,29 @@ def test_pinning_reaches_every_tensor_and_changes_none(
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one, two)
         assert one.data_ptr() != two.data_ptr()
+
+
+ENDING = """
+import atexit, sys
+from bevcask.config import DatasetConfig, LoaderConfig
+from bevcask.data.index.frames import Frames
+from bevcask.data.loader import FrameSource, build_loader, in_order
+from bevcask.data.samples import SampleReader
+from bevcask.detectors.base import Inputs
+
+frames = Frames.select(DatasetConfig(root=sys.argv[1], version="v1.0-synthetic", split="all"))
+source = FrameSource(SampleReader(frames, Inputs(num_sweeps=1), None, 0))
+loader = build_loader(source, in_order(2, 1), LoaderConfig(num_workers=2))
+atexit.register(lambda: print([worker.is_alive() for worker in workers]))  # as torch's own hook
+batches = iter(loader)
+next(batches)
+workers = loader._iterator._workers
+"""
+
+
+def test_workers_go_before_torch_waits_for_each(tiny_world: Path) -> None:
+    """Pinned and persistent ones held the end of the process up for five seconds each."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, str(tiny_world)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[False, False]\n"

@@ -1,8 +1,10 @@
 """Batches in a given order, read by worker processes. Knows no cache."""
 
+import atexit
 import logging
 import math
 import multiprocessing
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -96,7 +98,10 @@ class Loader(DataLoader[Any], Generic[BatchT]):
     """A DataLoader over listed batches that raises worker errors as they were raised."""
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
+        first = self._iterator is None
         loaded: Iterator[Loaded[BatchT]] = super().__iter__()
+        if first and self.num_workers:
+            atexit.register(_dismiss, weakref.ref(loaded))
         peaks: dict[int, int] = {}
         while True:
             try:
@@ -113,6 +118,15 @@ class Loader(DataLoader[Any], Generic[BatchT]):
             if found.worker is not None:
                 peaks[found.worker] = found.peak
             yield found.batch
+
+
+def _dismiss(iterator: Callable[[], Any]) -> None:
+    """Let workers go that are there at the end of the process, all at once.
+
+    Torch would wait five seconds for each of them, as nobody has told them.
+    """
+    if (loaded := iterator()) is not None:
+        loaded._shutdown_workers()
 
 
 class _Rest:
