@@ -17,7 +17,8 @@ def batch(device: str) -> Encoded[torch.Tensor]:
 def test_on_a_cpu_nothing_is_copied() -> None:
     said, copies = batch("cpu"), HostCopies(torch.device("cpu"))
     assert copies.start(said) is said
-    copies.wait()
+    assert copies.mark().reached
+    copies.mark().wait()
 
 
 @pytest.mark.gpu
@@ -32,7 +33,7 @@ def test_from_cuda_everything_arrives_pinned_while_the_device_computes() -> None
         there = copies.start(late)
         del said, late
         torch.full((4, 8, 180, 180), 7, dtype=torch.uint8, device="cuda")  # wants their memory
-        copies.wait()
+        copies.mark().wait()
         assert there.values.is_pinned()
         assert torch.equal(there.values, expected.values + 1)
         assert torch.equal(there.scale, expected.scale)

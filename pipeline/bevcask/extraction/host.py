@@ -21,7 +21,7 @@ class HostCopies:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, encoded: Encoded[Tensor]) -> Encoded[Tensor]:
-        """Begin to copy what the device has yet to compute; the result is whole after `wait`."""
+        """Begin to copy what the device has yet to compute; the result is whole behind a `mark`."""
         if self._stream is None:
             return encoded
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
@@ -37,7 +37,26 @@ class HostCopies:
         tensor.record_stream(self._stream)  # its memory is not given away before it is copied
         return host
 
+    def mark(self) -> "Mark":
+        """Return a mark behind every copy that was begun."""
+        return Mark(None if self._stream is None else self._stream.record_event())
+
+
+class Mark:
+    """A point in the copies of a device.
+
+    Attributes:
+        reached: whether nobody need wait; so it is where nothing is copied.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    @property
+    def reached(self) -> bool:
+        return self._event is None or self._event.query()
+
     def wait(self) -> None:
-        """Wait for every copy that was begun."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Wait until every copy before it is whole."""
+        if self._event is not None:
+            self._event.synchronize()

@@ -1,6 +1,6 @@
 """From the batches of a teacher to the encoded targets of whole shards."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ from bevcask.cache.layout import Encoded
 from bevcask.cache.quantize import encode_targets
 from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream
-from bevcask.extraction.host import HostCopies
+from bevcask.extraction.host import HostCopies, Mark
 from bevcask.extraction.steps import Step
 from bevcask.targets.spec import TargetSpec
 from bevcask.teachers.base import Teacher, memory_in
@@ -25,17 +25,26 @@ def encoded_shards(
     """Yield (shard, encoded targets by name) as the teacher completes them, on the host.
 
     A target comes in the pieces that the teacher's batches made of it: joining them would keep the
-    device waiting.
+    device waiting. A shard whose copies are still on their way is yielded behind the next batch.
     """
     copies = HostCopies(device)
     stream, in_order = Stream(), any(spec.tap.in_order for spec in specs)
     parts: dict[int, dict[str, list[Encoded[Any]]]] = defaultdict(lambda: defaultdict(list))
+    copied: deque[tuple[int, Mark]] = deque()
+
+    def complete(*, waiting: bool) -> Iterator[tuple[int, dict[str, list[Encoded[Any]]]]]:
+        while copied and (waiting or copied[0][1].reached):
+            shard, mark = copied.popleft()
+            mark.wait()
+            yield shard, dict(parts.pop(shard))
+
     for step, batch in batches:
         own = [spec for spec in specs if spec.view == step.view]
         shown, goes_on = batch.to(device), in_order and not step.view
         if goes_on:
             shown = stream.recall(shown)
         outputs = teacher.targets(shown, [spec.name for spec in own])
+        yield from complete(waiting=True)
         if goes_on:
             stream.keep(shown, memory_in(outputs))
         rows_of: dict[int, list[int]] = defaultdict(list)
@@ -50,7 +59,6 @@ def encoded_shards(
             for name, target in encoded.items():
                 whole = len(rows) == len(step.shards)
                 parts[shard][name].append(copies.start(target if whole else target.sample(rows)))
-        if step.completes:
-            copies.wait()
-        for shard in step.completes:
-            yield shard, dict(parts.pop(shard))
+        copied.extend((shard, copies.mark()) for shard in step.completes)
+        yield from complete(waiting=False)
+    yield from complete(waiting=True)
