@@ -90,3 +90,15 @@ def test_rotated_no_box_and_far_boxes() -> None:
     assert rotated_nms(torch.zeros((0, 9)), 0.2).tolist() == []
     far = torch.stack([box(0, 0, 4, 2), box(50, 0, 4, 2)])
     assert rotated_nms(far, 0.0).tolist() == [True, True]
+
+
+def test_lists_side_by_side_are_as_alone_and_what_is_no_box_silences_nobody() -> None:
+    random = torch.Generator().manual_seed(1)
+    xy_LN2 = torch.rand((3, 60, 2), generator=random) * 12
+    valid_LN = torch.rand((3, 60), generator=random) > 0.3
+    radius_L = torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64)
+    kept_LN = circle_nms(xy_LN2, radius_L, valid_LN)
+    for xy_N2, radius, valid_N, kept_N in zip(xy_LN2, radius_L, valid_LN, kept_LN, strict=True):
+        assert kept_N[valid_N].tolist() == greedy(xy_N2[valid_N], float(radius))
+        assert not kept_N[~valid_N].any()
+    assert circle_nms(torch.zeros((2, 0, 2)), radius_L[:2], valid_LN[:2, :0]).shape == (2, 0)

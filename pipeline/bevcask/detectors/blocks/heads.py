@@ -233,52 +233,83 @@ class CenterHead(nn.Module):
 
     @torch.no_grad()
     def decode(self, preds: Mapping[str, Tensor]) -> list[Detections]:
-        """Return each sample's boxes after circle suppression within each task group."""
-        scores_BKYX = self.probabilities(preds)
-        code_BTEYX = preds["code"].float()
-        per_task = []
-        first = 0
-        for task, names in enumerate(TASKS):
-            last = first + len(names)
-            per_task.append(
-                self._decode_task(scores_BKYX[:, first:last], code_BTEYX[:, task], task, first)
-            )
-            first = last
-        return [_join([found[sample] for found in per_task]) for sample in range(len(scores_BKYX))]
+        """Return each sample's boxes after suppression within each task group, best first.
 
-    def _decode_task(
-        self, scores_BKYX: Tensor, code_BEYX: Tensor, task: int, first_class: int
-    ) -> list[Detections]:
-        """Return the boxes of one task group, a sample at a time, best first."""
-        config = self.config
-        num_cells = self.grid.num_y * self.grid.num_x
-        flat = scores_BKYX.flatten(1)
-        scores_BN, index_BN = flat.topk(min(config.candidates, flat.shape[1]), dim=1)
-        cell_BN = index_BN % num_cells
-        cells_BN2 = torch.stack([cell_BN // self.grid.num_x, cell_BN % self.grid.num_x], dim=-1)
-        code_BNE = code_BEYX.flatten(2).transpose(1, 2)
-        code_BNE = code_BNE.gather(1, cell_BN[..., None].expand(-1, -1, CODE_SIZE))
-        boxes_BN9 = decode_boxes(code_BNE, cells_BN2, self.grid)
-        classes_BN = index_BN // num_cells + first_class
-        valid_BN = (scores_BN > config.score_threshold) & (
-            boxes_BN9[..., :2].abs() <= config.centre_range
-        ).all(dim=-1)
-        found = []
-        for boxes_N9, scores_N, classes_N, valid_N in zip(
-            boxes_BN9, scores_BN, classes_BN, valid_BN, strict=True
-        ):
-            candidates_N9 = boxes_N9[valid_N]
-            if config.nms == "circle":
-                keep_N = circle_nms(candidates_N9[:, :2], config.nms_radius[task])
-            else:
-                keep_N = rotated_nms(candidates_N9, config.nms_overlap)
-            keep_N = keep_N.nonzero()[: config.boxes_per_task, 0]
-            found.append(
-                Detections(
-                    candidates_N9[keep_N], scores_N[valid_N][keep_N], classes_N[valid_N][keep_N]
-                )
+        All samples and groups at once: a device waits for the host twice, however many there are.
+        """
+        found = self._candidates(self.probabilities(preds), preds["code"].float())
+        keep_BTN = self._kept(found)
+        keep_BTN &= keep_BTN.int().cumsum(dim=-1) <= self.config.boxes_per_task
+        score_BM = found.scores_BTN.masked_fill(~keep_BTN, -torch.inf).flatten(1)
+        order_BM = score_BM.argsort(dim=1, descending=True, stable=True)
+        boxes_BM9, classes_BM = found.boxes_BTN9.flatten(1, 2), found.classes_BTN.flatten(1)
+        counts_B = keep_BTN.sum(dim=(1, 2)).clamp(max=MAX_BOXES).tolist()
+        return [
+            Detections(boxes_M9[best], score_M[best], classes_M[best])
+            for boxes_M9, score_M, classes_M, best in zip(
+                boxes_BM9,
+                score_BM,
+                classes_BM,
+                (order_M[:count] for order_M, count in zip(order_BM, counts_B, strict=True)),
+                strict=True,
             )
-        return found
+        ]
+
+    def _candidates(self, scores_BKYX: Tensor, code_BTEYX: Tensor) -> "_Candidates":
+        """Return the best cells of each task group; no more than any group has boxes."""
+        config, num_cells = self.config, self.grid.num_y * self.grid.num_x
+        tops, first, classes = [], 0, []
+        for names in TASKS:
+            flat = scores_BKYX[:, first : first + len(names)].flatten(1)
+            score_BN, index_BN = flat.topk(min(config.candidates, flat.shape[1]), dim=1)
+            fill = (0, config.candidates - score_BN.shape[1])
+            tops.append((nn.functional.pad(score_BN, fill), nn.functional.pad(index_BN, fill)))
+            classes.append(first)
+            first += len(names)
+        scores_BTN, index_BTN = (torch.stack(own, dim=1) for own in zip(*tops, strict=True))
+        above_BTN = scores_BTN > config.score_threshold
+        num = int(above_BTN.sum(dim=-1).max())
+        scores_BTN, index_BTN, above_BTN = (
+            own[..., :num] for own in (scores_BTN, index_BTN, above_BTN)
+        )
+        cell_BTN = index_BTN % num_cells
+        cells_BTN2 = torch.stack([cell_BTN // self.grid.num_x, cell_BTN % self.grid.num_x], dim=-1)
+        asked_BTEN = cell_BTN[:, :, None].expand(-1, -1, CODE_SIZE, -1)
+        code_BTNE = code_BTEYX.flatten(3).gather(3, asked_BTEN).transpose(2, 3)
+        boxes_BTN9 = decode_boxes(code_BTNE, cells_BTN2, self.grid)
+        near_BTN = (boxes_BTN9[..., :2].abs() <= config.centre_range).all(dim=-1)
+        first_T1 = torch.tensor(classes).to(index_BTN.device, non_blocking=True)[:, None]
+        classes_BTN = index_BTN // num_cells + first_T1
+        return _Candidates(boxes_BTN9, scores_BTN, classes_BTN, above_BTN & near_BTN)
+
+    def _kept(self, found: "_Candidates") -> Tensor:
+        """Return which candidates stay, bool (B, T, N)."""
+        config = self.config
+        if config.nms == "circle":
+            radius_T = torch.tensor(config.nms_radius, dtype=torch.float64)
+            return circle_nms(found.boxes_BTN9[..., :2], radius_T, found.valid_BTN)
+        boxes_LN9, valid_LN = found.boxes_BTN9.flatten(0, 1).cpu(), found.valid_BTN.flatten(0, 1)
+        keep_LN = valid_LN.cpu()
+        for boxes_N9, keep_N in zip(boxes_LN9, keep_LN, strict=True):
+            keep_N[keep_N.clone()] = rotated_nms(boxes_N9[keep_N], config.nms_overlap)
+        return keep_LN.to(valid_LN.device).view_as(found.valid_BTN)
+
+
+@dataclass
+class _Candidates:
+    """Boxes of each task group, best first, float32 and int64.
+
+    Attributes:
+        boxes_BTN9: `geometry.BOX_FIELDS`.
+        scores_BTN: probabilities.
+        classes_BTN: as `geometry.CLASSES`.
+        valid_BTN: which of them are boxes, bool.
+    """
+
+    boxes_BTN9: Tensor
+    scores_BTN: Tensor
+    classes_BTN: Tensor
+    valid_BTN: Tensor
 
 
 def _branch(width: int, num_out: int, num_convs: int) -> nn.Sequential:
@@ -311,14 +342,3 @@ def _split_first(branch: nn.Sequential) -> tuple[nn.Conv2d, nn.Sequential]:
         rest = [*inner, *rest]
     assert isinstance(first, nn.Conv2d)
     return first, nn.Sequential(*rest)
-
-
-def _join(parts: list[Detections]) -> Detections:
-    """Merge the task groups of one sample, best first, at most MAX_BOXES."""
-    scores_N = torch.cat([part.scores_N for part in parts])
-    order_N = scores_N.argsort(descending=True, stable=True)[:MAX_BOXES]
-    return Detections(
-        torch.cat([part.boxes_N9 for part in parts])[order_N],
-        scores_N[order_N],
-        torch.cat([part.classes_N for part in parts])[order_N],
-    )

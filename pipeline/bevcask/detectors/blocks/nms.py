@@ -13,18 +13,25 @@ from torch import Tensor
 from bevcask.geometry import box_corners_bev
 
 
-def circle_nms(xy_N2: Tensor, radius: float) -> Tensor:
+def circle_nms(xy_N2: Tensor, radius: float | Tensor, valid_N: Tensor | None = None) -> Tensor:
     """Silence boxes whose centre lies at most `radius` from that of a kept, better one.
 
     Args:
-        xy_N2: float (N, 2) centres, metres, best first.
-        radius: metres. Released code compares its list with squared distances; ours is the root.
+        xy_N2: float (..., N, 2) centres, metres, best first; the lists know nothing of each other.
+        radius: metres, one a list (...). Released code compares its list with squared distances;
+            ours is the root.
+        valid_N: bool (..., N), which of them are boxes; None: all.
 
     Returns:
-        bool (N,), True for boxes that stay.
+        bool (..., N), True for boxes that stay.
     """
-    delta_NN2 = xy_N2[:, None] - xy_N2[None]
-    return _greedy(delta_NN2.square().sum(-1) <= radius**2)
+    square = torch.as_tensor(radius, dtype=torch.float64) ** 2
+    limit = square.to(xy_N2.dtype).to(xy_N2.device, non_blocking=True)[..., None, None]
+    delta_NN2 = xy_N2[..., :, None, :] - xy_N2[..., None, :, :]
+    silences_NN = delta_NN2.square().sum(-1) <= limit
+    if valid_N is None:
+        return _greedy(silences_NN)
+    return _greedy(silences_NN & valid_N[..., None]) & valid_N
 
 
 def rotated_nms(boxes_N9: Tensor, overlap: float) -> Tensor:
@@ -51,11 +58,11 @@ def rotated_nms(boxes_N9: Tensor, overlap: float) -> Tensor:
 
 
 def _greedy(silences_NN: Tensor) -> Tensor:
-    """Return which boxes stay, bool (N,), where row i says whom box i would silence; best first."""
+    """Return which boxes stay, bool (..., N); row i says whom box i would silence; best first."""
     silences_NN = silences_NN.triu(diagonal=1)
-    keep_N = torch.ones(len(silences_NN), dtype=torch.bool, device=silences_NN.device)
+    keep_N = torch.ones(silences_NN.shape[:-1], dtype=torch.bool, device=silences_NN.device)
     while True:
-        new_N = ~(silences_NN & keep_N[:, None]).any(dim=0)
+        new_N = ~(silences_NN & keep_N[..., None]).any(dim=-2)
         if torch.equal(new_N, keep_N):
             return keep_N
         keep_N = new_N
