@@ -64,13 +64,8 @@ def encode(
         )
     exact = values.detach().float()
     low, high = _extremes(exact, spec)
-    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-        _refuse(
-            torch.isfinite(exact), spec, tokens, "NaN or infinite", "Look at the teacher's input."
-        )
-    if spec.codec.startswith("u") and not bool((low >= 0).all()):
-        _refuse(exact >= 0, spec, tokens, "negative", "Store this target with codec int8.")
-    _check_kind(exact, low, high, spec, tokens)
+    if not _sound(exact, low, high, spec):
+        _find_fault(exact, low, high, spec, tokens)
     if count is not None:
         _check_count(count, spec, tokens)
     region = region_mask(spec.region, exact, spec.tap.grid, boxes)
@@ -101,17 +96,33 @@ def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
     return exact.amin(dim=reduced, keepdim=True), exact.amax(dim=reduced, keepdim=True)
 
 
-def _check_kind(
-    exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec, tokens: Sequence[str]
-) -> None:
-    """Check what the kind promises: of maps by their extremes, of sets entry by entry."""
+def _sound(exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec) -> bool:
+    """Tell whether values are finite, fit the codec and are what their kind promises.
+
+    Maps are judged by their extremes, sets entry by entry. The host waits for the device once.
+    """
     kind = kind_of(spec.tap)
     least, most = kind.bounds(spec.tap)
+    if spec.codec.startswith("u"):
+        least = max(least, 0.0)
     if is_set(spec):
-        sound = not kind.problems(spec.tap, exact)
-    else:
-        sound = bool(((low >= least) & (high <= most)).all())
-    for number, sample in enumerate(() if sound else exact):
+        least, most = (0.0 if spec.codec.startswith("u") else -torch.inf), torch.inf
+    good = torch.isfinite(low) & torch.isfinite(high) & (low >= least) & (high <= most)
+    return bool(good.all()) and not (is_set(spec) and kind.problems(spec.tap, exact))
+
+
+def _find_fault(
+    exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec, tokens: Sequence[str]
+) -> None:
+    """Say what is wrong with values that are not sound."""
+    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+        _refuse(
+            torch.isfinite(exact), spec, tokens, "NaN or infinite", "Look at the teacher's input."
+        )
+    if spec.codec.startswith("u") and not bool((low >= 0).all()):
+        _refuse(exact >= 0, spec, tokens, "negative", "Store this target with codec int8.")
+    kind = kind_of(spec.tap)
+    for number, sample in enumerate(exact):
         if found := kind.problems(spec.tap, sample[None]):
             raise TargetMismatchError(
                 f"target {spec.key!r}: sample {_named(number, tokens)}: {'; '.join(found)}. "

@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from bevcask.config import NativeTeacherConfig, Precision
 from bevcask.errors import ConfigError
 
+_FILLS: Any = torch.utils.deterministic
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _UNREPEATABLE = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -59,11 +61,14 @@ def reckoning(precision: Precision, deterministic: bool, device: str) -> Iterato
     """
     repeats = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = _FILLS.fill_uninitialized_memory
     products, tf32 = torch.backends.cuda.matmul.allow_tf32, precision == "tf32"
     strict = deterministic and device == "cuda"
     try:
         if strict:  # the call itself imports a compiler, which takes seconds
             torch.use_deterministic_algorithms(True)
+            # Else each new tensor is filled first, a kernel more for every operation.
+            _FILLS.fill_uninitialized_memory = False
         torch.backends.cuda.matmul.allow_tf32 = tf32
         with torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=strict, allow_tf32=tf32
@@ -80,4 +85,5 @@ def reckoning(precision: Precision, deterministic: bool, device: str) -> Iterato
     finally:
         if strict:
             torch.use_deterministic_algorithms(repeats, warn_only=warns)
+            _FILLS.fill_uninitialized_memory = fills
         torch.backends.cuda.matmul.allow_tf32 = products
