@@ -28,7 +28,7 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from time import process_time, thread_time
@@ -219,18 +219,17 @@ def measure_samples(frames: Frames, rounds: int) -> dict[str, Any]:
         )
     ]
 
-    def clock(work: Callable[[], object]) -> Callable[[], float]:
-        def seconds() -> float:
-            start = process_time()
-            work()
-            return (process_time() - start) / len(tokens)
+    def clock(work: Callable[..., object], arguments: Sequence[tuple[Any, ...]]) -> float:
+        start = process_time()
+        for own in arguments:
+            work(*own)
+        return (process_time() - start) / len(tokens)
 
-        return seconds
-
-    clocks = {
-        "six": clock(lambda: [by_bevcask(*file) for file in files]),
-        "sample": clock(lambda: [reader.read(token) and None for token in tokens]),
-        "batched": clock(lambda: [collate([reader.read(token)]) and None for token in tokens]),
+    each = [(token,) for token in tokens]
+    clocks: dict[str, Callable[[], float]] = {
+        "six": lambda: clock(by_bevcask, files),
+        "sample": lambda: clock(reader.read, each),
+        "batched": lambda: clock(lambda token: collate([reader.read(token)]), each),
     }
     seconds = interleave(clocks, rounds, SEED)
 

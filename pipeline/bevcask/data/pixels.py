@@ -69,13 +69,16 @@ def pixel_points(
         to_image = intrinsics_V33[camera] @ to_camera[:3]
         row_M = _perhaps_seen(xyz_3P, to_image, sizes_V2[camera])
         xyz_3M = np.take(xyz_3P, row_M, axis=1).astype(np.float64)
-        seen_3M = to_camera[:3, :3] @ xyz_3M + to_camera[:3, 3:]
-        u_M, v_M = np.rint(intrinsics_V33[camera, :2] @ seen_3M / seen_3M[2] / PIXEL_STEP)
+        seen_3M = to_camera[:3, :3] @ xyz_3M
+        seen_3M += to_camera[:3, 3:]
+        uv_2M = intrinsics_V33[camera, :2] @ seen_3M
+        uv_2M /= seen_3M[2] * PIXEL_STEP
+        u_M, v_M = np.rint(uv_2M, out=uv_2M)
         depth_M = np.rint(seen_3M[2] / DEPTH_STEP)
         height, width = (sizes_V2[camera] - 0.5) / PIXEL_STEP
         inside_M = (seen_3M[2] > _NEAREST) & (u_M < width) & (v_M < height)
         inside_M &= (u_M >= -0.5 / PIXEL_STEP) & (v_M >= -0.5 / PIXEL_STEP)
-        part = np.empty((int(inside_M.sum()), len(FIELDS)), np.float32)
+        part = np.empty((np.count_nonzero(inside_M), len(FIELDS)), np.float32)
         columns = u_M * PIXEL_STEP, v_M * PIXEL_STEP, depth_M * DEPTH_STEP, box_P[row_M]
         for column, values_M in enumerate(columns, 1):
             part[:, column] = values_M[inside_M]
