@@ -24,7 +24,7 @@ from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
 from bevcask.signals import ending, exit_code
-from bevcask.verbs import VERBS
+from bevcask.verbs import VERBS, SubmitConfig
 
 app = typer.Typer(
     name="bevcask",
@@ -159,7 +159,11 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         render = getattr(module, "render", _render)
         wide = None if sys.stdout.isatty() else _PIPE_WIDTH
         # what a user named is text: `w[/b].zarr` is no markup
-        Console(width=wide, markup=False, emoji=False).print(render(result))
+        shown = render(result)
+        if isinstance(shown, str):  # for a shell, not for people: never wrapped
+            sys.stdout.write(shown)
+        else:
+            Console(width=wide, markup=False, emoji=False).print(shown)
     if result.get("ok") is False:
         raise typer.Exit(1)
 
@@ -213,6 +217,32 @@ def _root(
 
 for _name in VERBS:
     _verb(_name)
+
+
+@app.command(name="submit", epilog="[bold]Keys[/]\n\n" + "\n\n".join(_described(SubmitConfig)))
+def submit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VERB [URL] [KEY=VALUE]...", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the script and submit nothing")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a verb as a SLURM job array: its words, and slurm.KEY=VALUE."""
+
+    def work() -> tuple[dict[str, Any], Any]:
+        own = [word for word in words or [] if word.startswith("slurm.")]
+        name, *rest = [word for word in words or [] if word not in own] or [""]
+        if name not in VERBS:
+            raise ConfigError(f"submit VERB ...: got {name!r}, known: {', '.join(VERBS)}.")
+        verb = VERBS[name]
+        compose(verb.config, _positional(rest, verb.url), verb.groups)  # said here, not by a node
+        module = importlib.import_module("bevcask.stages.submit")
+        return module.run(name, rest, compose(SubmitConfig, own).slurm, dry_run), module
+
+    _finish(work, as_json)
 
 
 def main() -> None:

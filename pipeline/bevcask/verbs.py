@@ -1,10 +1,11 @@
 """What each verb of the command line reads: one model a verb, from which its help is made."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bevcask.config import (
     AugmentConfig,
@@ -249,6 +250,33 @@ class CatalogConfig(Config):
     """What `catalog` reads."""
 
     name: str | None = Field(None, description="show this entry")
+
+
+Directive = Annotated[str, Field(pattern=r"^\S+$")]
+
+
+class SlurmConfig(Config):
+    """What `submit` asks of SLURM, for each task of a job array."""
+
+    tasks: int = Field(1, ge=1, description="that share the work of teacher-extract")
+    hours: float = Field(4.0, gt=0, description="then the task is asked to end, and queued again")
+    gpus: int = Field(1, ge=0, description="of a task")
+    cpus: int | None = Field(None, ge=1, description="of a task; none: as the queue says")
+    memory_gb: int | None = Field(None, ge=1, description="of a task; none: as the queue says")
+    partition: Directive | None = None
+    account: Directive | None = None
+    options: tuple[Annotated[str, Field(pattern=r"^--\S+$")], ...] = Field(
+        (), description="others of sbatch: [--qos=low,--constraint=a100]"
+    )
+    folder: Annotated[Directive, AfterValidator(os.path.expanduser)] = Field(
+        "runs/slurm", description="for the script and the logs, on every node"
+    )
+
+
+class SubmitConfig(Config):
+    """What `submit` reads beside the words of the verb it submits."""
+
+    slurm: SlurmConfig = SlurmConfig()
 
 
 @dataclass(frozen=True)
