@@ -83,14 +83,14 @@ def parts(world: str = "WORLD") -> dict[str, Part]:
     """
     size = ("--size", "paper" if CUDA else "tiny")
     tests = tuple(map(str, gpu_tests()))
-    found = {"tests": Part(("-m", "pytest", "-q", "-m", "gpu", *tests), 40)}
-    for name, limit, quick in (("repeat", 50, True), ("twice", 60, False), ("reader", 25, True)):
+    found = {"tests": Part(("-m", "pytest", "-q", "-m", "gpu", *tests), 35)}
+    for name, limit, quick in (("repeat", 45, True), ("twice", 55, False), ("reader", 35, True)):
         found[name] = Part((str(HERE / "gpu.py"), "--own", name), limit, quick)
     for name, words in STEPS.items():
         loading = [f"loader.num_workers={max(1, cores() - 4)}"] if CUDA else []
         chosen = [*map(_sized, words), *loading]
         command = (str(HERE / "step_time.py"), *size, "--rounds", "3", "--world", world, *chosen)
-        found[f"step {name}"] = Part(command, 100, quick=name == "distillbev")
+        found[f"step {name}"] = Part(command, 90, quick=name == "distillbev")
     own = (str(HERE / "gpu.py"), "--own", "train", "--world", world)
     found["train distillbev"] = Part(own, 65, quick=False)
     frames = ("--rounds", "3", "--frames", "64" if CUDA else "8")
@@ -258,6 +258,13 @@ def reader() -> Iterator[dict[str, Any]]:
     yield {"gb_per_second": sorted(rates)[len(rates) // 2], "rounds": len(rates)}
 
 
+def world(folder: Path) -> Iterator[dict[str, Any]]:
+    """Make what steps are timed on, beside parts that are not timed; yield nothing to keep."""
+    size = SIZES["paper" if CUDA else "tiny"]
+    make_world(folder, size.num_keyframes, size.image_width)
+    yield {}
+
+
 def train(world: Path) -> Iterator[dict[str, Any]]:
     """Yield what `student-distill` itself says, with the worker count that it chose."""
     told = _Told()
@@ -336,6 +343,7 @@ OWN: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "repeat": repeat,
     "twice": twice,
     "reader": reader,
+    "world": world,
     "train": train,
 }
 
@@ -346,15 +354,22 @@ def run_all(chosen: list[str], out: Path, folder: Path) -> None:
     kept = json.loads(out.read_text()) if out.is_file() else {}
     same = kept.get("hardware", {}).get("gpu") == record["hardware"]["gpu"]
     record["parts"] = kept.get("parts", {}) if same else {}
-    if any("WORLD" in part.command for name, part in parts().items() if name in chosen):
-        size = SIZES["paper" if CUDA else "tiny"]
-        make_world(folder / "world", size.num_keyframes, size.image_width)
     known = parts(str(folder / "world"))
+    needing = [name for name in chosen if str(folder / "world") in known[name].command]
+    made = _making(folder) if needing else None
     for name in chosen:
+        if made is not None and name in needing and made.wait():
+            raise SystemExit("there is no world to time steps on")
         found = run(name, known[name])
         record["parts"][name] = found | {"commit": record["commit"]}
         print(f"{name:26}{json.dumps(_short(found))}", flush=True)
         write(record, out)
+
+
+def _making(folder: Path) -> "subprocess.Popen[bytes]":
+    """Begin with the world, beside parts that are not timed."""
+    own = ["--own", "world", "--world", str(folder / "world"), "--out", str(folder / "world.json")]
+    return subprocess.Popen([sys.executable, str(HERE / "gpu.py"), *own])
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

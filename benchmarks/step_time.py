@@ -105,7 +105,7 @@ SIZES = {
         num_keyframes=16,
         image_width=1600,
         steps=8,
-        warm_steps=4,
+        warm_steps=2,
     ),
 }
 
