@@ -73,6 +73,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.server = server.removeprefix("http://")
         self.denies = denies
+        self.refuses = ""  # in the address
         self.fates: Counter[str] = Counter()
         self.pause = pause
         self._rate = rate
@@ -113,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hand_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.server.denies:
+        refused = bool(self.server.refuses) and self.server.refuses in self.path
+        self.server.fates["refused"] += refused
+        if self.server.denies or refused:
             self._answer(403, {}, _ERROR % (b"AccessDenied", b"Access Denied"))
             return
         fate = self.server.fate()

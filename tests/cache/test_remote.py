@@ -7,6 +7,7 @@ import fsspec
 import pytest
 
 from bevcask.cache import remote
+from bevcask.cache.signed import CONNECTIONS
 from bevcask.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def test_a_bucket_is_listed_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> N
         said = made(url, monkeypatch)["s3"]
         assert said == {
             "use_listings_cache": False,
-            "config_kwargs": {"max_pool_connections": remote.CONNECTIONS},
+            "config_kwargs": {"max_pool_connections": CONNECTIONS, "signature_version": "s3v4"},
         }
     assert made("memory://c", monkeypatch) == {}
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from bevcask.cache import remote
 from bevcask.cache.room import free_bytes
+from bevcask.cache.signed import CONNECTIONS
 from bevcask.errors import (
     BevcaskError,
     CacheCorruptError,
@@ -332,7 +333,7 @@ class Files:
 
     def delete_below(self, folder: str) -> None:
         """Remove a folder and every key in it; nothing happens if there is none."""
-        with ThreadPoolExecutor(1 if self.root is not None else remote.CONNECTIONS) as pool:
+        with ThreadPoolExecutor(1 if self.root is not None else CONNECTIONS) as pool:
             list(pool.map(self.delete, list(self.list(folder))))
         self.remove_empty(folder)
 

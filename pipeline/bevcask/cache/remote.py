@@ -9,14 +9,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bevcask.cache.signed import CONNECTIONS, fetch_signed
 from bevcask.errors import ConfigError
 from bevcask.paths import local_path
 
-CONNECTIONS = 32
-"""How many requests a process has under way at a time."""
 _FRESH = {"use_listings_cache": False}  # other processes write too
 _NEEDED: Mapping[str, Mapping[str, Any]] = {
-    "s3": {**_FRESH, "config_kwargs": {"max_pool_connections": CONNECTIONS}},
+    "s3": {
+        **_FRESH,
+        "config_kwargs": {"max_pool_connections": CONNECTIONS, "signature_version": "s3v4"},
+    },
     "gs": _FRESH,
     "gcs": _FRESH,
 }
@@ -60,9 +62,13 @@ def fetch(filesystem: Any, path: str, start: int, stop: int) -> bytes:
 
 def fetch_all(filesystem: Any, places: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
     """Return what `fetch` does of each (path, start, stop), or its error; side by side."""
-    paths, starts, stops = ([place[column] for place in places] for column in range(3))
-    found = filesystem.cat_ranges(paths, starts, stops, on_error="return")
-    return [_answer(one) for one in found]
+    found: list[Any] = list(fetch_signed(filesystem, places))
+    left = [number for number, one in enumerate(found) if one is None]
+    paths, starts, stops = ([places[number][column] for number in left] for column in range(3))
+    answers = filesystem.cat_ranges(paths, starts, stops, on_error="return")
+    for number, answer in zip(left, answers, strict=True):
+        found[number] = _answer(answer)
+    return found
 
 
 def _answer(found: Any) -> bytes | Exception:
