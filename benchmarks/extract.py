@@ -64,10 +64,10 @@ SIZES = {
         (
             "teacher=centerpoint",
             "method=distillbev",
-            "loader.batch_size=2",
-            "store.shard_rows=2",
+            "loader.batch_size=4",
+            "store.shard_rows=4",
         ),
-        num_keyframes=8,
+        num_keyframes=64,
     ),
 }
 
@@ -88,7 +88,7 @@ class Extraction:
         )
         self._numbers = itertools.count()
         self._batches = self._load()
-        self.threads = config.store.threads or max(1, cores() - 1)
+        self.threads = config.store.threads or max(1, cores() // 2)  # as the verb
         self.stored_bytes = 0
         self.fixed_seconds: list[float] = []
 

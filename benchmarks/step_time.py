@@ -218,7 +218,7 @@ def build_arms(words: list[str], folder: Path) -> dict[str, Arm]:
     config = configure(given)
     frames = Frames.select(config.dataset)
     return {
-        "none": Arm(configure([*words, "method=none"]), frames),
+        "none": Arm(configure([*_without_method(words), "method=none"]), frames),
         "resident": Arm(config, frames, resident=True),
         "cached": Arm(config, frames),
         "online": Arm(
@@ -226,6 +226,10 @@ def build_arms(words: list[str], folder: Path) -> dict[str, Arm]:
             frames,
         ),
     }
+
+
+def _without_method(words: list[str]) -> list[str]:
+    return [word for word in words if not word.startswith(("method=", "method."))]
 
 
 def measure(
