@@ -9,13 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from multiprocessing import current_process
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, KilledWorker
 
+from bevcask import cluster
 from bevcask.cache.verify_bytes import verify
+from bevcask.errors import ClusterError, ConfigError
+from bevcask.worker import own_device, require_children, unwanted
 from cache.test_writer import different_files
 from slow_teacher import TYPE
 
@@ -89,6 +95,91 @@ def test_what_a_worker_raises_is_what_is_said(
     for scan in own_world.glob("samples/LIDAR_TOP/*"):
         scan.unlink()
     assert "missing, of frame" in extract(call, url, by_dask, code=2)["error"]
+
+
+def until_unwanted(folder: str) -> None:
+    Path(folder, "begun").touch()
+    while not unwanted():
+        time.sleep(0.01)
+    Path(folder, "ended").touch()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_piece_notices_that_nobody_waits_for_it(scheduler: str, tmp_path: Path) -> None:
+    with Client(scheduler) as client:  # type: ignore[no-untyped-call]
+        future = client.submit(until_unwanted, str(tmp_path), pure=False)
+        wait_for(tmp_path / "begun")
+        assert not (tmp_path / "ended").exists()
+        future.cancel()
+        wait_for(tmp_path / "ended")
+
+
+def test_a_scheduler_that_is_none(
+    words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_SECONDS", 0.1)
+    by_dask = [*words, "engine=dask", "scheduler=tcp://127.0.0.1:9"]
+    error = extract(call, tmp_path / "x.zarr", by_dask, code=2)["error"]
+    assert "scheduler=tcp://127.0.0.1:9: no dask scheduler answers there" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_dask(
+    words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    error = extract(call, tmp_path / "x.zarr", [*words, "engine=dask"], code=2)["error"]
+    assert "pip install 'bevcask[dask]'" in error
+
+
+def test_a_daemon_starts_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_children(2)
+    monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    require_children(0)
+    for number in (2, "auto"):
+        with pytest.raises(ConfigError, match="DASK_DISTRIBUTED__WORKER__DAEMON=False"):
+            require_children(number)
+
+
+@pytest.mark.parametrize(
+    ("worker", "device", "own"),
+    [
+        (3, "auto", "cuda:3"),
+        ("SLURMCluster-9", "auto", "cuda:1"),
+        ("some", "auto", "auto"),
+        (3, "cuda:0", "cuda:0"),
+        (3, "cpu", "cpu"),
+    ],
+)
+def test_each_worker_of_a_host_has_its_own_gpu(
+    worker: int | str, device: str, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(name=worker))
+    assert own_device(device) == own
+
+
+def test_workers_that_die_of_a_piece_are_counted() -> None:
+    class Dies:
+        def result(self) -> None:
+            raise KilledWorker("x", SimpleNamespace(address="tcp://1"), 3)  # type: ignore[no-untyped-call,arg-type]
+
+    class Lost:
+        def result(self) -> None:
+            raise CancelledError
+
+    client = SimpleNamespace(cancel=lambda futures: None)
+    for future, message in ((Dies(), "on 4 different workers"), (Lost(), "scheduler is gone")):
+        client.map = lambda *_, own=future, **__: [own]
+        with pytest.raises(ClusterError, match=message):
+            list(cluster.Workers(client).map(str, [0]))
 
 
 @pytest.fixture(scope="module")

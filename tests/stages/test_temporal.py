@@ -133,6 +133,17 @@ def test_a_scene_that_was_killed_is_the_same_in_the_end(
     assert different_files(whole, url) == []
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_workers_are_given_whole_scenes(
+    extract: Any, scheduler: str, tmp_path: Path, width: int
+) -> None:
+    whole, url = tmp_path / "whole.zarr", tmp_path / "dask.zarr"
+    extract(whole)
+    extract(url, f"loader.batch_size={width}", "engine=dask", f"scheduler={scheduler}")
+    assert counts(url) == [1.0, 2.0, 3.0] * 2
+    assert different_files(whole, url) == []
+
+
 def test_frames_out_of_order_are_refused(
     extract: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
