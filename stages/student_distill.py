@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import seed_everything
 
@@ -21,7 +21,7 @@ from bevcask.cache.union import split_urls
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames, speaking_of
 from bevcask.data.join import JoinedDataset
-from bevcask.data.loader import build_loader
+from bevcask.data.loader import Listed, build_loader
 from bevcask.data.presence import readable_frames
 from bevcask.data.samples import SampleReader
 from bevcask.detectors import find_detector
@@ -47,6 +47,9 @@ from bevcask.training.teaching import Teaching, open_teaching
 from bevcask.training.trainer import fit, require_one_process
 from bevcask.verbs import DistillConfig
 from bevcask.wall_time import in_words
+
+if TYPE_CHECKING:
+    from bevcask.stages.generate import Generator
 
 render = score_report
 _log = logging.getLogger(__name__)
@@ -80,9 +83,10 @@ def run(config: DistillConfig) -> dict[str, Any]:
     method = build_method(config.method)
     inputs = detector.inputs(own)
     config = with_order(config, inputs)
-    frames = readable_frames(
-        labelled_frames(config.dataset), replace(inputs, depth=False), "dataset", config.on_missing
-    )
+    selected, sees = labelled_frames(config.dataset), replace(inputs, depth=False)
+    skips = config.on_missing == "skip"
+    frames = readable_frames(selected, sees, "dataset", "skip" if skips else "raise")
+    generator = _generator(config)
     teaching = open_teaching(config, method, frames, device)
     method.build(detector.describe_taps(own), teaching.specs)
     require_denoising(method, detector)
@@ -112,8 +116,11 @@ def run(config: DistillConfig) -> dict[str, Any]:
             return result
         note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
         module = Distillation(student, method, teaching.source, config.trainer, note, order.memory)
-        steps = Steps(training_batches(config, teaching, order), num_batches(config))
+        batches = training_batches(config, teaching, order, generator)
+        steps = Steps(batches, num_batches(config))
         clock = fit(config.trainer, device, folder, module, steps, validation)
+        if generator is not None:
+            generator.end()
         return finish(folder, clock, about)
 
 
@@ -151,7 +158,18 @@ def require_denoising(method: Method, detector: type[Detector]) -> None:
         )
 
 
-def training_batches(config: DistillConfig, teaching: Teaching, order: Order) -> Any:
+def _generator(config: DistillConfig) -> "Generator | None":
+    """Return what fills the cache; nothing, and no teacher imported, where nobody asks for it."""
+    if config.on_missing != "generate":
+        return None
+    from bevcask.stages.generate import open_generator
+
+    return open_generator(config)
+
+
+def training_batches(
+    config: DistillConfig, teaching: Teaching, order: Order, generator: "Generator | None" = None
+) -> Any:
     """Return a function from a first step to a loader; batch t depends on (seed, t) alone."""
     dataset = JoinedDataset(
         teaching.frames,
@@ -161,12 +179,16 @@ def training_batches(config: DistillConfig, teaching: Teaching, order: Order) ->
         teacher=teaching.reader,
         viewed=teaching.viewed,
         near=_near(config),
+        growing=generator is not None,
     )
 
     device = pick_device(config.device)
 
     def make(first: int) -> Any:
-        batches = order.batches(first, num_batches(config))
+        batches: Listed = order.batches(first, num_batches(config))
+        if generator is not None:
+            assert teaching.shards is not None
+            batches = generator.ahead_of(batches, teaching.shards)
         return build_loader(dataset, batches, config.loader, device)
 
     return make

@@ -31,7 +31,7 @@ from bevcask.data.lidar import mention_sweeps
 from bevcask.data.presence import readable_frames
 from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError
-from bevcask.extraction.fill import Filled, Job, fill, write_missing
+from bevcask.extraction.fill import Bar, Filled, Job, fill, write_missing
 from bevcask.extraction.identity import fingerprint, frame_table, made_by
 from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
@@ -91,7 +91,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
             filled = fill(job, _shards(job, part), str(part))
         else:
             job, filled = _fill_by(workers, asked, part)
-    left = _finish(job)
+    left = finish(job)
     return report(url, teacher, len(frames), config.name) | {
         "raw_gb": asked.what.total_bytes / 1e9,
         "part": None if config.part is None else config.part,
@@ -140,6 +140,28 @@ class Asked:
         return Job(config, frames, teacher, begun, whole_scenes, self.old)
 
 
+def begin_job(config: ExtractConfig, bar: Bar) -> Job:
+    """Begin an extraction whose shards are asked for one by one, or go on with one.
+
+    Where there is a cache, its frames are meant, and so many a shard as it has.
+
+    Args:
+        config: with the URL of the cache.
+        bar: shows how far each range is.
+
+    Raises:
+        CacheIdentityError: the URL holds a cache of another teacher, dataset or selection.
+    """
+    url, machine = str(config.cache), _machine(config)
+    frames, teacher = _source(config, url)
+    if stored_targets(url):
+        there = open_cache(url, allow_unsealed=True)
+        frames = Frames.select(config.dataset.whole()).keep(there.frames.tokens)
+        rows = {"shard_rows": there.layout.shard_rows}
+        config = config.model_copy(update={"store": config.store.model_copy(update=rows)})
+    return replace(_ask(config, frames, teacher).begin(machine), bar=bar)
+
+
 def _machine(config: ExtractConfig) -> dict[str, Any]:
     """Return what this process reckons on; what it cannot do is refused."""
     device = pick_device(config.device)
@@ -169,7 +191,7 @@ def _shards(job: Job, part: Part) -> range:
     return part.shards(job.begun.cache.layout, job.whole_scenes)
 
 
-def _finish(job: Job) -> int:
+def finish(job: Job) -> int:
     """Seal the cache if all parts of it are there; return how many shards are missing."""
     writer = job.begun.writer(range(0), "the seal")
     left = writer.unfinished()

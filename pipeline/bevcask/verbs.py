@@ -142,10 +142,11 @@ class DistillConfig(Config):
     cache: PathText | None = Field(None, description="cache URL or catalog:NAME; several: a,b")
     run: PathText = Field("runs/latest", description="folder for checkpoints, logs, results")
     targets: Literal["cache", "online"] = Field("cache", description="where targets come from")
-    on_missing: Literal["raise", "skip"] = Field(
+    on_missing: Literal["raise", "skip", "generate"] = Field(
         "raise",
         description="selected frames without files or without a cached row: raise names how many, "
-        "skip trains on the others and records how many have no row",
+        "skip trains on the others and records how many have no row; generate asks teacher= in "
+        "this process for the rows, writes them to the cache, and reads them there ever after",
     )
     device: Device = "auto"
     seed: Seed = 0

@@ -279,3 +279,23 @@ def test_a_cache_sealed_while_it_is_opened_is_whole(
     cache = open_cache(str(tmp_path), allow_unsealed)
     assert cache.sealed
     assert_says_the_truth(cache, 2)
+
+
+@pytest.mark.parametrize("sealed_meanwhile", [False, True])
+def test_a_cache_that_grows_is_followed(tmp_path: Path, sealed_meanwhile: bool) -> None:
+    url = str(tmp_path / "c")
+    with begin(url) as writer:
+        first, *others = writer.missing()
+        writer.write(first, encoded(writer, first))
+        cache = open_cache(url, allow_unsealed=True)
+        near = pickle.loads(pickle.dumps(cache))
+        with pytest.raises(CacheIncompleteError):
+            cache.read(cache.frames.tokens[-1])
+        for shard in others:
+            writer.write(shard, encoded(writer, shard))
+    if sealed_meanwhile:
+        writer.seal()
+    whole = open_cache(url, allow_unsealed=True)
+    for follower in (cache, near):
+        found, expected = (c.read_batch(c.frames.tokens) for c in (follower, whole))
+        assert all(np.array_equal(found[name].values, expected[name].values) for name in expected)

@@ -205,6 +205,20 @@ class Commit:
                     raise
                 self.damaged.append(keys[key])
 
+    def look(self, shard: int) -> bool:
+        """Read the chunk that a shard has got since, if it has; tell whether it is committed.
+
+        Raises:
+            CacheCorruptError: it is damaged.
+        """
+        key = commit_key(self._id, shard)
+        data = None if self._sealed else self._files.get(key)
+        if data is not None:
+            decode_plain(data, self._row, f"{self._files.url}/{key}")
+            self._take(shard, data)
+            self.present_S[shard] = True
+        return bool(self.present_S[shard])
+
     def _own_chunks(self, keys: Mapping[str, int]) -> Mapping[str, bytes | None]:
         if not self._lenient:
             return self._files.get_many(keys)

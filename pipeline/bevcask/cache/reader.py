@@ -273,13 +273,20 @@ class Cache:
                 "frames of the cache, or extract a cache with this selection to another URL."
             )
         shard, place = divmod(row, self.layout.shard_rows)
-        if shard not in self.commit:
+        if shard not in self.commit and not self._appeared(shard):
             raise CacheIncompleteError(
                 f"cache {self.url}: shard {shard} is not committed ({len(self.commit)} of "
                 f"{self.layout.num_shards} are). Run the `bevcask teacher-extract` command that "
                 "began it again."
             )
         return shard, place
+
+    def _appeared(self, shard: int) -> bool:
+        """Tell whether a shard has been committed since, of a cache that may be unsealed."""
+        if self._allow_unsealed and not self._lenient and not self.commit.look(shard):
+            self.commit = self.read_commit()
+            self._stored = Stored(self._files, self.layout, self.commit, self._near)
+        return shard in self.commit
 
     def _room(self, spec: TargetSpec, num: int) -> npt.NDArray[Any]:
         dtype = np.dtype(self._arrays[spec.key]["values"].dtype).newbyteorder("<")

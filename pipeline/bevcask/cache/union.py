@@ -16,9 +16,9 @@ from bevcask.targets.spec import TargetSpec
 SEPARATOR = ","
 
 
-def open_caches(urls: str, near: Near | None = None) -> "Caches":
+def open_caches(urls: str, near: Near | None = None, allow_unsealed: bool = False) -> "Caches":
     """Open one cache, or several separated by commas; see `open_cache`."""
-    return Caches([open_cache(url, near=near) for url in split_urls(urls)])
+    return Caches([open_cache(url, allow_unsealed, near) for url in split_urls(urls)])
 
 
 def split_urls(urls: str) -> list[str]:

@@ -141,6 +141,7 @@ class JoinedDataset:
         teacher: reads what an online teacher sees; None with a cache. Clean for
             `online.input=canonical`; with the student's augmentation and seed for `augmented`.
         near: where copies of what is read of the cache are kept; None for nowhere.
+        growing: shards may be missing now that are there by the time they are read.
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class JoinedDataset:
         teacher: SampleReader | None = None,
         viewed: Sequence[str] = (),
         near: Near | None = None,
+        growing: bool = False,
     ) -> None:
         self.frames = frames
+        self.growing = growing
         self.near = near
         self.cache = cache
         self.names = tuple(names)
@@ -179,7 +182,7 @@ class JoinedDataset:
         if self.cache is None or not (self.names or self.viewed):
             return {}
         if self._open is None:
-            self._open = open_caches(self.cache, self.near)
+            self._open = open_caches(self.cache, self.near, self.growing)
         found = {}
         if self.names:
             found = self._open.read_batch([sample.token for sample in samples], self.names)

@@ -87,14 +87,16 @@ def open_teaching(
 def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     """Open the caches and check that each is of this teacher, dataset and class order."""
     assert config.cache is not None
-    caches = Caches([open_cache(resolve("cache", url)) for url in split_urls(config.cache)])
+    growing = config.on_missing == "generate"
+    urls = [resolve("cache", url) for url in split_urls(config.cache)]
+    caches = Caches([open_cache(url, allow_unsealed=growing) for url in urls])
     teachers = []
     kept = frames
     for cache in caches:
         check_classes(cache)
         teachers.append(check_teacher(cache, config.teacher))
         check_dataset(cache, config.dataset)
-        kept = cached_frames(kept, cache, config.on_missing)
+        kept = cached_frames(kept, cache, "skip" if config.on_missing == "skip" else "raise")
     taps = {spec.name: spec.tap for spec in caches.specs.values()}
     views = max((spec.view for spec in caches.specs.values()), default=0)
     store = config.store.model_copy(update={"views": views})
