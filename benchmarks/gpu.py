@@ -57,7 +57,7 @@ RECKONINGS = {  # of a teacher: precision, deterministic
     "tf32, any order": ("tf32", False),
     "bf16": ("bf16", True),
 }
-TRAINED, WARM = (120, 20) if CUDA else (6, 2)  # steps of `train`; what comes first is not counted
+TRAINED, WARM = (80, 20) if CUDA else (6, 2)  # steps of `train`; what comes first is not counted
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,15 @@ def parts(world: str = "WORLD") -> dict[str, Part]:
     size = ("--size", "paper" if CUDA else "tiny")
     tests = tuple(map(str, gpu_tests()))
     found = {"tests": Part(("-m", "pytest", "-q", "-m", "gpu", *tests), 35)}
-    for name, limit, quick in (("repeat", 45, True), ("twice", 55, False), ("reader", 35, True)):
+    for name, limit, quick in (("repeat", 50, True), ("twice", 55, False), ("reader", 35, True)):
         found[name] = Part((str(HERE / "gpu.py"), "--own", name), limit, quick)
     for name, words in STEPS.items():
         loading = [f"loader.num_workers={max(1, cores() - 4)}"] if CUDA else []
         chosen = [*map(_sized, words), *loading]
-        command = (str(HERE / "step_time.py"), *size, "--rounds", "3", "--world", world, *chosen)
-        found[f"step {name}"] = Part(command, 90, quick=name == "distillbev")
+        first = name == "distillbev"
+        rounds = ("--rounds", "3" if first else "1", "--world", world)
+        command = (str(HERE / "step_time.py"), *size, *rounds, *chosen)
+        found[f"step {name}"] = Part(command, 110 if first else 80, quick=first)
     own = (str(HERE / "gpu.py"), "--own", "train", "--world", world)
     found["train distillbev"] = Part(own, 65, quick=False)
     frames = ("--rounds", "3", "--frames", "64" if CUDA else "8")
