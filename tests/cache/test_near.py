@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from bevcask.cache import open_cache
+from bevcask.cache.chunks import encode_plain
 from bevcask.cache.files import Files, Span
 from bevcask.cache.near import Near, NearCopy
+from bevcask.cache.stored import Part
 from bevcask.errors import CacheCorruptError
 
 
@@ -64,6 +66,19 @@ def test_a_damaged_copy_is_fetched_again(sealed: str, tmp_path: Path) -> None:
         assert not path.exists() or path.read_bytes() == whole
 
 
+def test_a_wrong_index_is_fetched_again(sealed: str, tmp_path: Path) -> None:
+    """Its checksum holds: only the rows that it leads to tell."""
+    near = Near(tmp_path / "near", 10**7)
+    cache = open_cache(sealed, near=near)
+    cache.read_batch(cache.frames.tokens)
+    array = next(a for a in cache.layout.arrays if a.key == "boxes/head.boxes/values")
+    span = cache._stored._index_span(Part(array, 0))
+    path = near.folder / span.sha256.hex() / f"{span.start}-{span.stop}"
+    index = path.read_bytes()
+    path.write_bytes(encode_plain(index[16:32] + index[:16]))
+    assert open_cache(sealed, near=near).read_batch(cache.frames.tokens)
+
+
 def test_damage_of_the_cache_is_not_kept(copied: Path, tmp_path: Path) -> None:
     near = Near(tmp_path / "near", 10**7)
     path = copied / "targets/bev.neck/values/c.0.0.0.0"
@@ -97,9 +112,10 @@ def test_the_longest_unused_go_first(tmp_path: Path, asked: list[Span]) -> None:
     near = NearCopy(files, Near(folder, 6400))
     spans = [Span("a", n, n + 100, bytes([n]) * 32) for n in range(100)]
     for number, span in enumerate(spans):
-        list(near.get_ranges([spans[0], span]))
-        for used, name in ((number, span), (number, spans[0])):
-            os.utime(folder / name.sha256.hex() / f"{name.start}-{name.stop}", (used, used))
+        list(near.get_ranges([spans[0]]))
+        list(near.get_ranges([span]))
+        os.utime(folder / span.sha256.hex() / f"{span.start}-{span.stop}", (number, number))
+    assert asked.count(spans[0]) == 1
     asked.clear()
     list(near.get_ranges(spans))
     assert spans[0] not in asked
