@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -73,27 +74,8 @@ class ImageTransform:
         return replace(self, scale=scale, crop_left=int(left), crop_top=int(top), size_HW=size_HW)
 
     def matrix(self) -> Matrix:
-        """Return the 3x3 from original pixels (u, v, 1) to network pixels."""
-        half = (self.scale - 1) / 2
-        resize_crop = np.array(
-            [
-                [self.scale, 0, half - self.crop_left],
-                [0, self.scale, half - self.crop_top],
-                [0, 0, 1],
-            ]
-        )
-        flip = np.array([[-1.0, 0, self.size_HW[1] - 1], [0, 1, 0], [0, 0, 1]])
-        matrix: Matrix = self._rotate() @ (flip if self.flip else np.eye(3)) @ resize_crop
-        return matrix
-
-    def _rotate(self) -> Matrix:
-        """Return the 3x3 of the rotation alone; v points down, so signs are mirrored."""
-        height, width = self.size_HW
-        c, s = math.cos(self.rotation), math.sin(self.rotation)
-        to_centre = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, 1]])
-        turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-        matrix: Matrix = np.linalg.inv(to_centre) @ turn @ to_centre
-        return matrix
+        """Return the 3x3 from original pixels (u, v, 1) to network pixels, not to be changed."""
+        return _matrix(self)
 
     @property
     def reduction(self) -> int:
@@ -162,6 +144,33 @@ class ImageTransform:
             return 0
         out_of_sight = min(self.crop_top / factor, num_rows - self.size_HW[0] / factor) - 1
         return max(0, int(out_of_sight) // period.denominator * period.denominator)
+
+
+@lru_cache(maxsize=64)  # pixels and labels of a frame ask for the same few
+def _matrix(transform: ImageTransform) -> Matrix:
+    _, width = transform.size_HW
+    half = (transform.scale - 1) / 2
+    resize_crop = np.array(
+        [
+            [transform.scale, 0, half - transform.crop_left],
+            [0, transform.scale, half - transform.crop_top],
+            [0, 0, 1],
+        ]
+    )
+    flip = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
+    matrix: Matrix = _rotation(transform) @ (flip if transform.flip else np.eye(3)) @ resize_crop
+    matrix.flags.writeable = False
+    return matrix
+
+
+def _rotation(transform: ImageTransform) -> Matrix:
+    """Return the 3x3 of the rotation alone; v points down, so signs are mirrored."""
+    height, width = transform.size_HW
+    c, s = math.cos(transform.rotation), math.sin(transform.rotation)
+    to_centre = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, 1]])
+    back = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
+    matrix: Matrix = back @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) @ to_centre
+    return matrix
 
 
 def whole_pixels(size_HW: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -95,7 +95,8 @@ class FrameIndex:
         self.splits: dict[str, list[str]] = meta["splits"]
         try:
             self._arrays: Arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                # As plain arrays: each element of a memmap would be a memmap, slowly made.
+                name: np.asarray(np.load(folder / f"{name}.npy", "r", allow_pickle=False))
                 for name in meta["arrays"]
             }
         except (OSError, EOFError, ValueError) as error:
