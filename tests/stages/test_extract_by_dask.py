@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from multiprocessing import current_process
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,13 +205,21 @@ def big_whole(big: list[str], call: Call, tmp_path_factory: pytest.TempPathFacto
     return url
 
 
-def start(url: Path, words: list[str]) -> subprocess.Popen[str]:
+@contextmanager
+def running(url: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """An extraction of its own, which ends with the block."""
     command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *words]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "100"
-    with url.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(command, stderr=log, text=True, env=environment)
+    with (
+        url.with_suffix(".log").open("w") as log,
+        subprocess.Popen(command, stderr=log, text=True, env=environment) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def address(url: Path, process: subprocess.Popen[str]) -> str:
@@ -228,18 +237,18 @@ def test_killed_workers_cost_nothing_but_time(
 ) -> None:
     url = tmp_path / "dask.zarr"
     loads(big)
-    process = start(url, [*big, "engine=dask", f"workers={WORKERS}"])
     draw, killed = random.Random(0), set[int]()
-    with Client(address(url, process)) as client:  # type: ignore[no-untyped-call]
-        while len(killed) < KILLS:
-            time.sleep(draw.uniform(0.2, 1.5))
-            assert process.poll() is None, f"over after {len(killed)} kills"
-            living = set(client.run(os.getpid, on_error="ignore").values()) - killed
-            if living:
-                victim = draw.choice(sorted(living))
-                os.kill(victim, signal.SIGKILL)
-                killed.add(victim)
-    with process:
+    words = [*big, "teacher.seconds=1", "engine=dask", f"workers={WORKERS}"]
+    with running(url, words) as process:
+        with Client(address(url, process)) as client:  # type: ignore[no-untyped-call]
+            while len(killed) < KILLS:
+                time.sleep(draw.uniform(0.2, 1.5))
+                assert process.poll() is None, f"over after {len(killed)} kills"
+                living = set(client.run(os.getpid, on_error="ignore").values()) - killed
+                if living:
+                    victim = draw.choice(sorted(living))
+                    os.kill(victim, signal.SIGKILL)
+                    killed.add(victim)
         assert process.wait(timeout=300) == 0, url.with_suffix(".log").read_text()
     assert different_files(big_whole, url) == []
     assert verify(str(url)).ok
@@ -256,8 +265,7 @@ def test_an_interrupted_run_leaves_nothing_running(
 ) -> None:
     url = tmp_path / "dask.zarr"
     loads(big)
-    process = start(url, [*big, "engine=dask", "workers=2"])
-    with process:
+    with running(url, [*big, "engine=dask", "workers=2"]) as process:
         while not list(url.glob("commit/*/c.*")):
             assert process.poll() is None
             time.sleep(0.1)

@@ -50,7 +50,7 @@ class Begun:
         return Writer(self.cache, shards, what, self.made, self.base, patience)
 
     def tidy(self) -> None:
-        """Remove what processes that were killed have left, once the cache is sealed.
+        """Remove what killed processes left, unless one is at work on the cache.
 
         Raises:
             CacheBusyError: see `holding_small_files`.
