@@ -139,7 +139,9 @@ def test_workers_are_given_whole_scenes(
 ) -> None:
     whole, url = tmp_path / "whole.zarr", tmp_path / "dask.zarr"
     extract(whole)
-    extract(url, f"loader.batch_size={width}", "engine=dask", f"scheduler={scheduler}")
+    words = [f"loader.batch_size={width}", "engine=dask", f"scheduler={scheduler}"]
+    _, seen = extract(url, *words)
+    assert sorted(seen) == sorted(open_cache(str(url)).frames.tokens)  # each once
     assert counts(url) == [1.0, 2.0, 3.0] * 2
     assert different_files(whole, url) == []
 
