@@ -40,6 +40,7 @@ RANKS = {
     "worker": 1,
     "cluster": 2,
     "targets": 2,
+    "spool": 2.5,
     "cache": 3,
     "detectors": 3,
     "teachers": 4,

@@ -5,6 +5,7 @@ ok, 2 wrong usage or input, 75 try again (a scheduler's SIGTERM or SIGUSR1), 130
 """
 
 import importlib
+import inspect
 import json
 import logging
 import re
@@ -217,6 +218,14 @@ def _root(
 
 for _name in VERBS:
     _verb(_name)
+
+
+@app.command(name="recorder")
+def recorder() -> None:
+    """Print one file that records a teacher of another environment: > bevcask_recorder.py."""
+    from bevcask.spool import recorder as module
+
+    sys.stdout.write(inspect.getsource(module))
 
 
 @app.command(name="submit", epilog="[bold]Keys[/]\n\n" + "\n\n".join(_described(SubmitConfig)))

@@ -21,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from bevcask.consent import OUTSIDE
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.groups import group_members
 from bevcask.registry import load_class, suggest
@@ -136,22 +135,23 @@ class NativeTeacherConfig(Config):
 
 
 class TeacherConfig(NativeTeacherConfig):
-    """Who is imitated. A teacher of another package (`type=module:Class`) has keys of its own."""
+    """Who is imitated. Other teachers than `native` have keys of their own."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(
-        "native", description="native: a bevcask detector and its checkpoint | module:Class"
+        "native",
+        description="native: a bevcask detector and its checkpoint | spool: who ran elsewhere, "
+        "teacher.folder=DIR | module:Class",
     )
 
     @model_validator(mode="after")
     def _keys_are_known(self) -> "TeacherConfig":
         unknown = list(self.model_extra or {})
-        if unknown and OUTSIDE not in self.type:
+        if unknown and self.type == "native":
             known = list(type(self).model_fields)
-            raise ValueError(
-                f"{unknown[0]}: unknown key.{suggest(unknown[0], known)} Known: {', '.join(known)}"
-            )
+            near = suggest(unknown[0], known)
+            raise ValueError(f"{unknown[0]}: unknown key.{near} Known: {', '.join(known)}")
         return self
 
 

@@ -24,6 +24,7 @@ DETECTORS = {
 }
 TEACHERS = {
     "native": "bevcask.teachers.native:NativeTeacher",
+    "spool": "bevcask.teachers.spool:SpoolTeacher",
 }
 METHODS = {
     "none": "bevcask.methods.none:NoDistillation",

@@ -1,0 +1,186 @@
+"""What a spool says of itself, `manifest.json`: see docs/spool.md for each field."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from bevcask.config import Config
+from bevcask.errors import DataError
+from bevcask.geometry import BOX_FIELDS, CLASSES, Grid
+from bevcask.spool.recorder import FORMAT, LAYOUT
+from bevcask.targets.kinds import kind_of
+from bevcask.targets.spec import TapInfo
+
+MAX_BOXES = 500
+_DENSE = ("dense_bev", "heatmap")
+_COLUMNS = (*BOX_FIELDS, "score", "label")
+_GONE_ON_DISK = ("box_code",)
+
+
+class SpoolGrid(Config):
+    """The cells of a dense map: LIDAR_TOP frame of the keyframe, metres."""
+
+    x_min: float
+    y_min: float
+    cell: float = Field(gt=0)
+
+
+class SpoolTap(Config):
+    """One tap as it was recorded.
+
+    Attributes:
+        kind: `registry.KINDS`.
+        shape: of one sample, axes in the recorded order; (N, columns) of boxes, N at most.
+        axes: of a dense map, `C`, `Y`, `X` in the recorded order; `-Y` where rows count against y.
+        grid: of a dense map.
+        values: of a heatmap.
+        nonnegative: values are never below zero (behind a ReLU).
+        depends_on_images: the teacher sees images.
+        bins: metres a channel of `image.depth` stands for.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    axes: tuple[Literal["C", "Y", "X", "-Y", "-X"], ...] = ("C", "Y", "X")
+    grid: SpoolGrid | None = None
+    values: Literal["probabilities", "logits"] = "probabilities"
+    nonnegative: bool = False
+    depends_on_images: bool = False
+    bins: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _readable(self) -> "SpoolTap":
+        letters = sorted(axis.lstrip("-") for axis in self.axes)
+        if self.kind in _DENSE and (letters != ["C", "X", "Y"] or len(self.shape) != 3):
+            raise ValueError(
+                f"axes {list(self.axes)} of shape {list(self.shape)}: expected C, Y and X once "
+                "each, in the order of a three-dimensional shape"
+            )
+        if self.kind in _DENSE and self.grid is None:
+            raise ValueError(f"kind {self.kind} needs a grid: x_min, y_min and cell, metres")
+        if self.kind in _GONE_ON_DISK:
+            raise ValueError(f"kind {self.kind} is bevcask's own code of a head; record boxes")
+        return self
+
+
+class SpoolBoxes(Config):
+    """How rows of boxes are written.
+
+    Attributes:
+        columns: `x y z l w h yaw vx vy score label` in the recorded order; velocities may be left
+            out. Metres, m/s, LIDAR_TOP frame of the keyframe.
+        z: what z is the height of.
+        yaw_zero: where a heading of 0 points.
+        yaw_turns: in which sense it grows, seen from above. `-y` and `clockwise` is mmdet3d below
+            1.0, `x` and `counterclockwise` from 1.0 on.
+    """
+
+    columns: tuple[str, ...] = _COLUMNS
+    z: Literal["centre", "bottom"] = "centre"
+    yaw_zero: Literal["x", "y", "-x", "-y"] = "x"
+    yaw_turns: Literal["counterclockwise", "clockwise"] = "counterclockwise"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "SpoolBoxes":
+        wanted = set(_COLUMNS) - {"vx", "vy"}
+        if missing := wanted - set(self.columns):
+            raise ValueError(f"columns lack {', '.join(sorted(missing))}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("a column is listed twice")
+        return self
+
+
+class Manifest(Config):
+    """The whole of it.
+
+    Attributes:
+        classes: names of labels and of heatmap channels, in the recorded order; those of nuScenes'
+            detection task.
+        boxes: of taps of kind `box_set`.
+        memory: which other frames a value depends on: `none`, `scene` (all since its first) or
+            `window of N`.
+        teacher: name, weights (digest), config, git: what identifies it. Free text otherwise.
+        preprocessing: kept as it is.
+    """
+
+    format: Literal["bevcask-spool"] = "bevcask-spool"
+    layout: int = LAYOUT
+    recorder: str = ""
+    taps: dict[str, SpoolTap] = Field(min_length=1)
+    classes: tuple[str, ...] = CLASSES
+    boxes: SpoolBoxes = SpoolBoxes()
+    memory: str = Field("none", pattern=r"^(none|scene|window of [1-9]\d*)$")
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_nuscenes(self) -> "Manifest":
+        if sorted(self.classes) != sorted(CLASSES):
+            raise ValueError(
+                f"classes {list(self.classes)}: expected the ten of nuScenes, in the order of the "
+                f"recorded labels: {', '.join(CLASSES)}"
+            )
+        return self
+
+    def tap(self, name: str) -> TapInfo:
+        """Return a tap as methods read it: canonical axes, classes and columns."""
+        said = self.taps[name]
+        shape, grid = said.shape, None
+        if said.kind in _DENSE:
+            size = {axis.lstrip("-"): n for axis, n in zip(said.axes, said.shape, strict=True)}
+            shape = (size["C"], size["Y"], size["X"])
+            assert said.grid is not None
+            own = said.grid
+            grid = Grid(own.x_min, own.y_min, own.cell, size["X"], size["Y"])
+        if said.kind == "box_set":
+            shape = (MAX_BOXES, len(BOX_FIELDS) + 2)
+        return TapInfo(
+            name=name,
+            kind=said.kind,
+            shape=shape,
+            grid=grid,
+            nonnegative=said.nonnegative or said.kind == "heatmap",
+            classes=CLASSES if said.kind in ("heatmap", "box_set") else (),
+            depends_on_images=said.depends_on_images,
+            bins=said.bins,
+            context="none" if said.kind == "image_feature" else self.memory,
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a spool.
+
+    Raises:
+        DataError: it is not there, damaged, of another format or a later layout, or says what
+            cannot be; the field is named.
+    """
+    path = folder / "manifest.json"
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: not there. teacher.folder is the folder that a recorder fills (`bevcask "
+            "recorder` prints one)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise DataError(f"{path}: no manifest of a spool: format is not {FORMAT!r}.")
+    if tree.get("layout") != LAYOUT:
+        raise DataError(
+            f"{path}: layout {tree.get('layout')}, this bevcask reads {LAYOUT}. Record with the "
+            "file that its own `bevcask recorder` prints."
+        )
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise DataError(f"{path}: {where}: {first['msg']}.") from error
+    for name in manifest.taps:
+        tap = manifest.tap(name)
+        if found := kind_of(tap).describe_problems(tap):
+            raise DataError(f"{path}: {'; '.join(found)}.")
+    return manifest

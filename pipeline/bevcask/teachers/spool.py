@@ -1,0 +1,162 @@
+"""A teacher that ran elsewhere: what it said lies in a folder (docs/spool.md)."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bevcask.config import Config as AnyConfig
+from bevcask.config import PathText
+from bevcask.detectors.base import Batch, Inputs
+from bevcask.errors import DataError, TargetMismatchError
+from bevcask.fingerprint import canonical as plain
+from bevcask.fingerprint import digest
+from bevcask.geometry import CLASSES
+from bevcask.registry import suggest
+from bevcask.spool.manifest import MAX_BOXES, Manifest, read_manifest
+from bevcask.spool.reading import canonical
+from bevcask.targets.pixels import PIXELS
+from bevcask.targets.spec import TapInfo
+from bevcask.teachers.base import Teacher
+
+_READERS = 4
+_LOOK_SECONDS = 0.5
+
+
+class SpoolConfig(AnyConfig):
+    """Where it lies, and whether it is still being filled."""
+
+    folder: PathText = Field(description="that a recorder fills, with its manifest.json")
+    follow: bool = Field(
+        False, description="wait for samples until the recorder says that it has finished"
+    )
+
+
+class SpoolTeacher(Teacher):
+    """Says what was recorded of a sample; it has no network and needs no sensor data."""
+
+    Config = SpoolConfig
+
+    def __init__(self, config: AnyConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        own = cast(SpoolConfig, config)
+        self._folder, self._follow = Path(own.folder), own.follow
+        self._read: Manifest | None = None
+        self._device: torch.device | str = "cpu"
+        self._sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def claims(cls, config: AnyConfig) -> dict[str, Any]:
+        return cls(config, 0).fingerprint()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the spool says of itself."""
+        if self._read is None:
+            self._read = read_manifest(self._folder)
+        return self._read
+
+    def taps(self) -> Mapping[str, TapInfo]:
+        return {name: self.manifest.tap(name) for name in self.manifest.taps}
+
+    def inputs(self) -> Inputs:
+        return Inputs()
+
+    def offers(self) -> Mapping[str, TapInfo]:
+        return {**self.taps(), PIXELS.name: PIXELS}
+
+    def load(self, device: torch.device | str) -> None:
+        self._device = device
+
+    def fingerprint(self) -> dict[str, Any]:
+        said = self.manifest.model_dump(mode="json", exclude={"recorder", "format", "layout"})
+        teacher = said.pop("teacher")
+        return {
+            "type": "spool",
+            "config": plain(said) | {"teacher": plain(teacher)},
+            "weights": teacher.get("weights") or digest(plain(said)),
+            "classes": list(CLASSES),
+            "checkpoint": "elsewhere",
+        }
+
+    def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        known = self.manifest.taps
+        for name in names:
+            if name not in known:
+                raise TargetMismatchError(
+                    f"the spool has no tap {name!r}.{suggest(name, known)} Known: "
+                    f"{', '.join(known)}."
+                )
+        with ThreadPoolExecutor(_READERS) as pool:
+            samples = list(pool.map(lambda token: self._sample(token, list(names)), batch.tokens))
+        found: dict[str, Tensor] = {}
+        for name in names:
+            own = [sample[name] for sample in samples]
+            if known[name].kind == "box_set":
+                counts = torch.tensor([len(rows) for rows in own])
+                own = [_padded(rows) for rows in own]
+                found[f"{name}.count"] = counts.to(self._device)
+            found[name] = torch.stack(own).to(self._device)
+        return found
+
+    def _sample(self, token: str, names: list[str]) -> dict[str, Tensor]:
+        path = self._path(token)
+        try:
+            with safe_open(path, framework="pt") as file:
+                recorded = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path}: damaged or not of this manifest ({error}). Remove the file and record "
+                "the sample again."
+            ) from error
+        for name in names:
+            self._require_shape(path, name, recorded[name])
+        return canonical(recorded, self.manifest, names)
+
+    def _require_shape(self, path: Path, name: str, value: Tensor) -> None:
+        said = self.manifest.taps[name]
+        expected, got = said.shape, tuple(value.shape)
+        if said.kind == "box_set":
+            expected, got = (len(self.manifest.boxes.columns),), got[1:]
+        if got != expected:
+            raise DataError(
+                f"{path}: tap {name!r} is {tuple(value.shape)}, the manifest says "
+                f"{said.shape}. It was recorded by another command than the manifest is of."
+            )
+
+    def _path(self, token: str) -> Path:
+        """Return the file of a sample, once it is there.
+
+        Raises:
+            DataError: it is not there, and nobody will bring it.
+        """
+        path = self._folder / "samples" / f"{token}.safetensors"
+        while not path.is_file():
+            finished = (self._folder / "finished.json").is_file()
+            if finished or not self._follow:
+                if path.is_file():
+                    break
+                number = sum(1 for _ in path.parent.glob("*.safetensors"))
+                hint = (
+                    "It has finished: select frames that it holds (dataset.split, dataset.scenes)."
+                    if finished
+                    else "teacher.follow=true waits for a recorder that is still at work."
+                )
+                raise DataError(
+                    f"{path.parent}: nothing was recorded of sample {token}; {number} samples are "
+                    f"there. {hint}"
+                )
+            self._sleep(_LOOK_SECONDS)
+        return path
+
+
+def _padded(rows_N11: Tensor) -> Tensor:
+    padded = rows_N11.new_zeros((MAX_BOXES, rows_N11.shape[1]))
+    padded[: len(rows_N11)] = rows_N11
+    return padded
