@@ -309,6 +309,8 @@ def report(url: str, teacher: Teacher, num_frames: int, name: str | None = None)
     """Return what a cache holds now; of a sealed one write the head file, and keep its name."""
     cache = open_cache(url, allow_unsealed=True)
     head = export_head(teacher, url) if cache.sealed else None
+    if cache.sealed:
+        teacher.sealed(cache.frames.tokens)
     if cache.sealed and name is not None:
         register_cache(url, cache, name)
     return {

@@ -1,6 +1,7 @@
 """A teacher that ran elsewhere fills the cache that it would have filled here."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -155,3 +156,15 @@ def test_a_spool_that_is_being_filled_is_followed(
     filler.join()
     assert code == 0, err
     assert open_cache(str(tmp_path / "c.zarr")).sealed
+
+
+def test_what_is_sealed_is_removed_if_so_told(
+    spool: Path, teacher_words: list[str], tmp_path: Path, call: Any
+) -> None:
+    copy = Path(shutil.copytree(spool, tmp_path / "copy"))
+    given = words(copy, tmp_path / "c.zarr", teacher_words)
+    assert call("teacher-extract", *given, "teacher.consume=true", "part=1/2")[0] == 0
+    assert len(list((copy / "samples").iterdir())) == len(list((spool / "samples").iterdir()))
+    assert call("teacher-extract", *given, "teacher.consume=true", "part=2/2")[0] == 0
+    assert list((copy / "samples").iterdir()) == []
+    assert call("teacher-extract", *given, "teacher.consume=true")[0] == 0  # nothing left to do

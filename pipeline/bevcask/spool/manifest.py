@@ -178,7 +178,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "manifest"
-        raise DataError(f"{path}: {where}: {first['msg']}.") from error
+        raise DataError(
+            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}."
+        ) from error
     for name in manifest.taps:
         tap = manifest.tap(name)
         if found := kind_of(tap).describe_problems(tap):

@@ -12,17 +12,19 @@ _ZERO = {"x": 0.0, "y": math.pi / 2, "-x": math.pi, "-y": -math.pi / 2}
 
 
 def canonical_map(value: Tensor, said: SpoolTap, classes: tuple[str, ...]) -> Tensor:
-    """Return a dense map (C, Y, X) float32, both axes rising with metres.
+    """Return a dense map (C, Y, X), both axes rising with metres; a view where nothing is turned.
 
     A heatmap's channels are put in the order of `geometry.CLASSES`, its logits through a sigmoid.
     """
     letters = [axis.lstrip("-") for axis in said.axes]
-    against = [place for place, axis in enumerate(said.axes) if axis.startswith("-")]
-    map_CYX = value.float().flip(against).permute([letters.index(axis) for axis in "CYX"])
+    if against := [place for place, axis in enumerate(said.axes) if axis.startswith("-")]:
+        value = value.flip(against)
+    map_CYX = value.permute([letters.index(axis) for axis in "CYX"])
     if said.kind == "heatmap":
-        map_CYX = map_CYX[[classes.index(name) for name in CLASSES]]
+        if classes != CLASSES:
+            map_CYX = map_CYX[[classes.index(name) for name in CLASSES]]
         if said.values == "logits":
-            map_CYX = map_CYX.sigmoid()
+            map_CYX = map_CYX.float().sigmoid()
     return map_CYX
 
 
@@ -50,7 +52,7 @@ def canonical_boxes(rows: Tensor, said: SpoolBoxes, classes: tuple[str, ...]) ->
 
 
 def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -> dict[str, Tensor]:
-    """Return the named taps of one sample as methods read them; boxes are not padded."""
+    """Return the named taps of one sample in any float dtype; boxes are not padded."""
     found = {}
     for name in names:
         said = manifest.taps[name]
@@ -59,5 +61,5 @@ def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -
         elif said.kind == "box_set":
             found[name] = canonical_boxes(values[name], manifest.boxes, manifest.classes)
         else:
-            found[name] = values[name].float()
+            found[name] = values[name]
     return found

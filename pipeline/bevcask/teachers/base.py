@@ -132,6 +132,10 @@ class Teacher(ABC):
         """Return the head's task branches (`head.tasks.*`) a student may start from; or nothing."""
         return {}
 
+    def sealed(self, tokens: Collection[str]) -> None:
+        """Hear that a cache of these frames is whole; most teachers keep nothing of them."""
+        return
+
     @abstractmethod
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         """Return the named taps in eval and inference mode.

@@ -1,5 +1,6 @@
 """A teacher that ran elsewhere: what it said lies in a folder (docs/spool.md)."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,13 @@ from bevcask.fingerprint import canonical as plain
 from bevcask.fingerprint import digest
 from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
-from bevcask.spool.manifest import MAX_BOXES, Manifest, read_manifest
+from bevcask.spool.manifest import Manifest, read_manifest
 from bevcask.spool.reading import canonical
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
 
+_log = logging.getLogger(__name__)
 _READERS = 4
 _LOOK_SECONDS = 0.5
 
@@ -35,6 +37,9 @@ class SpoolConfig(AnyConfig):
     folder: PathText = Field(description="that a recorder fills, with its manifest.json")
     follow: bool = Field(
         False, description="wait for samples until the recorder says that it has finished"
+    )
+    consume: bool = Field(
+        False, description="remove the samples of a cache once it is sealed; the manifest stays"
     )
 
 
@@ -85,6 +90,13 @@ class SpoolTeacher(Teacher):
             "checkpoint": "elsewhere",
         }
 
+    def sealed(self, tokens: Collection[str]) -> None:
+        if not cast(SpoolConfig, self.config).consume:
+            return
+        for token in tokens:
+            self._file(token).unlink(missing_ok=True)
+        _log.info("%s: the samples of %d frames are removed.", self._folder, len(tokens))
+
     def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
         known = self.manifest.taps
         for name in names:
@@ -96,14 +108,17 @@ class SpoolTeacher(Teacher):
         with ThreadPoolExecutor(_READERS) as pool:
             samples = list(pool.map(lambda token: self._sample(token, list(names)), batch.tokens))
         found: dict[str, Tensor] = {}
-        for name in names:
+        for name, tap in self.taps().items():
+            if name not in names:
+                continue
             own = [sample[name] for sample in samples]
-            if known[name].kind == "box_set":
-                counts = torch.tensor([len(rows) for rows in own])
-                own = [_padded(rows) for rows in own]
-                found[f"{name}.count"] = counts.to(self._device)
-            found[name] = torch.stack(own).to(self._device)
-        return found
+            stacked = torch.zeros if tap.kind == "box_set" else torch.empty
+            found[name] = stacked((len(own), *tap.shape), dtype=torch.float32)
+            for row, values in zip(found[name], own, strict=True):
+                row[: len(values)].copy_(values)  # converted on the way
+            if tap.kind == "box_set":
+                found[f"{name}.count"] = torch.tensor([len(rows) for rows in own])
+        return {name: value.to(self._device) for name, value in found.items()}
 
     def _sample(self, token: str, names: list[str]) -> dict[str, Tensor]:
         path = self._path(token)
@@ -130,13 +145,16 @@ class SpoolTeacher(Teacher):
                 f"{said.shape}. It was recorded by another command than the manifest is of."
             )
 
+    def _file(self, token: str) -> Path:
+        return self._folder / "samples" / f"{token}.safetensors"
+
     def _path(self, token: str) -> Path:
         """Return the file of a sample, once it is there.
 
         Raises:
             DataError: it is not there, and nobody will bring it.
         """
-        path = self._folder / "samples" / f"{token}.safetensors"
+        path = self._file(token)
         while not path.is_file():
             finished = (self._folder / "finished.json").is_file()
             if finished or not self._follow:
@@ -154,9 +172,3 @@ class SpoolTeacher(Teacher):
                 )
             self._sleep(_LOOK_SECONDS)
         return path
-
-
-def _padded(rows_N11: Tensor) -> Tensor:
-    padded = rows_N11.new_zeros((MAX_BOXES, rows_N11.shape[1]))
-    padded[: len(rows_N11)] = rows_N11
-    return padded
