@@ -196,6 +196,18 @@ def test_own_files_and_published_ones(
     assert equal(dict(detector.adopt(published)), own)
 
 
+def test_a_published_file_of_half_precision(
+    detector: StreamDetector, published: dict[str, Tensor]
+) -> None:
+    """Its constants are rounded too: -51.2 metres are -51.1875."""
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in published.items()}
+    found = detector.adopt(halves)
+    assert all(
+        torch.equal(found[n].float(), own.half().float())
+        for n, own in detector.state_dict().items()
+    )
+
+
 def test_the_student_of_a_harmodistill_file(
     detector: StreamDetector, published: dict[str, Tensor]
 ) -> None:

@@ -158,12 +158,16 @@ def _differing(
         f"{name} should be {[round(float(v), 4) for v in wanted]}, is "
         f"{[round(float(v), 4) for v in given[name].flatten()]}"
         for name, wanted in constants.items()
-        if name in given
-        and not (
-            given[name].shape == wanted.shape
-            and torch.allclose(given[name].float().cpu(), wanted.float().cpu(), rtol=1e-5)
-        )
+        if name in given and not _alike(given[name], wanted)
     ]
+
+
+def _alike(given: Tensor, wanted: Tensor) -> bool:
+    """Tell whether a constant is what it should be, as precisely as its type holds it."""
+    if given.shape != wanted.shape:
+        return False
+    rtol = max(1e-5, torch.finfo(given.dtype).eps)
+    return torch.allclose(given.float().cpu(), wanted.float().cpu(), rtol=rtol)
 
 
 def published_start(
