@@ -23,6 +23,7 @@ VERBS = (
     "verify",
     "synthesize",
     "export",
+    "weights",
     "catalog",
 )
 

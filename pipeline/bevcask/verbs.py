@@ -227,6 +227,18 @@ class ExportConfig(Config):
     trust_code: TrustCode = False
 
 
+class WeightsConfig(Config):
+    """What `weights` reads."""
+
+    file: PathText = Field(description="weights, .safetensors or what torch wrote")
+    trust_checkpoint: bool = Field(
+        False,
+        exclude=True,
+        description="read a pickle of more than tensors and plain values, which can run any code "
+        "that is in it",
+    )
+
+
 class SynthesizeConfig(Config):
     """What `synthesize` reads: how large the toy city is and how it is seen."""
 
@@ -341,6 +353,13 @@ VERBS = {
         "export",
         "Write a trained student without its adapters, or a teacher's checkpoint, as safetensors.",
         "out",
+    ),
+    "weights": Verb(
+        WeightsConfig,
+        "weights",
+        "Tell what a file of weights is: whose, how wrapped, and which detectors here it fits: "
+        "bevcask weights FILE",
+        "file",
     ),
     "synthesize": Verb(
         SynthesizeConfig,

@@ -17,7 +17,7 @@ from bevcask.paths import write_whole
 
 NETWORK = "network."
 """Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
-_PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar"})
+PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar"})
 _HALVES = (torch.float16, torch.bfloat16)
 _SHOWN = 3
 
@@ -87,7 +87,7 @@ def read_note(path: Path) -> dict[str, str]:
     """Return the note written beside the tensors; empty for files that others wrote."""
     from safetensors import safe_open
 
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         saved = read_plain(path)
         return dict(saved.get(OURS, {})) if isinstance(saved, Mapping) else {}
     with safe_open(path, framework="pt") as file:
@@ -106,15 +106,10 @@ def read_tensors(path: Path, trust: bool = False, plain: bool = False) -> dict[s
         CheckpointError: the file is missing, unreadable, holds no tensors, or is a pickle that may
             not be read.
     """
-    if path.suffix not in _PICKLES or not path.is_file():
+    if path.suffix not in PICKLES or not path.is_file():
         return bare(read_weights(path))
     if trust:
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as error:  # a pickle may raise anything
-            said = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{path}: cannot read ({said}).") from error
-        return tensors_in(saved, path)
+        return tensors_in(read_trusted(path), path)
     if plain:
         return tensors_in(read_plain(path), path)
     raise CheckpointError(
@@ -125,6 +120,19 @@ def read_tensors(path: Path, trust: bool = False, plain: bool = False) -> dict[s
     )
 
 
+def read_trusted(path: Path) -> object:
+    """Read what torch wrote, whatever is in it: it may run any code.
+
+    Raises:
+        CheckpointError: damaged, or made of classes that are not installed.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: cannot read ({said}).") from error
+
+
 def read_plain(path: Path) -> object:
     """Read what torch wrote, if it is made of tensors and plain values.
 
@@ -133,7 +141,7 @@ def read_plain(path: Path) -> object:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         raise CheckpointError(
             f"{path}: not a torch file of tensors alone ({type(error).__name__}; "
             f"{path.stat().st_size:,} bytes), and nothing else is unpickled. If you trust whoever "
@@ -181,6 +189,20 @@ def load_weights(module: nn.Module, path: Path, trust: bool = False, plain: bool
     if isinstance(module, Detector):
         tensors = dict(module.adopt(tensors))
     own = module.state_dict()
+    found = differences(own, tensors)
+    if found:
+        raise CheckpointError(
+            f"{path} does not fit {type(module).__name__}: {'; '.join(found)}. "
+            "Pick the architecture the checkpoint was trained with."
+        )
+    # Modules that convert old layouts ask for the version of the file: it is that of the module.
+    current = OrderedDict(tensors)
+    current._metadata = own._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(current)
+
+
+def differences(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return what a file lacks, has too much or in another shape; counted, first few named."""
     problems = [
         _count("missing", sorted(own.keys() - tensors.keys())),
         _count("unexpected", sorted(tensors.keys() - own.keys())),
@@ -193,16 +215,7 @@ def load_weights(module: nn.Module, path: Path, trust: bool = False, plain: bool
             ],
         ),
     ]
-    found = [problem for problem in problems if problem]
-    if found:
-        raise CheckpointError(
-            f"{path} does not fit {type(module).__name__}: {'; '.join(found)}. "
-            "Pick the architecture the checkpoint was trained with."
-        )
-    # Modules that convert old layouts ask for the version of the file: it is that of the module.
-    current = OrderedDict(tensors)
-    current._metadata = own._metadata  # type: ignore[attr-defined]
-    module.load_state_dict(current)
+    return [problem for problem in problems if problem]
 
 
 def _count(what: str, names: list[str]) -> str:

@@ -31,14 +31,9 @@ def tensors_in(saved: object, path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are none.
     """
-    state = saved
-    while isinstance(state, Mapping):
-        nests = [key for key in _NESTS if isinstance(state.get(key), Mapping)]
-        if not nests:
-            break
-        if len(nests) > 1:
-            _log.info("%s: weights of %s; it also holds %s", path, nests[0], ", ".join(nests[1:]))
-        state = state[nests[0]]
+    state, taken, left = _opened(saved)
+    for key in left:
+        _log.info("%s: weights of %s; it also holds %s", path, taken[-1], key)
     tensors = (
         {name: value for name, value in state.items() if isinstance(value, Tensor)}
         if isinstance(state, Mapping)
@@ -55,12 +50,46 @@ def tensors_in(saved: object, path: Path) -> dict[str, Tensor]:
     return bare(tensors)
 
 
+def layers_of(saved: object) -> list[str]:
+    """Return what weights are wrapped in, outermost first: keys, then prefixes of all names."""
+    state, taken, left = _opened(saved)
+    tensors = (
+        {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if isinstance(state, Mapping)
+        else {}
+    )
+    beside = [f"{key} (beside, not read)" for key in left]
+    if isinstance(saved, Mapping) and OURS in saved:
+        return [*taken, *beside, STUDENT]
+    prefixes = _peeled(tensors)[1]
+    return [*taken, *beside, *prefixes]
+
+
+def _opened(saved: object) -> tuple[object, list[str], list[str]]:
+    """Return the innermost mapping, keys that lead to it, and other such keys passed by."""
+    state, taken, left = saved, [], []
+    while isinstance(state, Mapping):
+        nests = [key for key in _NESTS if isinstance(state.get(key), Mapping)]
+        if not nests:
+            break
+        taken.append(nests[0])
+        left += nests[1:]
+        state = state[nests[0]]
+    return state, taken, left
+
+
 def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors without the prefixes that all of them share, and without counters beside."""
-    found = dict(tensors)
+    return _peeled(tensors)[0]
+
+
+def _peeled(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return bare tensors, and the prefixes taken from them, outermost first."""
+    found, peeled = dict(tensors), list[str]()
     while True:
         weights = {n: t for n, t in found.items() if not (n in _COUNTERS and t.ndim == 0)}
         prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), None)
         if prefix is None or not weights:
-            return found
+            return found, peeled
+        peeled.append(prefix)
         found = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
