@@ -12,9 +12,9 @@ import torch
 
 from bevcask.detectors.base import Batch
 from bevcask.errors import DataError
-from bevcask.geometry import CLASSES
-from bevcask.spool.manifest import SpoolBoxes, SpoolTap, read_manifest
-from bevcask.spool.reading import canonical_boxes, canonical_map
+from bevcask.geometry import CAMERAS, CLASSES
+from bevcask.spool.manifest import Manifest, SpoolBoxes, SpoolTap, read_manifest
+from bevcask.spool.reading import canonical, canonical_boxes, canonical_map
 from bevcask.spool.recorder import Recorder
 from contracts.teacher import TeacherContract
 
@@ -84,10 +84,19 @@ def test_maps_by_hand() -> None:
         assert torch.equal(canonical_map(written, said, CLASSES), plain)
 
 
+def test_cameras_are_put_in_our_order() -> None:
+    cameras = (*CAMERAS[2:], *CAMERAS[:2])
+    manifest = Manifest(taps={"image.fpn0": TAPS["image.fpn0"]}, cameras=cameras)
+    values = torch.arange(6.0)[:, None, None, None].expand(6, 2, 3, 4)
+    found = canonical({"image.fpn0": values}, manifest, ["image.fpn0"])["image.fpn0"]
+    assert [cameras[int(own)] for own in found[:, 0, 0, 0]] == list(CAMERAS)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"classes": ["car"]}, r"manifest: classes \['car'\]: expected the ten"),
+        ({"cameras": ["CAM_FRONT"]}, r"cameras \['CAM_FRONT'\]: expected all of CAM_FRONT_LEFT"),
         ({"layout": 7}, "layout 7, this bevcask reads 1"),
         ({"format": "x"}, "no manifest of a spool"),
         ({"memory": "long"}, "memory: "),

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bevcask.config import Config
 from bevcask.errors import DataError
-from bevcask.geometry import BOX_FIELDS, CLASSES, Grid
+from bevcask.geometry import BOX_FIELDS, CAMERAS, CLASSES, Grid
 from bevcask.spool.recorder import FORMAT, LAYOUT
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TapInfo
@@ -98,6 +98,7 @@ class Manifest(Config):
     Attributes:
         classes: names of labels and of heatmap channels, in the recorded order; those of nuScenes'
             detection task.
+        cameras: of image features, in the recorded order.
         boxes: of taps of kind `box_set`.
         memory: which other frames a value depends on: `none`, `scene` (all since its first) or
             `window of N`.
@@ -110,6 +111,7 @@ class Manifest(Config):
     recorder: str = ""
     taps: dict[str, SpoolTap] = Field(min_length=1)
     classes: tuple[str, ...] = CLASSES
+    cameras: tuple[str, ...] = CAMERAS
     boxes: SpoolBoxes = SpoolBoxes()
     memory: str = Field("none", pattern=r"^(none|scene|window of [1-9]\d*)$")
     teacher: dict[str, Any] = Field(default_factory=dict)
@@ -121,6 +123,11 @@ class Manifest(Config):
             raise ValueError(
                 f"classes {list(self.classes)}: expected the ten of nuScenes, in the order of the "
                 f"recorded labels: {', '.join(CLASSES)}"
+            )
+        if sorted(self.cameras) != sorted(CAMERAS):
+            raise ValueError(
+                f"cameras {list(self.cameras)}: expected all of {', '.join(CAMERAS)}, in the order "
+                "of the recorded image features"
             )
         return self
 

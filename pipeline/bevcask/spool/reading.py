@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from bevcask.geometry import BOX_FIELDS, CLASSES
+from bevcask.geometry import BOX_FIELDS, CAMERAS, CLASSES
 from bevcask.spool.manifest import MAX_BOXES, Manifest, SpoolBoxes, SpoolTap
 
 _ZERO = {"x": 0.0, "y": math.pi / 2, "-x": math.pi, "-y": -math.pi / 2}
@@ -60,6 +60,8 @@ def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -
             found[name] = canonical_map(values[name], said, manifest.classes)
         elif said.kind == "box_set":
             found[name] = canonical_boxes(values[name], manifest.boxes, manifest.classes)
+        elif said.kind == "image_feature" and manifest.cameras != CAMERAS:
+            found[name] = values[name][[manifest.cameras.index(camera) for camera in CAMERAS]]
         else:
             found[name] = values[name]
     return found
