@@ -239,6 +239,15 @@ class WeightsConfig(Config):
     )
 
 
+class DoctorConfig(Config):
+    """What `doctor` looks at beside the machine."""
+
+    cache: PathText | None = Field(
+        None, description="URL of a cache that is or will be: its disk is timed"
+    )
+    dataset: DatasetConfig | None = None
+
+
 class SynthesizeConfig(Config):
     """What `synthesize` reads: how large the toy city is and how it is seen."""
 
@@ -366,6 +375,11 @@ VERBS = {
         "synthesize",
         "Write a synthetic nuScenes-format dataset: bevcask synthesize OUT [key=value ...]",
         "out",
+    ),
+    "doctor": Verb(
+        DoctorConfig,
+        "doctor",
+        "Look at this machine: versions, GPU, memory, disk, dataset, each with ok or what to do.",
     ),
     "catalog": Verb(
         CatalogConfig, "catalog", "List known datasets, checkpoints and caches.", "name"

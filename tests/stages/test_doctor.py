@@ -1,0 +1,65 @@
+"""doctor says what is there, and what to do about what is not."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bevcask.stages import doctor
+from bevcask.verbs import DoctorConfig
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_WATCHED", 0.0)
+
+
+def test_everything_is_said_as_json(tiny_world: Path, tmp_path: Path, call: Any) -> None:
+    code, out, err = call(
+        "doctor", str(tmp_path / "later" / "c.zarr"), "dataset=synthetic",
+        f"dataset.root={tiny_world}", "dataset.split=all", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    checks = json.loads(out)["checks"]
+    assert {"environment", "device", "open files", "cache", "dataset", "mmdet3d"} <= checks.keys()
+    assert checks["dataset"]["state"] == "ok"
+    assert "MB/s" in checks["cache"]["found"]
+    assert "6 frames of 2 scenes" in checks["dataset"]["found"]
+    assert all(row["next"] for row in checks.values() if row["state"] in ("warning", "missing"))
+    assert not list(tmp_path.rglob(".bevcask-doctor-*"))
+
+
+def test_a_dataset_without_its_sensors_is_wrong(own_world: Path, call: Any) -> None:
+    for path in (own_world / "samples" / "CAM_FRONT_LEFT").iterdir():
+        path.unlink()
+    given = ("dataset=synthetic", f"dataset.root={own_world}", "dataset.split=all")
+    code, out, _ = call("doctor", *given)
+    assert code == 1
+    assert "is not there" in " ".join(out.split())
+    code, out, _ = call("doctor", "dataset=nuscenes", "dataset.root=nowhere")
+    assert code == 1
+    assert "wrong" in out
+
+
+def test_little_of_something_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "free_shared", lambda: 64_000_000)
+    limits = SimpleNamespace(RLIMIT_NOFILE=7, getrlimit=lambda _: (1024, 524288))
+    monkeypatch.setattr(doctor, "resource", limits)
+    monkeypatch.setattr(doctor, "_write_rate", lambda _: 20e6)
+    checks = doctor.run(DoctorConfig(cache="c.zarr"))["checks"]
+    assert checks["shared memory"]["next"].startswith("in a container: docker run --shm-size")
+    assert checks["open files"]["next"] == "ulimit -n 65536, for many loader workers"
+    assert checks["cache"]["state"] == "warning"
+    assert "20 MB/s" in checks["cache"]["found"]
+
+
+def test_a_place_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> float:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor, "_write_rate", full)
+    result = doctor.run(DoctorConfig(cache="c.zarr"))
+    assert not result["ok"]
+    assert "No space left" in result["checks"]["cache"]["found"]
