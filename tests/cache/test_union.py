@@ -57,7 +57,25 @@ def test_a_target_in_no_cache_is_named(urls: tuple[str, str]) -> None:
         open_caches(",".join(urls)).home("bev.nack")
 
 
-@pytest.mark.parametrize("urls", ["a,", ",", "a,b,a"])
+def test_two_teachers_are_told_apart_by_labels(urls: tuple[str, str], tmp_path: Path) -> None:
+    other = {"teacher": {"type": "native/other", "weights": "ab"}, "seed": 0}
+    second = build(tmp_path / "two", specs=SPECS[2:5], fingerprint=other)
+    said = f"lidar={urls[0]},camera={second}"
+    assert split_urls(said) == [urls[0], second]
+    both = open_caches(said)
+    assert both.urls == said
+    assert {"lidar/bev.silent", "camera/bev.silent", "camera/head.boxes"} <= both.specs.keys()
+    assert both.specs["camera/bev.silent"].name == "camera/bev.silent"
+    tokens = both.read_batch([], []) or next(iter(both)).frames.tokens[:3]
+    found = both.read_batch(tokens, ["camera/bev.silent", "lidar/bev.silent"])
+    for name, url in (("camera/bev.silent", second), ("lidar/bev.silent", urls[0])):
+        expected = open_cache(url).read_batch(tokens, ["bev.silent"])["bev.silent"]
+        np.testing.assert_array_equal(found[name].values, expected.values)
+    with pytest.raises(UnknownNameError, match=r"no cache.*has a target 'bev.silent'.*lidar/bev"):
+        both.home("bev.silent")
+
+
+@pytest.mark.parametrize("urls", ["a,", ",", "a,b,a", "x=a,x=b", "x=a,y=a"])
 def test_lists_that_are_none(urls: str) -> None:
     with pytest.raises(ConfigError, match="expected different cache URLs, separated by commas"):
         split_urls(urls)

@@ -1,6 +1,12 @@
-"""Several caches of the same frames read as one: targets of different teachers, or of one."""
+"""Several caches of the same frames read as one: targets of different teachers, or of one.
 
+`cache=lidar=A,camera=B` labels them: the targets of A are then `lidar/bev.neck` and so on, and what
+is of no teacher (`lidar.pixels`) keeps its name.
+"""
+
+import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -11,39 +17,67 @@ from bevcask.cache.reader import Cache, open_cache
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.paths import local_path
 from bevcask.registry import suggest
+from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import TargetSpec
 
 SEPARATOR = ","
+OF_NO_TEACHER = (PIXELS.name,)
+"""Targets that the data alone says: the same in every cache of the same frames."""
+_LABEL = re.compile(r"([a-z][a-z0-9_]*)=(.+)")
 
 
 def open_caches(urls: str, near: Near | None = None, allow_unsealed: bool = False) -> "Caches":
     """Open one cache, or several separated by commas; see `open_cache`."""
-    return Caches([open_cache(url, allow_unsealed, near) for url in split_urls(urls)])
+    found = [open_cache(url, allow_unsealed, near) for url in split_urls(urls)]
+    return Caches(found, labels_of(urls))
+
+
+def labels_of(urls: str) -> list[str]:
+    """Return the label of each of several URLs, empty where it has none.
+
+    >>> labels_of("lidar=a.zarr,camera=s3://b/c.zarr"), labels_of("a.zarr")
+    (['lidar', 'camera'], [''])
+    """
+    matches = [_LABEL.fullmatch(one) for one in _listed(urls)]
+    return [match[1] if match else "" for match in matches]
 
 
 def split_urls(urls: str) -> list[str]:
-    """Return the URLs of `a,b`.
+    """Return the URLs of `a,b`, without their labels.
 
     Raises:
-        ConfigError: one of them is empty, or named twice.
+        ConfigError: one of them, or a label, is empty or named twice.
     """
-    whole = local_path(urls)
-    if whole is not None and whole.exists():  # a comma in the name of one
-        return [urls]
-    found = [url.strip() for url in urls.split(SEPARATOR)]
-    if not all(found) or len(set(found)) < len(found):
-        raise ConfigError(f"cache={urls}: expected different cache URLs, separated by commas.")
+    found = [match[2] if (match := _LABEL.fullmatch(one)) else one for one in _listed(urls)]
+    labels = [label for label in labels_of(urls) if label]
+    if not all(found) or len(set(found)) < len(found) or len(set(labels)) < len(labels):
+        raise ConfigError(
+            f"cache={urls}: expected different cache URLs, separated by commas, with different "
+            "labels if any (lidar=URL,camera=URL)."
+        )
     return found
+
+
+def _listed(urls: str) -> list[str]:
+    whole = local_path(urls)
+    if whole is not None and whole.exists():  # a comma, or an equals sign, in the name of one
+        return [urls]
+    return [url.strip() for url in urls.split(SEPARATOR)]
 
 
 class Caches:
     """Open caches and which of them holds what.
 
     A target that several hold is read where it is stored on the most cells, if one teacher said it.
+
+    Args:
+        caches: open ones.
+        labels: of each, in front of the names of its targets; empty leaves them as they are.
     """
 
-    def __init__(self, caches: Sequence[Cache]) -> None:
+    def __init__(self, caches: Sequence[Cache], labels: Sequence[str] = ()) -> None:
         self._caches = tuple(caches)
+        self._labels = tuple(labels) or ("",) * len(self._caches)
 
     def __iter__(self) -> Iterator[Cache]:
         return iter(self._caches)
@@ -51,7 +85,10 @@ class Caches:
     @property
     def urls(self) -> str:
         """The URLs, separated by commas."""
-        return SEPARATOR.join(cache.url for cache in self)
+        pairs = zip(self._labels, self, strict=True)
+        return SEPARATOR.join(
+            f"{label}={cache.url}" if label else cache.url for label, cache in pairs
+        )
 
     @property
     def ids(self) -> str:
@@ -62,8 +99,14 @@ class Caches:
     def specs(self) -> dict[str, TargetSpec]:
         """Target name -> how it is stored; of a name that several hold, the first cache's."""
         found: dict[str, TargetSpec] = {}
-        for cache in self:
-            found = {**cache.specs, **found}
+        for label, cache in zip(self._labels, self, strict=True):
+            own = {
+                _labelled(name, label): replace(
+                    spec, tap=replace(spec.tap, name=_labelled(spec.name, label))
+                )
+                for name, spec in cache.specs.items()
+            }
+            found = {**own, **found}
         return found
 
     def home(self, name: str) -> Cache:
@@ -73,13 +116,16 @@ class Caches:
             UnknownNameError: none holds it.
             ConfigError: several do, of different teachers or on cells that differ.
         """
-        homes = [cache for cache in self if name in cache.specs]
+        homes = [cache for cache, own in self._asked(name) if own in cache.specs]
         if not homes:
             known = ", ".join(self.specs)
             raise UnknownNameError(
                 f"no cache of {self.urls} has a target {name!r}.{suggest(name, self.specs)} "
                 f"Known: {known}."
             )
+        name = _bare(name)
+        if name in OF_NO_TEACHER:
+            return homes[0]
         regions = [cache.specs[name].region for cache in homes]
         widest = [
             cache
@@ -91,8 +137,8 @@ class Caches:
         ):
             raise ConfigError(
                 f"target {name!r} is in {' and in '.join(cache.url for cache in homes)}: whose is "
-                "meant cannot be told. Leave one of these caches out of cache=, or let the method "
-                "read another target."
+                "meant cannot be told. Label them, cache=one=URL,other=URL, and let the method "
+                f"read one/{name}; or leave one of these caches out."
             )
         return widest[0]
 
@@ -103,7 +149,28 @@ class Caches:
         homes = {name: self.home(name) for name in names}
         found: dict[str, Encoded[npt.NDArray[Any]]] = {}
         for cache in self:
-            own = [name for name in names if homes[name] is cache]
+            own = {_bare(name): name for name in names if homes[name] is cache}
             if own:
-                found |= cache.read_batch(tokens, own)
+                read = cache.read_batch(tokens, list(own))
+                found |= {own[name]: target for name, target in read.items()}
         return {name: found[name] for name in names}
+
+    def _asked(self, name: str) -> Iterator[tuple[Cache, str]]:
+        """Yield the caches that a name may be of, with their own word for it."""
+        label = name.rpartition("/")[0]
+        for own, cache in zip(self._labels, self, strict=True):
+            if own == label or (not label and _bare(name) in OF_NO_TEACHER):
+                yield cache, _bare(name)
+
+
+def _labelled(name: str, label: str) -> str:
+    return f"{label}/{name}" if label and name not in OF_NO_TEACHER else name
+
+
+def _bare(name: str) -> str:
+    """Return what a cache calls a target.
+
+    >>> _bare("lidar/bev.neck"), _bare("bev.neck")
+    ('bev.neck', 'bev.neck')
+    """
+    return name.rpartition("/")[2]

@@ -194,12 +194,15 @@ class JoinedDataset:
         for position, sample in enumerate(samples):
             positions.setdefault(sample.view, []).append(position)
         parts = []
+        shown = {name.rpartition("/")[0] for name in self.viewed}  # of each labelled cache its own
+        transforms = [f"{label}/{VIEW_TRANSFORM.name}".lstrip("/") for label in sorted(shown)]
         for view, members in positions.items():
-            names = {view_key(name, view): name for name in (*self.viewed, VIEW_TRANSFORM.name)}
+            names = {view_key(name, view): name for name in (*self.viewed, *transforms)}
             own = [samples[position] for position in members]
             read = caches.read_batch([sample.token for sample in own], list(names))
             parts.append({names[stored]: target for stored, target in read.items()})
-            _require_same_view(own, parts[-1].pop(VIEW_TRANSFORM.name).values)
+            for transform in transforms:
+                _require_same_view(own, parts[-1].pop(transform).values)
         order = np.argsort(np.concatenate(list(positions.values())))
         return {
             name: _each(lambda array: array[order], concatenate([part[name] for part in parts]))

@@ -9,7 +9,7 @@ import torch
 
 from bevcask.cache.identity import check_identity
 from bevcask.cache.reader import Cache, open_cache
-from bevcask.cache.union import Caches, split_urls
+from bevcask.cache.union import Caches, labels_of, split_urls
 from bevcask.catalog import resolve
 from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.index.frames import Frames
@@ -89,7 +89,8 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     assert config.cache is not None
     growing = config.on_missing == "generate"
     urls = [resolve("cache", url) for url in split_urls(config.cache)]
-    caches = Caches([open_cache(url, allow_unsealed=growing) for url in urls])
+    opened = [open_cache(url, allow_unsealed=growing) for url in urls]
+    caches = Caches(opened, labels_of(config.cache))
     teachers = []
     kept = frames
     for cache in caches:
