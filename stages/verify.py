@@ -38,6 +38,7 @@ from bevcask.evaluation.equivariance import (
     equivariance_gap,
     equivariance_sums,
 )
+from bevcask.evaluation.meaning import MEANING, meaning
 from bevcask.evaluation.windows import remembered_targets, window_gap, window_sums
 from bevcask.outputs import output_file
 from bevcask.paths import write_whole
@@ -46,7 +47,7 @@ from bevcask.provenance import hardware, pick_device
 from bevcask.targets.pixels import needs_pixels
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
-from bevcask.training.identity import check_dataset, check_resampling
+from bevcask.training.identity import check_classes, check_dataset, check_resampling
 from bevcask.verbs import VerifyConfig
 from bevcask.viz.verification import render
 from bevcask.worker import kept, one_at_a_time, own_device
@@ -54,6 +55,7 @@ from bevcask.worker import kept, one_at_a_time, own_device
 __all__ = ["open_teacher", "render", "run", "write_repair_list"]
 
 Found = TypeVar("Found")
+_LOOKED_AT = 64  # frames that are compared with ground truth
 _PORTION = 8  # frames; the teacher is asked twice about the first, to know its noise
 
 
@@ -62,10 +64,11 @@ def run(config: VerifyConfig) -> dict[str, Any]:
 
     Returns:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
-        `shard`, `target`, `token`), and for what was asked: `statistics` per target, `resample`
-        per target, `equivariance` per augmentation and target, `windows` per target, `repair`,
-        `notes` on what differs and is no damage; `unfinished` says what came in the way of a deeper
-        look at a damaged cache.
+        `shard`, `target`, `token`), and for what was asked: `statistics` per target, `meaning`
+        (which reading of axes, grids, classes and boxes fits ground truth), `resample` per target,
+        `equivariance` per augmentation and target, `windows` per target, `repair`, `notes` on what
+        differs and is no damage; `unfinished` says what came in the way of a deeper look at a
+        damaged cache.
 
     Raises:
         ConfigError: no cache URL, or no teacher where one is needed.
@@ -139,14 +142,47 @@ def _meaning(
     result["statistics"] = values.statistics
     if "dataset" in config.model_fields_set:
         dataset = config.dataset.over(cache.plan.get("dataset", {}))
-        problems += frame_problems(cache, Frames.select(dataset.whole()))
+        frames = Frames.select(dataset.whole())
+        problems += frame_problems(cache, frames)
         try:
             check_dataset(cache, dataset)
         except CacheIdentityError as error:
             problems.append(Problem("fingerprint/dataset", str(error)))
+        if not problems:
+            _compare_with_truth(config, cache, frames, problems, result)
     else:
-        result["not_compared"] = "tokens, times, poses and calibration: give dataset.root=FOLDER"
+        result["not_compared"] = (
+            "tokens, times, poses, calibration and ground truth: give dataset.root=FOLDER"
+        )
     return values.suspicions
+
+
+def _compare_with_truth(
+    config: VerifyConfig,
+    cache: Cache,
+    frames: Frames,
+    problems: list[Problem],
+    result: dict[str, Any],
+) -> None:
+    """Look whether axes, grids and boxes mean what the cache declares."""
+    if not frames.has_labels:
+        result["not_compared"] = "ground truth: this version has no annotations"
+        return
+    check_classes(cache)
+    tokens = spread_tokens(cache, _LOOKED_AT, config.seed)
+    with progress_bar("meaning", len(tokens) * len(cache.specs)) as bar:
+        found = meaning(cache, frames, tokens, bar)
+    result["meaning"] = found.to_dict() | {"frames": len(tokens)}
+    problems += [
+        Problem(
+            f"{MEANING}{own.what}",
+            f"{' or '.join(own.best)} fits ground truth, what is declared does not: "
+            f"{own.best_score:.4g} against {own.declared_score:.4g}, {own.boxes} boxes",
+            target=own.target,
+        )
+        for own in found.findings
+        if own.verdict == "wrong"
+    ]
 
 
 def _ask_teacher(

@@ -34,6 +34,8 @@ def render(result: dict[str, Any]) -> Group:
             columns = list(next(iter(found.values())))
             rows = [[target, *(entry[key] for key in columns)] for target, entry in found.items()]
             parts.append(_table(name, ["target", *columns], rows))
+    if meaning := result.get("meaning"):
+        parts += _meaning(meaning)
     if gaps := result.get("equivariance"):
         rows = [
             [augmentation, target, *gap.values()]
@@ -55,9 +57,57 @@ def render(result: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
+def _meaning(found: dict[str, Any]) -> list[Any]:
+    """Show which reading of each target fits ground truth."""
+    columns = [
+        "target",
+        "what",
+        "verdict",
+        "fits best",
+        "error as declared",
+        "best",
+        "boxes",
+        "note",
+    ]
+    rows = [
+        [
+            own["target"],
+            own["what"],
+            own["verdict"],
+            _readings(own["best"]),
+            own["declared_score"],
+            own["best_score"],
+            own["boxes"],
+            own["note"],
+        ]
+        for own in found["findings"]
+    ]
+    left = sum(own["verdict"] == "undecided" for own in found["findings"])
+    title = f"against ground truth, {found['frames']} frames: {left} of {len(rows)} undecided"
+    parts: list[Any] = [_table(title, columns, rows)]
+    if official := found["official"]:
+        rows = [
+            [target, reading, *scores.values()]
+            for target, readings in official.items()
+            for reading, scores in readings.items()
+        ]
+        names = list(next(iter(next(iter(official.values())).values())))
+        parts.append(_table("official scores", ["target", "read", *names], rows))
+    if others := found["not_judged"]:
+        parts.append(f"not judged by ground truth: {', '.join(others)}")
+    return parts
+
+
+def _readings(names: Sequence[str]) -> str:
+    more = f", or one of {len(names) - 2} more" if len(names) > 2 else ""
+    return " or ".join(names[:2]) + more
+
+
 def _verdict(result: dict[str, Any]) -> str:
     if result["ok"]:
         return "ok"
+    if all(problem["key"].startswith("meaning/") for problem in result["problems"]):
+        return "MISREAD"
     unfinished = all("not sealed" in problem["what"] for problem in result["problems"])
     return "UNFINISHED" if unfinished else "DAMAGED"
 

@@ -1,0 +1,143 @@
+"""Several readings of the same numbers: which fits ground truth, and is that more than chance?"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from bevcask.geometry import CLASSES
+
+Floats = npt.NDArray[np.float64]
+Verdict = Literal["ok", "wrong", "undecided"]
+DECLARED = "as declared"
+MARGIN = 0.05  # of the declared score: what a better reading must gain
+
+_ENOUGH = 10  # boxes
+_CLEAR = 4.0  # standard errors of a mean difference, box by box
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing that a manifest says.
+
+    Attributes:
+        target: of the cache.
+        what: place, grid, shift, classes, values, size, yaw, heading, z, velocity or its scale.
+        verdict: `ok`: as declared, all others are clearly worse; `wrong`: another one is clearly
+            better; `undecided`: ground truth does not tell.
+        best: the reading that fits best; those that cannot be told from it follow.
+        declared_score: mean over boxes, lower is better.
+        best_score: the same of the best reading.
+        boxes: how many were looked at.
+        note: why it is undecided.
+    """
+
+    target: str
+    what: str
+    verdict: Verdict
+    best: tuple[str, ...]
+    declared_score: float | None
+    best_score: float | None
+    boxes: int
+    note: str = ""
+
+
+def undecided(target: str, what: str, note: str, boxes: int = 0) -> Finding:
+    """Return that something was not judged."""
+    return Finding(target, what, "undecided", (), None, None, boxes, note)
+
+
+def decide(target: str, what: str, errors: Mapping[str, Floats], margin: float = MARGIN) -> Finding:
+    """Choose between readings, box by box.
+
+    Args:
+        target: of the cache.
+        what: is read.
+        errors: reading -> (N,) error of each box, lower is better; `DECLARED` is one of them.
+        margin: share of the size of the declared score that another must gain to be believed.
+    """
+    declared = errors[DECLARED]
+    number = len(declared)
+    if number < _ENOUGH:
+        return undecided(target, what, f"{number} boxes to judge by, {_ENOUGH} needed", number)
+    means = {name: float(own.mean()) for name, own in errors.items()}
+    best = min(means, key=lambda name: means[name])
+    close = [name for name in sorted(means, key=lambda name: means[name]) if name != best]
+    close = [name for name in close if not _clearly_worse(errors[name], errors[best])]
+    gained = means[DECLARED] - means[best] >= margin * abs(means[DECLARED])
+    verdict: Verdict = "undecided"
+    if best == DECLARED and not close:
+        verdict = "ok"
+    elif best != DECLARED and DECLARED not in close and gained:
+        verdict = "wrong"
+    note = "ground truth does not tell these apart" if verdict == "undecided" else ""
+    names = (best, *close)
+    return Finding(target, what, verdict, names, means[DECLARED], means[best], number, note)
+
+
+def _clearly_worse(one: Floats, other: Floats) -> bool:
+    difference = one - other
+    spread = float(difference.std()) / math.sqrt(len(difference))
+    return float(difference.mean()) > _CLEAR * spread + 1e-12
+
+
+def class_order(
+    target: str, said_NK: Floats, classes_N: npt.NDArray[np.int64]
+) -> tuple[Finding, npt.NDArray[np.int64]]:
+    """Find which channel, or label, stands for which class.
+
+    Args:
+        target: of the cache.
+        said_NK: how much of each channel is said at each box.
+        classes_N: class of each box.
+
+    Returns:
+        The finding, and int64 (K,): channel of each class that fits best.
+    """
+    number = len(CLASSES)
+    own = np.arange(number)
+    orders = {DECLARED: own}
+    orders |= {f"class order rotated by {n}": (own + n) % number for n in range(1, number)}
+    errors = {name: -_picked(said_NK, order[classes_N]) for name, order in orders.items()}
+    if len(classes_N) >= _ENOUGH:
+        total_KK = np.stack([said_NK[classes_N == k].sum(0) for k in range(number)])
+        total_KK += 1e-9 * np.eye(number)  # classes without boxes stay where they are
+        assigned = linear_sum_assignment(-total_KK)[1]
+        error = -_picked(said_NK, assigned[classes_N])
+        known = min(errors.values(), key=lambda one: float(one.mean()))
+        gain = float((known - error).mean())
+        if gain > MARGIN * abs(float(known.mean())) and _clearly_worse(known, error):
+            name = _exchanges(assigned)
+            orders[name], errors[name] = assigned, error
+    finding = decide(target, "classes", errors)
+    return finding, orders[finding.best[0] if finding.verdict == "wrong" else DECLARED]
+
+
+def _picked(said_NK: Floats, channel_N: npt.NDArray[np.int64]) -> Floats:
+    picked: Floats = said_NK[np.arange(len(said_NK)), channel_N]
+    return picked
+
+
+def _exchanges(assigned: npt.NDArray[np.int64]) -> str:
+    moved = [f"{CLASSES[k]} is {CLASSES[to]}" for k, to in enumerate(assigned) if k != to]
+    return "classes exchanged: " + ", ".join(moved)
+
+
+SYMMETRIES: dict[str, Floats] = {
+    name: np.array(rows, np.float64)
+    for name, rows in {
+        DECLARED: [[1, 0], [0, 1]],
+        "mirrored x": [[-1, 0], [0, 1]],
+        "mirrored y": [[1, 0], [0, -1]],
+        "turned by 180 degrees": [[-1, 0], [0, -1]],
+        "x and y swapped": [[0, 1], [1, 0]],
+        "x and y swapped, both mirrored": [[0, -1], [-1, 0]],
+        "turned by 90 degrees": [[0, -1], [1, 0]],
+        "turned by -90 degrees": [[0, 1], [-1, 0]],
+    }.items()
+}
+"""How what is stored lies, seen from what is true: (x, y) -> matrix (x, y)."""
