@@ -222,7 +222,7 @@ class ExportConfig(Config):
     names: Literal["native", "official"] = Field(
         "native",
         description="official: names, layout and constants of the detector's published files, for "
-        "the code that was released with them (bevformer, streampetr, raydn)",
+        "the code that was released with them (bevformer, streampetr, raydn, centerpoint_mmdet3d)",
     )
     trust_code: TrustCode = False
 

@@ -129,3 +129,25 @@ def test_gradients_are_deterministic() -> None:
         net([cloud(5, 5000)]).square().sum().backward()
         grads.append(net.linear.weight.grad)
     assert torch.equal(*grads)
+
+
+def test_a_bound_keeps_the_first_points_and_adds_points_of_zeros() -> None:
+    """Two of three points make one pillar; the other pillar has room for a point of zeros."""
+    bounded, free = (
+        PillarEncoder(6, Grid.square(4.0, 1.0), (-5.0, 3.0), centre_axes=3, most_points=most).eval()
+        for most in (2, None)
+    )
+    free.load_state_dict(bounded.state_dict())
+    for net in (bounded, free):
+        net.norm.running_mean.fill_(-0.4)
+    full = torch.tensor([[0.2, 0.2, 0.5, 200.0, 0.0], [0.3, 0.4, -1.0, 10.0, 0.1]])
+    third, lone = torch.tensor([[0.9, 0.9, 2.9, 255.0, 0.5]]), torch.tensor([[2.5, 2.5, -1, 9, 0]])
+    with torch.inference_mode():
+        got = bounded([torch.cat([lone, full, third])])[0]
+        wanted = free([torch.cat([lone, full])])[0]
+        assert not torch.equal(free([torch.cat([full, third])])[0, :, 4, 4], wanted[:, 4, 4])
+    torch.testing.assert_close(got[:, 4, 4], wanted[:, 4, 4])
+    zero_C = (0.4 / (1 + bounded.norm.eps) ** 0.5) * torch.ones(6)
+    torch.testing.assert_close(got[:, 6, 6], wanted[:, 6, 6].maximum(zero_C))
+    assert not torch.equal(got[:, 6, 6], wanted[:, 6, 6])
+    assert not got[:, 0, 0].any()

@@ -97,13 +97,30 @@ def test_released_code_reads_what_is_written(name: str, call: Call, tmp_path: Pa
     assert all(torch.equal(found[key], own[key]) for key in own)
 
 
-def test_detectors_without_released_names_say_so(
-    trained: tuple[Path, dict[str, torch.Tensor]], call: Call, tmp_path: Path
-) -> None:
-    words = ["teacher=centerpoint_tiny", "teacher.checkpoint=catalog:centerpoint_tiny_synthetic"]
+def saved(name: str, folder: Path) -> Path:
+    """Weights of a detector config, drawn from a seed."""
+    plugin, config = find_detector(load_group("detector", name), "detector")
+    torch.manual_seed(0)
+    path = folder / f"{name}.safetensors"
+    save_weights(plugin(config).state_dict(), path, {})
+    return path
+
+
+def test_a_centerpoint_for_mmdet3d(call: Call, tmp_path: Path) -> None:
+    native, released = saved("centerpoint_mmdet3d", tmp_path), tmp_path / "released.pth"
+    words = ["teacher=centerpoint_mmdet3d", f"teacher.checkpoint={native}", "names=official"]
+    code, _, err = call("export", str(released), *words)
+    assert code == 0, err
+    state = torch.load(released, weights_only=True)["state_dict"]
+    assert state["pts_voxel_encoder.pfn_layers.0.linear.weight"].shape == (64, 11)
+    assert state["pts_neck.deblocks.1.0.weight"].shape == (128, 128, 1, 1)
+
+
+def test_detectors_without_released_names_say_so(call: Call, tmp_path: Path) -> None:
+    words = ["teacher=pillarnext_tiny", f"teacher.checkpoint={saved('pillarnext_tiny', tmp_path)}"]
     code, _, err = call("export", str(tmp_path / "out.pth"), *words, "names=official")
     assert code == 2
-    assert "CenterPoint has no published names here: bevformer, streampetr and raydn do" in err
+    assert "PillarNeXt has no published names here: bevformer, streampetr, raydn and" in err
     code, _, err = call("export", str(tmp_path / "out.pth"), *words)
     assert code == 2
     assert "Add names=official, or write a file that ends with .safetensors" in err

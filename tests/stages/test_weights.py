@@ -93,6 +93,11 @@ UNREAD = {
         ("pts_middle_encoder.conv_input.0.weight", "pts_bbox_head.task_heads.0.reg.1.weight"),
         "sparse",
     ),
+    "BEVDet family of HuangJunJie2017": (
+        ("img_view_transformer.depthnet.weight", "img_bev_encoder_backbone.layers.0.0.bn1.bias",
+         "pts_bbox_head.task_heads.0.reg.1.weight"),
+        "img_bev_encoder_neck.up2.4",
+    ),
     "BEVDepth of Megvii": (
         ("backbone.depth_net.bn.weight", "backbone.img_backbone.conv1.weight", "head.trunk.x"),
         "deformable convolution",
@@ -117,6 +122,10 @@ def test_families_without_a_network_here_say_why(family: str, call: Call, tmp_pa
     answer = told(call, path)
     assert (answer["family"], answer["fits"]) == (family, [])
     assert reason in answer["does_not_fit"][family]["because"]
+    words = ("export", str(tmp_path / "out.safetensors"), "teacher=bevdepth_tiny")
+    code, _, err = call(*words, f"teacher.checkpoint={path}")
+    assert code == 2
+    assert reason in err
 
 
 def test_nobody_knows_it(call: Call, tmp_path: Path) -> None:

@@ -281,8 +281,8 @@ class Detector(nn.Module, ABC):
             CheckpointError: it has none.
         """
         raise CheckpointError(
-            f"{type(self).__name__} has no published names here: bevformer, streampetr and raydn "
-            "do. Use names=native."
+            f"{type(self).__name__} has no published names here: bevformer, streampetr, raydn "
+            "and centerpoint do. Use names=native."
         )
 
     def starts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.base import Detector
+from bevcask.detectors.file_families import family_of
 from bevcask.detectors.wrappings import OURS, bare, tensors_in
 from bevcask.errors import CheckpointError
 from bevcask.fingerprint import weights_digest
@@ -183,13 +184,17 @@ def load_weights(module: nn.Module, path: Path, trust: bool = False, plain: bool
     """Load a file, see `read_tensors`, into a module whose names and shapes must agree exactly.
 
     Raises:
-        CheckpointError: keys missing, unexpected or of another shape; counted, first few named.
+        CheckpointError: keys missing, unexpected or of another shape; counted, first few named. Or
+            the file is of a family that no network here computes; why is said.
     """
     tensors = read_tensors(path, trust, plain)
+    family = family_of(tensors)
     if isinstance(module, Detector):
         tensors = dict(module.adopt(tensors))
     own = module.state_dict()
     found = differences(own, tensors)
+    if found and family is not None and family.lacks is not None:
+        raise CheckpointError(f"{path} is of {family.name}, and is not read: {family.lacks}")
     if found:
         raise CheckpointError(
             f"{path} does not fit {type(module).__name__}: {'; '.join(found)}. "

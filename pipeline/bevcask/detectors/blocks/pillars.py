@@ -1,6 +1,7 @@
 """Dynamic pillars: every point in range is embedded and each cell keeps the channel-wise maximum.
 
-No voxel cap and no point cap, so the order of the points changes the map by rounding at most.
+No voxel cap and, unless asked for, no point cap, so that the order of the points changes the map by
+rounding at most.
 """
 
 import itertools
@@ -36,7 +37,7 @@ class PillarPoints:
 class PillarEncoder(nn.Module):
     """Embed points and scatter them to a BEV map.
 
-    A point's features are its own, then its offsets to the pillar's mean (3) and centre (2). They
+    A point's features are its own, then its offsets to the pillar's mean (3) and centre. They
     are divided by fixed scales (range, 255, cell) before the linear layer, which changes what it
     can learn first, not what it can express.
 
@@ -47,6 +48,9 @@ class PillarEncoder(nn.Module):
         point_channels: numbers a point carries, 5 or more.
         hidden: widths of layers before the last; each embeds points in half of its width and sets
             the maximum of their pillar beside them.
+        centre_axes: of the offset to the centre; the third is that of `z_range`.
+        most_points: of a pillar, the first in the order given. Pillars with fewer see points of
+            zeros too, as in mmdet3d; batch statistics do not. None: all points, and no others.
     """
 
     scale_F: Tensor
@@ -59,13 +63,18 @@ class PillarEncoder(nn.Module):
         *,
         point_channels: int = 5,
         hidden: Sequence[int] = (),
+        centre_axes: int = 2,
+        most_points: int | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
+        self.centre_axes, self.most_points = centre_axes, most_points
         self.z_range = z_range
         reach, height, cell = max(grid.x_max, grid.y_max), max(map(abs, z_range)), grid.cell
         extra = [1.0] * (point_channels - 5)
-        scales = [reach, reach, height, _MAX_INTENSITY, 1.0, *extra, cell, cell, 1.0, cell, cell]
+        scales = [reach, reach, height, _MAX_INTENSITY, 1.0, *extra, cell, cell, 1.0]
+        scales += [cell, cell, 1.0][:centre_axes]
+        self.scales = tuple(scales)
         self.register_buffer("scale_F", torch.tensor(scales), persistent=False)
         widths = [len(scales), *hidden]
         self.hidden = nn.ModuleList(
@@ -95,6 +104,11 @@ class PillarEncoder(nn.Module):
             around_PC = _pillar_maximum(own_PC, found)[found.pillar_P]
             features_PF = torch.cat([own_PC, around_PC], dim=1)
         pillars_MC = _pillar_maximum(self.norm(self.linear(features_PF)).relu(), found)
+        if self.most_points is not None:
+            room_M = found.counts_M < self.most_points
+            pillars_MC = torch.where(
+                room_M[:, None], pillars_MC.maximum(self._of_zeros(pillars_MC)), pillars_MC
+            )
         num_y, num_x = self.grid.shape_YX
         canvas_SC = pillars_MC.new_zeros((len(points) * num_y * num_x, pillars_MC.shape[1]))
         canvas_SC = canvas_SC.index_copy(0, found.cells_M, pillars_MC)
@@ -117,10 +131,22 @@ class PillarEncoder(nn.Module):
         points_PD, cells_P2, sample_P = points_PD[inside_P], cells_P2[inside_P], sample_P[inside_P]
         flat_P = (sample_P * self.grid.num_y + cells_P2[:, 1]) * self.grid.num_x + cells_P2[:, 0]
         cells_M, pillar_P, counts_M = torch.unique(flat_P, return_inverse=True, return_counts=True)
+        if self.most_points is not None:
+            kept_P = _rank_in_pillar(pillar_P, counts_M) < self.most_points
+            points_PD, pillar_P = points_PD[kept_P], pillar_P[kept_P]
+            counts_M = counts_M.clamp(max=self.most_points)
         return PillarPoints(points_PD, pillar_P, cells_M, counts_M)
 
+    def _of_zeros(self, like_MC: Tensor) -> Tensor:
+        """Return what a point whose features are all 0 is embedded as, (1, C)."""
+        norm, zeros_1C = self.norm, like_MC.new_zeros((1, like_MC.shape[1]))
+        mean, var = norm.running_mean, norm.running_var
+        return nn.functional.batch_norm(
+            zeros_1C, mean, var, norm.weight, norm.bias, eps=norm.eps
+        ).relu()
+
     def _features(self, found: PillarPoints) -> Tensor:
-        """Return raw values, offset to the pillar's mean and offset to its centre: (P, D + 5)."""
+        """Return raw values, offset to the pillar's mean and offset to its centre: (P, F)."""
         xyz_P3 = found.points_PD[:, :3]
         sum_M3 = xyz_P3.new_zeros((len(found.cells_M), 3)).index_add(0, found.pillar_P, xyz_P3)
         mean_M3 = sum_M3 / found.counts_M[:, None]
@@ -130,19 +156,28 @@ class PillarEncoder(nn.Module):
         centre_M2 = centre_M2 * self.grid.cell + xyz_P3.new_tensor(
             [self.grid.x_min, self.grid.y_min]
         )
-        return torch.cat(
-            [
-                found.points_PD,
-                xyz_P3 - mean_M3[found.pillar_P],
-                xyz_P3[:, :2] - centre_M2[found.pillar_P],
-            ],
-            dim=1,
-        )
+        parts = [
+            found.points_PD,
+            xyz_P3 - mean_M3[found.pillar_P],
+            xyz_P3[:, :2] - centre_M2[found.pillar_P],
+        ]
+        if self.centre_axes > 2:
+            parts.append(xyz_P3[:, 2:] - sum(self.z_range) / 2)
+        return torch.cat(parts, dim=1)
 
 
 def _linear_norm(num_in: int, num_out: int) -> tuple[nn.Linear, nn.BatchNorm1d]:
     norm = nn.BatchNorm1d(num_out, eps=NORM_EPS, momentum=NORM_MOMENTUM)
     return nn.Linear(num_in, num_out, bias=False), norm
+
+
+def _rank_in_pillar(pillar_P: Tensor, counts_M: Tensor) -> Tensor:
+    """Return how many points of its pillar come before each point."""
+    order_P = pillar_P.argsort(stable=True)
+    first_M = counts_M.cumsum(0) - counts_M
+    places_P = torch.arange(len(pillar_P), device=pillar_P.device)
+    ranks_P = places_P - first_M.repeat_interleave(counts_M)
+    return torch.empty_like(ranks_P).index_copy(0, order_P, ranks_P)
 
 
 def _pillar_maximum(embedded_PC: Tensor, found: PillarPoints) -> Tensor:
