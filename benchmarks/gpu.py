@@ -309,7 +309,7 @@ def _steps(folder: Path) -> list[tuple[float, float]]:
     """Return seconds of each step, and of waiting for the loader in it."""
     rows = []
     for path in sorted((folder / "logs" / "csv").glob("sitting_*/metrics.csv")):
-        for row in csv.DictReader(path.open()):
+        for row in csv.DictReader(path.read_text().splitlines()):
             if row["time/seconds_per_step"]:
                 seconds = float(row["time/seconds_per_step"])
                 rows.append((seconds, seconds * float(row["time/loader_share"])))

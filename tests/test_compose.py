@@ -13,7 +13,7 @@ from bevcask.verbs import VERBS, DistillConfig, EvaluateConfig, ExtractConfig, I
 
 def test_defaults_are_a_valid_run() -> None:
     for name, verb in VERBS.items():
-        if name != "synthesize":
+        if name not in ("synthesize", "weights"):  # these need to be told what of
             assert compose(verb.config, []) == verb.config()
 
 

@@ -16,6 +16,8 @@ from bevcask.errors import ConfigError
 from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
 from bevcask.verbs import VERBS
 
+_METHODS = "methods"
+
 
 def compose(
     model: type[ConfigT], words: Sequence[str], groups: Mapping[str, str] | None = None
@@ -35,14 +37,20 @@ def compose(
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    words, several = _several(words)
     picks, values, literals = sort_words(words, lambda key: takes_text(model, key))
-    _refuse_unread(model, [*picks, *literals, *(word.partition("=")[0] for word in values)])
+    _refuse_unread(
+        model, [*picks, *several, *literals, *(word.partition("=")[0] for word in values)]
+    )
     overlay: dict[str, Any] = {}
     if EXPERIMENT in picks:
         overlay = _load(EXPERIMENT, picks.pop(EXPERIMENT))
         picks = {**overlay.pop("groups", {}), **picks}
     chosen = {**(groups or {}), **picks}
-    shared = {group: _load(group, name) for group, name in chosen.items()}
+    if several:
+        chosen.pop("method", None)
+        overlay.pop("method", None)
+    shared = {group: _load(group, name) for group, name in chosen.items()} | several
     try:
         merged = OmegaConf.merge(
             OmegaConf.create(_read_part(model, shared)),
@@ -61,6 +69,31 @@ def compose(
     return config
 
 
+def _several(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Turn `methods=a,b` into the tree of a method that holds both; `method.a.` is then of a.
+
+    Raises:
+        ConfigError: beside `method=`, or a name is given twice.
+    """
+    asked = [word.partition("=")[2] for word in words if word.startswith(f"{_METHODS}=")]
+    if not asked:
+        return list(words), {}
+    names = asked[-1].split(",")
+    rest = [word for word in words if not word.startswith(f"{_METHODS}=")]
+    if any(word.startswith("method=") for word in rest) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"{_METHODS}={asked[-1]}: expected different methods, separated by commas, and no "
+            "method= beside it."
+        )
+    moved = []
+    for word in rest:
+        key = word.removeprefix("method.")
+        mine = key != word and key.partition(".")[0] in names
+        moved.append(f"method.of.{key}" if mine else word)
+    of = {name: _load("method", name) for name in names}
+    return moved, {"method": {"type": "several", "of": of}}
+
+
 def _load(group: str, name: str) -> dict[str, Any]:
     tree = load_group(group, name)
     refuse_consent_of_files(tree, f"{group}={name}")
@@ -77,6 +110,8 @@ def _plugin_sections(config: Config) -> dict[str, Mapping[str, Any]]:
             sections[f"{name}.detector"] = getattr(section, "detector", {})
         elif section is not None:
             sections[name] = section
+            parts = section.get("of", {})
+            sections |= {f"{name}.of.{part}": own for part, own in parts.items()}
     return sections
 
 

@@ -34,6 +34,7 @@ METHODS = {
     "focaldistiller": "bevcask.methods.focaldistiller:FocalDistiller",
     "fd3d": "bevcask.methods.fd3d:FD3D",
     "harmodistill": "bevcask.methods.harmodistill:HarmoDistill",
+    "several": "bevcask.methods.several:Several",
 }
 KINDS = {
     "dense_bev": "bevcask.targets.kinds:DenseBEV",

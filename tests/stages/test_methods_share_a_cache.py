@@ -1,5 +1,8 @@
 """A cache made for one method is used by another, in either order, and advice is one that works."""
 
+import csv
+import json
+import math
 import shlex
 import shutil
 import sys
@@ -112,3 +115,31 @@ def test_no_command_is_advised_where_none_helps(
 def test_a_comma_in_the_name_of_a_cache_is_no_list(cached_world: Path, tmp_path: Path) -> None:
     url = shutil.copytree(cached_world, tmp_path / "a,b.zarr")
     assert [cache.url for cache in open_caches(str(url))] == [str(url)]
+
+
+def test_two_teachers_teach_side_by_side(
+    cached_world: Path, tiny_world: Path, tmp_path: Path, call: Call
+) -> None:
+    other = tmp_path / "other.zarr"
+    data = ["dataset=synthetic", f"dataset.root={tiny_world}"]
+    code, _, err = call(
+        "teacher-extract", other, "teacher=centerpoint_tiny", "seed=9", "method=tigdistill",
+        *data, "dataset.split=all", "loader.num_workers=0",
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, err = call(
+        "student-distill", f"cache=lidar={cached_world},other={other}", "student=bevdepth_tiny",
+        "methods=distillbev,tigdistill", "method.distillbev.cache=lidar",
+        "method.tigdistill.cache=other", "method.tigdistill.inner_depth=0",
+        "method.distillbev.weight=0.5", *data, "dataset.split=synthetic_train",
+        "trainer.max_steps=2", "trainer.log_every=1", "loader.batch_size=1", "loader.num_workers=0",
+        f"run={tmp_path / 'run'}", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"lidar/bev.block1", "lidar/head.heatmap", "other/bev.neck"} <= set(result["targets"])
+    (log,) = (tmp_path / "run" / "logs").rglob("metrics.csv")
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    terms = {key for key in rows[0] if key.startswith(("train/distillbev", "train/tigdistill"))}
+    assert {key.split("/")[1] for key in terms} == {"distillbev", "tigdistill"}
+    assert all(math.isfinite(float(rows[-1][key])) for key in terms)

@@ -100,14 +100,13 @@ class Caches:
         """Target name -> how it is stored; of a name that several hold, the first cache's."""
         found: dict[str, TargetSpec] = {}
         for label, cache in zip(self._labels, self, strict=True):
-            own = {
-                _labelled(name, label): replace(
-                    spec, tap=replace(spec.tap, name=_labelled(spec.name, label))
-                )
-                for name, spec in cache.specs.items()
-            }
+            own = {_labelled(name, label): _told(s, label) for name, s in cache.specs.items()}
             found = {**own, **found}
         return found
+
+    def spec(self, name: str) -> TargetSpec:
+        """Return how a target is stored where it is read from; raises as `home` does."""
+        return _told(self.home(name).specs[_bare(name)], name.rpartition("/")[0])
 
     def home(self, name: str) -> Cache:
         """Return the cache that a target is read from.
@@ -165,6 +164,10 @@ class Caches:
 
 def _labelled(name: str, label: str) -> str:
     return f"{label}/{name}" if label and name not in OF_NO_TEACHER else name
+
+
+def _told(spec: TargetSpec, label: str) -> TargetSpec:
+    return replace(spec, tap=replace(spec.tap, name=_labelled(spec.name, label)))
 
 
 def _bare(name: str) -> str:

@@ -111,7 +111,7 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     needed = {need.tap for need in method.needs()}
     viewed = sorted(name for name in needed if view_key(name, 1) in caches.specs)
     stored = {
-        name: caches.home(at).specs[at]
+        name: caches.spec(at)
         for name in sorted(needed)
         for at in [view_key(name, 1) if name in viewed else name]
     }
