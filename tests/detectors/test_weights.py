@@ -30,6 +30,18 @@ def test_round_trip_keeps_values_and_note(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
 
+def test_names_of_one_tensor_are_written_as_several(tmp_path: Path) -> None:
+    """As published files have them, a branch a layer."""
+    shared = torch.ones(2, 3)
+    save_weights({"a": shared, "b": shared, "c": shared.T}, tmp_path / "w.safetensors", {})
+    found = read_weights(tmp_path / "w.safetensors")
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        "a": (2, 3),
+        "b": (2, 3),
+        "c": (3, 2),
+    }
+
+
 def test_other_architecture_is_counted_and_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).state_dict(), path, {})

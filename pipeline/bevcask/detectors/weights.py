@@ -60,8 +60,11 @@ def weights_file(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> byte
     """Return the bytes of a safetensors file with a note of strings in its header."""
     from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, metadata=dict(note))
+    apart = {  # published names may share a tensor, which the format does not know
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return save(apart, metadata=dict(note))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
