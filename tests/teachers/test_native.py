@@ -54,6 +54,17 @@ def test_weights_of_a_file_are_claimed_without_being_loaded(tmp_path: Path) -> N
     assert plugin.claims(own)["weights"] == teacher.fingerprint()["weights"]
 
 
+@pytest.mark.parametrize("name", ["raydn_tiny", "bevformer_tiny"])
+def test_a_published_file_is_the_teacher_that_it_becomes(name: str, tmp_path: Path) -> None:
+    """A cache made with it takes the same file again."""
+    section = load_group("teacher", name)
+    path = tmp_path / "released.safetensors"
+    random = build_teacher(TeacherConfig.model_validate(section), seed=0)
+    save_weights(random.published(), path, {})
+    plugin, own = find_teacher(TeacherConfig.model_validate(section | {"checkpoint": str(path)}))
+    assert plugin.claims(own)["weights"] == plugin(own, 0).fingerprint()["weights"]
+
+
 def test_an_unknown_key_of_a_native_teacher_is_refused_when_it_is_said() -> None:
     with pytest.raises(ConfigError, match=r"chekpoint: unknown key\. Did you mean 'checkpoint'"):
         validate(TeacherConfig, {"chekpoint": "x"}, "teacher")

@@ -15,6 +15,7 @@ from bevcask.config import Config as AnyConfig
 from bevcask.config import NativeTeacherConfig
 from bevcask.detectors import find_detector
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.file_families import family_of
 from bevcask.detectors.memory import Policy, unroll
 from bevcask.detectors.weights import identify, load_weights, read_tensors
 from bevcask.errors import ConfigError, TargetMismatchError
@@ -61,7 +62,10 @@ class NativeTeacher(Teacher):
             said["reckoning"] = {key: getattr(own, key) for key in sorted(given)}
         if own.checkpoint != "random":
             path = Path(resolve("checkpoint", own.checkpoint))
-            said["weights"] = identify(read_tensors(path, own.trust_checkpoint))
+            tensors: Mapping[str, Tensor] = read_tensors(path, own.trust_checkpoint)
+            if own.detector and _is_published(tensors, str(own.detector["type"])):
+                tensors = plugin(architecture).adopt(tensors)  # what a cache is made with
+            said["weights"] = identify(tensors)
         return said
 
     @classmethod
@@ -165,6 +169,12 @@ class NativeTeacher(Teacher):
 def _alone(detector: Detector, batch: Batch) -> Output:
     output: Output = detector(batch)
     return output
+
+
+def _is_published(tensors: Mapping[str, Tensor], kind: str) -> bool:
+    """Tell whether tensors have published names that detectors of this type read."""
+    family = family_of(tensors)
+    return family is not None and kind in family.types
 
 
 def _policy(config: NativeTeacherConfig, inputs: Inputs) -> Policy:
