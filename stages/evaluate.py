@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bevcask.cache.reader import open_cache
@@ -31,7 +32,7 @@ from bevcask.provenance import pick_device
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
 from bevcask.training.record import write_json
-from bevcask.verbs import EvaluateConfig
+from bevcask.verbs import EvaluateConfig, ExpectConfig, ExtractConfig
 
 render = score_report
 _log = logging.getLogger(__name__)
@@ -63,10 +64,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         mAP, NDS, the five errors, `per_class`, `absent_classes`, `coverage` (`partial: 8 of 24
         frames` where the split has more), what was scored. Also written to `run/evaluation.json`
         (`metrics.json` is a training's), beside a nuScenes submission. A split without annotations
-        (v1.0-test) has no scores.
+        (v1.0-test) has no scores. With `expect.map`: `expected`, and `ok`, whether it is reached.
 
     Raises:
-        ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables.
+        ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables;
+            something is expected where nothing can be scored.
         CacheIdentityError: the cache is of another dataset or class order.
         CacheIncompleteError: the cache is not sealed.
         CheckpointError: the checkpoint is missing or belongs to another architecture.
@@ -80,8 +82,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         )
     folder = output_folder("run", config.run)
     boxes = detector_boxes(config) if config.cache is None else boxes_of_cache(config, config.cache)
+    require_scores(config.expect, boxes.frames)
     result = {
-        **judge(boxes, folder / "nuscenes"),
+        **expected(judge(boxes, folder / "nuscenes"), config.expect),
         "of": boxes.of,
         "dataset": f"{boxes.dataset.version} {boxes.dataset.split}",
         "resampling": boxes.dataset.resampling,
@@ -90,6 +93,39 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     }
     write_json(folder / "evaluation.json", result)
     return result
+
+
+def require_scores(expect: ExpectConfig, frames: Frames) -> None:
+    """Refuse to expect a score of frames that cannot be scored.
+
+    Raises:
+        ConfigError: they have no annotations, or come from an info file.
+    """
+    if expect.map is None:
+        return
+    require_tables(frames.index.infos)
+    if not frames.has_labels:
+        raise ConfigError(
+            f"expect.map={expect.map:g}: {frames.root / frames.version} has no annotations to "
+            "score against. Choose a version and split with ground truth, or leave expect.map out."
+        )
+
+
+def expected(scores: Mapping[str, Any], expect: ExpectConfig) -> dict[str, Any]:
+    """Return scores, and whether they are what was expected, if something was."""
+    if expect.map is None:
+        return dict(scores)
+    reached = scores["mAP"] >= expect.map
+    if not reached:
+        _log.error("mAP is %.4f, expected at least %g", scores["mAP"], expect.map)
+    return {**scores, "expected": {"map": expect.map}, "ok": reached}
+
+
+def expected_of_cache(config: ExtractConfig, url: str) -> dict[str, Any]:
+    """Score the boxes of a cache that was just filled; see `expected`."""
+    asked = EvaluateConfig(cache=url, dataset=config.dataset)
+    with TemporaryDirectory() as folder:
+        return expected(judge(boxes_of_cache(asked, url), Path(folder)), config.expect)
 
 
 def judge(boxes: Boxes, folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import mention_sweeps
 from bevcask.data.presence import readable_frames
 from bevcask.detectors.weights import weights_file
-from bevcask.errors import ConfigError
+from bevcask.errors import ConfigError, PlanError
 from bevcask.extraction.fill import Bar, Filled, Job, fill, write_missing
 from bevcask.extraction.identity import fingerprint, frame_table, made_by
 from bevcask.methods import build_method
@@ -38,8 +38,9 @@ from bevcask.paths import head_of, split_url
 from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import command, hardware, pick_device
 from bevcask.scheduler import share
+from bevcask.stages.evaluate import expected_of_cache, require_scores
 from bevcask.targets.kinds import changes_pixels
-from bevcask.targets.plan import Plan, plan
+from bevcask.targets.plan import BOXES, Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.teachers.reckoning import prepare
@@ -59,11 +60,12 @@ def run(config: ExtractConfig) -> dict[str, Any]:
 
     Returns:
         cache URL, id, frames, stored and raw bytes, `sealed`, `shards_left` (of all parts),
-        `reused` shards, the head file.
+        `reused` shards, the head file; with `expect.map` of a sealed cache the official scores of
+        its boxes, and `ok`, whether it is reached.
 
     Raises:
         ConfigError: no cache URL, or a wrong section.
-        PlanError: the teacher does not offer what the method needs.
+        PlanError: the teacher does not offer what the method needs, or the boxes to be scored.
         CacheIdentityError: the URL holds a cache of another teacher, dataset or selection.
         CacheBusyError: another process fills the same shards.
         DiskFullError: the projected size does not fit.
@@ -79,8 +81,9 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     config = config.model_copy(update={"cache": url})
     machine = {} if config.engine == "dask" else _machine(config)
     frames, teacher = _source(config, url)
+    _check_expected(config, frames, teacher)
     if config.repair is not None:
-        return _repair(config, url, frames, teacher)
+        return _expected(config, url, _repair(config, url, frames, teacher))
     _mention(frames, teacher)
     asked = _ask(config, frames, teacher)
     if config.dry_run:
@@ -92,13 +95,31 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         else:
             job, filled = _fill_by(workers, asked, part)
     left = finish(job)
-    return report(url, teacher, len(frames), config.name) | {
+    found = report(url, teacher, len(frames), config.name) | {
         "raw_gb": asked.what.total_bytes / 1e9,
         "part": None if config.part is None else config.part,
         "shards_left": left,
         "reused": filled.reused,
         "wall_time": filled.wall_time,
     }
+    return _expected(config, url, found)
+
+
+def _check_expected(config: ExtractConfig, frames: Frames, teacher: Teacher) -> None:
+    require_scores(config.expect, frames)
+    if config.expect.map is not None and BOXES not in teacher.offers():
+        raise PlanError(
+            f"expect.map={config.expect.map:g}: this teacher offers no {BOXES} to score. It offers "
+            f"{', '.join(teacher.offers())}."
+        )
+
+
+def _expected(config: ExtractConfig, url: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Add what the boxes score, if that is asked and everything is there."""
+    if config.expect.map is None or not found.get("sealed"):
+        return found
+    scores: dict[str, Any] = expected_of_cache(config, url)
+    return found | scores
 
 
 @dataclass(frozen=True)

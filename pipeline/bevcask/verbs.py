@@ -70,6 +70,14 @@ class EngineConfig(Config):
         return self
 
 
+class ExpectConfig(Config):
+    """What must hold; exit code 1 where it does not."""
+
+    map: float | None = Field(
+        None, gt=0, le=1, description="official mAP of the boxes, on their own frames, at least"
+    )
+
+
 class PlanConfig(EngineConfig):
     """What `plan` reads."""
 
@@ -113,6 +121,7 @@ class ExtractConfig(EngineConfig):
         "torchrun's ranks say, else everything",
     )
     name: str | None = Field(None, description="keep the sealed cache as catalog:NAME")
+    expect: ExpectConfig = ExpectConfig()
     repair: PathText | None = Field(
         None, description="write again what this list of `verify repair=FILE` names"
     )
@@ -174,6 +183,7 @@ class EvaluateConfig(Config):
     store: StoreOptions = StoreOptions()
     cache: CacheUrl = None
     run: PathText = Field("runs/latest", description="folder for the scores and the submission")
+    expect: ExpectConfig = ExpectConfig()
     device: Device = "auto"
     trust_code: TrustCode = False
 

@@ -241,14 +241,33 @@ def extract(folder: Path, url: Path, trained_words: list[str]) -> list[str]:
     return ["teacher-extract", str(url), "teacher=spool", f"teacher.folder={folder}", *data]
 
 
+@dataclass(frozen=True)
+class Misread:
+    """A cache whose maps are mirrored and whose boxes have l and w exchanged."""
+
+    url: Path
+    code: int
+    out: str
+
+
+@pytest.fixture(scope="session")
+def misread(
+    recorded: Recorded,
+    trained_words: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    call: Call,
+) -> Misread:
+    folder = tmp_path_factory.mktemp("misread")
+    there = spool(recorded, folder / "there", WRONG["mirrored x"][0], WRONG["l and w"][0])
+    words = extract(there, folder / "c.zarr", trained_words)
+    code, out, _ = call(*words, "expect.map=0.9", "--json")
+    return Misread(folder / "c.zarr", code, out)
+
+
 def test_verify_names_what_a_manifest_got_wrong(
-    recorded: Recorded, trained_words: list[str], tiny_world: Path, tmp_path: Path, call: Call
+    misread: Misread, tiny_world: Path, call: Call
 ) -> None:
-    wrong = spool(recorded, tmp_path / "there", WRONG["mirrored x"][0], WRONG["l and w"][0])
-    url = tmp_path / "c.zarr"
-    code, _, err = call(*extract(wrong, url, trained_words))
-    assert code == 0, err
-    words = ["verify", url, "check=meaning", f"dataset.root={tiny_world}"]
+    words = ["verify", misread.url, "check=meaning", f"dataset.root={tiny_world}"]
     code, out, err = call(*words, "--json")
     assert code == 1, err
     found = json.loads(out)
@@ -258,3 +277,30 @@ def test_verify_names_what_a_manifest_got_wrong(
     official = found["meaning"]["official"][BOXES]
     assert official["best"]["mASE"] < official["as declared"]["mASE"] - 0.1
     assert "MISREAD" in str(render(found).renderables[0])
+
+
+def test_a_teacher_that_scores_less_than_expected_is_refused(
+    misread: Misread, tmp_path: Path, call: Call
+) -> None:
+    assert misread.code == 1
+    found = json.loads(misread.out)
+    assert found["sealed"] is True
+    assert found["ok"] is False
+    assert 0.4 < found["mAP"] < 0.9
+    assert set(found["per_class"]) == set(CLASSES)
+    run = f"run={tmp_path / 'run'}"
+    code, out, _ = call("evaluate", f"cache={misread.url}", run, "expect.map=0.4", "--json")
+    assert code == 0
+    assert json.loads(out)["ok"] is True
+
+
+def test_a_score_is_not_expected_where_nothing_can_be_scored(
+    recorded: Recorded, trained_words: list[str], tmp_path: Path, call: Call
+) -> None:
+    recorded = Recorded(json.loads(json.dumps(recorded.manifest)), {}, {})
+    del recorded.manifest["taps"][BOXES]
+    words = extract(spool(recorded, tmp_path / "there"), tmp_path / "c.zarr", trained_words)
+    code, _, err = call(*words, "expect.map=0.5")
+    assert code == 2
+    assert "expect.map=0.5: this teacher offers no head.boxes" in err
+    assert not (tmp_path / "c.zarr").exists()
