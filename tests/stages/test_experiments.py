@@ -23,6 +23,7 @@ from bevcask.verbs import DistillConfig, PlanConfig
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [name for name in group_members("experiment") if name.startswith("tiny_")]
+IN_EVERY_RUN = ("tiny_distillbev", "tiny_harmodistill")  # the others take longer
 
 
 def needs_mmdet3d(name: str) -> bool:
@@ -250,7 +251,10 @@ def test_a_published_student_takes_a_real_forward(name: str) -> None:
         assert bool(values.isfinite().all()), tap
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in IN_EVERY_RUN else pytest.mark.slow) for name in TINY],
+)
 def test_a_tiny_twin_trains_end_to_end_from_its_cache(
     name: str, tiny_world: Path, call: Call, tmp_path: Path
 ) -> None:

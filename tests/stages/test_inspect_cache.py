@@ -121,6 +121,7 @@ def test_a_moved_dataset_is_given_by_hand(tiny_world: Path, url: str) -> None:
     assert frames.version == "v1.0-synthetic"
 
 
+@pytest.mark.slow
 @pytest.mark.nuscenes
 def test_picture_of_real_keyframes(nuscenes_root: Path, tmp_path: Path) -> None:
     cache = cache_of(nuscenes_root, "v1.0-mini", tmp_path / "c.zarr", limit=2)

@@ -216,6 +216,7 @@ def test_official_scores_of_the_cached_boxes(
     assert len(result["per_class"]) == 10
 
 
+@pytest.mark.slow
 def test_paper_size_centerpoint(nuscenes_root: Path, call: Call, tmp_path: Path) -> None:
     url = tmp_path / "paper.zarr"
     code, _, err = call(

@@ -72,7 +72,14 @@ def finished(
     return run, command, json.loads(out)
 
 
-@pytest.mark.parametrize(("step", "end"), [(0, signal.SIGINT), (2, signal.SIGTERM), (3, Killed)])
+@pytest.mark.parametrize(
+    ("step", "end"),
+    [
+        pytest.param(0, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+        (3, Killed),
+    ],
+)
 def test_ended_early_and_resumed_equals_uninterrupted(
     step: int,
     end: signal.Signals | type[BaseException],

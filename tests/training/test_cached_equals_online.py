@@ -114,6 +114,7 @@ def test_cached_equals_online(augment: list[str], cache: tuple[str, str], tiny_w
     assert gap(cached[1], online[1]) < 1e-6
 
 
+@pytest.mark.slow
 def test_windows_of_a_teacher_that_remembers_are_the_same_cached_and_online(
     tiny_world: Path, tmp_path: Path
 ) -> None:
@@ -229,8 +230,12 @@ def fusion_caches(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize(
     ("augment", "replayed"),
-    [([], False), (FLIPS, False), (TURNS, False), ([*IMAGES, *FLIPS], True)],
-    ids=["clean", "flips", "turns", "views"],
+    [
+        pytest.param([], False, id="clean", marks=pytest.mark.slow),
+        pytest.param(FLIPS, False, id="flips", marks=pytest.mark.slow),
+        pytest.param(TURNS, False, id="turns"),
+        pytest.param([*IMAGES, *FLIPS], True, id="views", marks=pytest.mark.slow),
+    ],
 )
 def test_simdistill_cached_equals_online(
     augment: list[str], replayed: bool, fusion_caches: tuple[str, str], tiny_world: Path
@@ -245,6 +250,7 @@ def test_simdistill_cached_equals_online(
     assert gap(cached[1], online[1]) < 1e-6
 
 
+@pytest.mark.slow
 def test_simdistill_quantised_targets_stay_near_the_exact_ones(
     tiny_world: Path, tmp_path: Path
 ) -> None:
