@@ -168,3 +168,18 @@ def test_what_is_sealed_is_removed_if_so_told(
     assert call("teacher-extract", *given, "teacher.consume=true", "part=2/2")[0] == 0
     assert list((copy / "samples").iterdir()) == []
     assert call("teacher-extract", *given, "teacher.consume=true")[0] == 0  # nothing left to do
+
+
+@pytest.mark.parametrize("memory", ["scene", "window of 2"])
+def test_a_teacher_that_remembered_is_known_to_have(
+    spool: Path, teacher_words: list[str], tmp_path: Path, call: Any, memory: str
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "samples").symlink_to(spool / "samples")
+    tree = json.loads((spool / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(tree | {"memory": memory}))
+    code, _, err = call("teacher-extract", *words(other, tmp_path / "c.zarr", teacher_words))
+    assert code == 0, err
+    cache = open_cache(str(tmp_path / "c.zarr"))
+    assert {spec.tap.context for spec in cache.specs.values()} == {memory}
