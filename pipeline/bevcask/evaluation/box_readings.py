@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,16 @@ from bevcask.evaluation.readings import (
     Floats,
     class_order,
     decide,
-    undecided,
 )
 from bevcask.geometry import CLASSES
 
 _NEAR = 2.0  # metres: a box found
 _LOST = 4.0  # metres: farther is no worse
+_NEARLY_LOST = 3.2  # metres; the other bounds of what is believed: see where they are used
 _PER_BOX = 1.5  # best boxes looked at, for each true one
 _MOVES = 1.0  # m/s
 _SAYS_IT_MOVES = 0.5  # m/s
+_KNOWN_WAY = 0.3  # 1 - cosine
 _SCALE_MARGIN = 0.25  # teachers that say half the speed exist
 _TURNLESS = ("traffic_cone",)
 _HEADLESS = ("traffic_cone", "barrier")
@@ -41,6 +42,11 @@ YAWS = {  # sign, degrees
     "turned by 90 degrees": (1, -90),
     "sign flipped": (-1, 0),
     "sign flipped and turned by 90 degrees": (-1, 90),
+}
+_TURNED = {
+    "turned by 90 degrees": "turned by -90 degrees",
+    "sign flipped": "sign flipped and turned by 180 degrees",
+    "sign flipped and turned by 90 degrees": "sign flipped and turned by -90 degrees",
 }
 HEIGHTS = {DECLARED: 0.0, "z of the bottom, taken for the centre": 0.5,
            "z of the centre, taken for the bottom": -0.5}  # fmt: skip
@@ -89,14 +95,13 @@ def judge_boxes(
     best = BoxReading()
     top = [own[: math.ceil(_PER_BOX * len(t.boxes_N9))] for own, t in zip(rows, truth, strict=True)]
     errors = {name: _distances(top, truth, matrix) for name, matrix in SYMMETRIES.items()}
-    place = decide(target, "place", errors)
+    place = decide(target, "place", errors, _NEARLY_LOST)
     if place.verdict == "undecided":
-        note = "boxes lie no nearer to true ones in this reading than in others"
-        return [undecided(target, "place", note, place.boxes)], best
+        return [place], best
     best.place = SYMMETRIES[place.best[0]]
     found_M11, true_M9, class_M = _pairs(top, truth, best.place)
     said_MK = np.eye(len(CLASSES))[found_M11[:, 10].astype(np.int64)]
-    classes, best.order = class_order(target, said_MK, class_M)
+    classes, best.order = class_order(target, said_MK, class_M, -0.3)
     same_M = best.order[class_M] == found_M11[:, 10]
     found_M11, true_M9, class_M = found_M11[same_M], true_M9[same_M], class_M[same_M]
     findings = [place, classes]
@@ -144,7 +149,7 @@ def _judge_shape(
         missing: Floats = 1 - shared / whole
         return missing
 
-    size = decide(target, "size", {name: missed(order) for name, order in SIZES.items()})
+    size = decide(target, "size", {name: missed(order) for name, order in SIZES.items()}, 0.5)
     if size.verdict == "wrong":
         best.size = SIZES[size.best[0]]
     tall = found_M11[:, 3 + best.size[2]]
@@ -152,7 +157,7 @@ def _judge_shape(
         name: np.abs(found_M11[:, 2] + share * tall - true_M9[:, 2])
         for name, share in HEIGHTS.items()
     }
-    height = decide(target, "z", errors)
+    height = decide(target, "z", errors, 1.0)
     if height.verdict == "wrong":
         best.height = HEIGHTS[height.best[0]]
     return [size, height]
@@ -173,7 +178,9 @@ def _judge_yaw(
         return wrapped
 
     turns_M = ~np.isin(class_M, [CLASSES.index(name) for name in _TURNLESS])
-    yaw = decide(target, "yaw", {name: off(turns_M, *own, math.pi) for name, own in YAWS.items()})
+    yaw = decide(
+        target, "yaw", {name: off(turns_M, *own, math.pi) for name, own in YAWS.items()}, 0.6
+    )
     if yaw.verdict == "undecided":
         return [yaw]
     sign, degrees = YAWS[yaw.best[0]]
@@ -182,12 +189,14 @@ def _judge_yaw(
         DECLARED: off(heads_M, sign, degrees, math.tau),
         "turned by 180 degrees": off(heads_M, sign, degrees + 180, math.tau),
     }
-    heading = decide(target, "heading", errors)
-    if yaw.verdict == "wrong":
-        best.yaw = sign, degrees
-    if heading.verdict == "wrong":
-        best.yaw = sign, degrees + 180
-    return [yaw, heading]
+    heading = decide(target, "heading", errors, 1.2)
+    turned = heading.verdict == "wrong"
+    best.yaw = sign, degrees + 180 * turned
+    if yaw.verdict == "ok":
+        return [yaw, heading]
+    if heading.verdict == "undecided":
+        return [replace(yaw, note="or that and 180 degrees")]
+    return [replace(yaw, best=(_TURNED[yaw.best[0]], *yaw.best[1:])) if turned else yaw]
 
 
 def _judge_velocity(
@@ -203,12 +212,14 @@ def _judge_velocity(
         name: 1 - ((said_M2 @ matrix) * true_M2).sum(1) / (fast_M * true_fast_M)
         for name, matrix in SYMMETRIES.items()
     }
-    direction = decide(target, "velocity", errors)
+    direction = decide(target, "velocity", errors, _KNOWN_WAY)
+    if direction.best_score is None or direction.best_score > _KNOWN_WAY:
+        return [direction]
     scales = {DECLARED: 1.0, "km/h": 1 / 3.6, "metres a keyframe (half a second)": 2.0}
     for cell in sorted({round(own, 6) for own in (*cells, *_USUAL_CELLS)}):
         scales[f"grid cells of {cell:g} m a second"] = cell
     off = {name: np.abs(np.log(fast_M * scale / true_fast_M)) for name, scale in scales.items()}
-    unit = decide(target, "speed", off, _SCALE_MARGIN)
+    unit = decide(target, "speed", off, margin=_SCALE_MARGIN)
     if direction.verdict == "wrong":
         best.velocity = SYMMETRIES[direction.best[0]]
     if unit.verdict == "wrong":

@@ -51,13 +51,21 @@ def undecided(target: str, what: str, note: str, boxes: int = 0) -> Finding:
     return Finding(target, what, "undecided", (), None, None, boxes, note)
 
 
-def decide(target: str, what: str, errors: Mapping[str, Floats], margin: float = MARGIN) -> Finding:
+def decide(
+    target: str,
+    what: str,
+    errors: Mapping[str, Floats],
+    believable: float = math.inf,
+    margin: float = MARGIN,
+) -> Finding:
     """Choose between readings, box by box.
 
     Args:
         target: of the cache.
         what: is read.
         errors: reading -> (N,) error of each box, lower is better; `DECLARED` is one of them.
+        believable: mean error of a reading that fits at all; where even the best is above it, the
+            teacher does not know.
         margin: share of the size of the declared score that another must gain to be believed.
     """
     declared = errors[DECLARED]
@@ -70,11 +78,14 @@ def decide(target: str, what: str, errors: Mapping[str, Floats], margin: float =
     close = [name for name in close if not _clearly_worse(errors[name], errors[best])]
     gained = means[DECLARED] - means[best] >= margin * abs(means[DECLARED])
     verdict: Verdict = "undecided"
-    if best == DECLARED and not close:
+    note = "ground truth does not tell these apart"
+    if means[best] > believable:
+        note = f"no reading fits: the best is off by {means[best]:.3g}, {believable:g} would do"
+    elif best == DECLARED and not close:
         verdict = "ok"
     elif best != DECLARED and DECLARED not in close and gained:
         verdict = "wrong"
-    note = "ground truth does not tell these apart" if verdict == "undecided" else ""
+    note = note if verdict == "undecided" else ""
     names = (best, *close)
     return Finding(target, what, verdict, names, means[DECLARED], means[best], number, note)
 
@@ -86,7 +97,10 @@ def _clearly_worse(one: Floats, other: Floats) -> bool:
 
 
 def class_order(
-    target: str, said_NK: Floats, classes_N: npt.NDArray[np.int64]
+    target: str,
+    said_NK: Floats,
+    classes_N: npt.NDArray[np.int64],
+    believable: float = math.inf,
 ) -> tuple[Finding, npt.NDArray[np.int64]]:
     """Find which channel, or label, stands for which class.
 
@@ -94,6 +108,7 @@ def class_order(
         target: of the cache.
         said_NK: how much of each channel is said at each box.
         classes_N: class of each box.
+        believable: see `decide`.
 
     Returns:
         The finding, and int64 (K,): channel of each class that fits best.
@@ -113,7 +128,7 @@ def class_order(
         if gain > MARGIN * abs(float(known.mean())) and _clearly_worse(known, error):
             name = _exchanges(assigned)
             orders[name], errors[name] = assigned, error
-    finding = decide(target, "classes", errors)
+    finding = decide(target, "classes", errors, believable)
     return finding, orders[finding.best[0] if finding.verdict == "wrong" else DECLARED]
 
 

@@ -1,0 +1,86 @@
+"""A reading is right, wrong or undecided: the rules, on numbers made up for them."""
+
+import numpy as np
+import pytest
+
+from bevcask.evaluation.box_readings import judge_boxes
+from bevcask.evaluation.map_readings import Truth, judge_maps
+from bevcask.evaluation.readings import DECLARED, class_order, decide
+from bevcask.geometry import CLASSES, Grid
+
+RANDOM = np.random.default_rng(0)
+NOISE = RANDOM.random(100)
+
+
+@pytest.mark.parametrize(
+    ("declared", "other", "believable", "verdict"),
+    [
+        (NOISE, NOISE + 1, 2.0, "ok"),
+        (NOISE + 1, NOISE, 2.0, "wrong"),
+        (NOISE, NOISE, 2.0, "undecided"),  # the same
+        (NOISE, RANDOM.random(100), 2.0, "undecided"),  # the same but for chance
+        (NOISE + 1, NOISE * 0.98 + 1 - 0.001, 2.0, "undecided"),  # surely better, by little
+        (NOISE + 2, NOISE + 1, 1.0, "undecided"),  # better, and not good
+        (NOISE + 1, NOISE + 2, 1.0, "undecided"),
+        (NOISE[:9], NOISE[:9] + 1, 2.0, "undecided"),  # too few
+    ],
+)
+def test_verdicts(declared: np.ndarray, other: np.ndarray, believable: float, verdict: str) -> None:
+    found = decide("t", "what", {DECLARED: declared, "other": other}, believable)
+    assert found.verdict == verdict
+    assert bool(found.note) == (verdict == "undecided")
+
+
+def test_readings_that_are_alike_are_both_named() -> None:
+    errors = {DECLARED: NOISE + 1, "one": NOISE, "other": NOISE}
+    found = decide("t", "what", errors)
+    assert (found.verdict, set(found.best)) == ("wrong", {"one", "other"})
+
+
+def test_two_classes_that_are_exchanged_are_named() -> None:
+    classes_N = np.repeat(np.arange(10), 30)
+    labels_N = classes_N.copy()
+    labels_N[classes_N == 1], labels_N[classes_N == 3] = 3, 1
+    found, order = class_order("t", np.eye(10)[labels_N], classes_N)
+    assert found.verdict == "wrong"
+    assert found.best == ("classes exchanged: truck is bus, bus is truck",)
+    assert [CLASSES[k] for k in order[[1, 3]]] == ["bus", "truck"]
+
+
+def truth() -> list[Truth]:
+    place = RANDOM.uniform(-40, 40, (8, 30, 2))
+    sizes = [4.0, 4.0, 1.5]
+    frames = []
+    for xy in place:
+        boxes = np.zeros((30, 9))
+        boxes[:, :2], boxes[:, 3:6] = xy, sizes
+        boxes[:, 6] = RANDOM.uniform(-3, 3, 30)
+        frames.append(Truth(boxes, np.zeros(30, np.int64)))
+    return frames
+
+
+def test_boxes_and_maps_of_a_teacher_that_knows_nothing_are_undecided() -> None:
+    frames = truth()
+    rows = [
+        np.concatenate([RANDOM.uniform(-40, 40, (90, 2)), np.ones((90, 7)), np.zeros((90, 2))], 1)
+        for _ in frames
+    ]
+    found, _ = judge_boxes("t", rows, frames)
+    assert [own.verdict for own in found] == ["undecided"]
+    energy = [RANDOM.random((64, 64)) for _ in frames]
+    found = judge_maps("t", energy, Grid.square(51.2, 1.6), frames)
+    assert [own.verdict for own in found] == ["undecided"]
+
+
+def test_square_boxes_have_no_length() -> None:
+    frames = truth()
+    rows = [
+        np.concatenate([own.boxes_N9, np.ones((30, 1)), own.classes_N[:, None]], 1)
+        for own in frames
+    ]
+    found, best = judge_boxes("t", rows, frames)
+    verdicts = {own.what: own for own in found}
+    assert verdicts["size"].verdict == "undecided"
+    assert verdicts["size"].best == (DECLARED, "l and w exchanged")
+    assert verdicts["yaw"].verdict == "ok"
+    assert best.size == (0, 1, 2)
