@@ -232,7 +232,8 @@ class ExportConfig(Config):
     names: Literal["native", "official"] = Field(
         "native",
         description="official: names, layout and constants of the detector's published files, for "
-        "the code that was released with them (bevformer, streampetr, raydn, centerpoint_mmdet3d)",
+        "the code that was released with them (bevformer, streampetr, raydn, centerpoint_mmdet3d, "
+        "bevdet_r50_released)",
     )
     trust_code: TrustCode = False
 

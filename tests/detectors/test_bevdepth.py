@@ -92,7 +92,7 @@ def test_paper_config_has_the_published_shapes() -> None:
     assert taps["bev.neck"].grid == Grid.square(51.2, 0.8)
     assert taps["bev.block1"].grid == Grid.square(51.2, 3.2)
     assert all(tap.depends_on_images for tap in taps.values())
-    assert taps["image.depth"].bins == config.bin_centres
+    assert taps["image.depth"].bins == config.bin_depths
     assert [name for name, tap in taps.items() if tap.nonnegative] == [
         "image.depth",
         "bev.block0",
@@ -103,7 +103,7 @@ def test_paper_config_has_the_published_shapes() -> None:
     ]
     assert BEVDepth.inputs(config) == Inputs(image_size_HW=(256, 704), depth=True)
     assert (config.stride, config.bin_size) == (16, 1.0)
-    assert (config.bin_centres[0], config.bin_centres[-1]) == (1.5, 59.5)
+    assert (config.bin_depths[0], config.bin_depths[-1]) == (1.5, 59.5)
 
 
 def test_the_depth_tap_is_what_features_are_lifted_with() -> None:

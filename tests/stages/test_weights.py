@@ -93,11 +93,6 @@ UNREAD = {
         ("pts_middle_encoder.conv_input.0.weight", "pts_bbox_head.task_heads.0.reg.1.weight"),
         "sparse",
     ),
-    "BEVDet family of HuangJunJie2017": (
-        ("img_view_transformer.depthnet.weight", "img_bev_encoder_backbone.layers.0.0.bn1.bias",
-         "pts_bbox_head.task_heads.0.reg.1.weight"),
-        "img_bev_encoder_neck.up2.4",
-    ),
     "BEVDepth of Megvii": (
         ("backbone.depth_net.bn.weight", "backbone.img_backbone.conv1.weight", "head.trunk.x"),
         "deformable convolution",

@@ -5,14 +5,15 @@ The same network is BEVDet with `depth: plain`, and BEVDet4D and BEVDepth4D with
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bevcask.config import Config as BaseConfig
-from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.base import MEAN_RGB, STD_RGB, Batch, Detections, Detector, Inputs, Output
+from bevcask.detectors.bevdet_names import adopt_published, published_tensors
 from bevcask.detectors.blocks.backbone import Variant, build_backbone
 from bevcask.detectors.blocks.bev_encoder import BEVBackbone, BEVNeck
 from bevcask.detectors.blocks.depthnet import (
@@ -25,7 +26,7 @@ from bevcask.detectors.blocks.fpn import FeaturePyramid, encode_images
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
 from bevcask.detectors.blocks.resnet import BasicBlock
-from bevcask.detectors.camera import CameraConfig, lidar_depths
+from bevcask.detectors.camera import CameraConfig, lidar_depths, network_image_aug
 from bevcask.geometry import CAMERAS
 from bevcask.targets.spec import TapInfo
 
@@ -36,6 +37,11 @@ class BEVDepthConfig(CameraConfig):
     bev_divisor = 8
     backbone: Variant = "resnet50"
     image_channels: int = Field(512, ge=1, description="channels of image.fpn0")
+    layout: Literal["own", "bevdet"] = Field(
+        "own",
+        description="bevdet: lift, neck and colours of BEVDet's release, whose files it then "
+        "reads; one frame, plain depth",
+    )
     num_frames: Literal[1, 2] = Field(
         1, description="2: an earlier keyframe's BEV joins (BEVDet4D)"
     )
@@ -65,14 +71,31 @@ class BEVDepthConfig(CameraConfig):
             raise ValueError(f"depth_range {self.depth_range} must rise and start above 0")
         return self
 
+    @model_validator(mode="after")
+    def _layout_is_whole(self) -> "BEVDepthConfig":
+        if self.layout == "bevdet" and (self.num_frames > 1 or self.depth != "plain"):
+            raise ValueError(
+                f"layout bevdet needs num_frames 1 and depth plain, got {self.num_frames} and "
+                f"{self.depth}"
+            )
+        return self
+
+    @property
+    def as_released(self) -> bool:
+        """Laid out as BEVDet's release."""
+        return self.layout == "bevdet"
+
     @property
     def bin_size(self) -> float:
         return (self.depth_range[1] - self.depth_range[0]) / self.depth_bins
 
     @property
-    def bin_centres(self) -> tuple[float, ...]:
+    def bin_depths(self) -> tuple[float, ...]:
+        """Where features are lifted to: the middle of each bin, in the release its lower edge."""
+        within = 0.0 if self.as_released else 0.5
         return tuple(
-            self.depth_range[0] + (index + 0.5) * self.bin_size for index in range(self.depth_bins)
+            self.depth_range[0] + (index + within) * self.bin_size
+            for index in range(self.depth_bins)
         )
 
 
@@ -89,7 +112,7 @@ class BEVDepth(Detector):
     """Image backbone and FPN, camera-aware depth, lift-splat, BEV encoder, CenterHead.
 
     Features are lifted to bin *centres* (the BEVDet port lifts to lower edges, half a bin short of
-    the depths its loss teaches).
+    the depths its loss teaches; so does `layout: bevdet`).
 
     `image.depth` holds the probabilities that features are lifted with, bins as the second axis.
 
@@ -122,7 +145,7 @@ class BEVDepth(Detector):
             config.num_frames * width, config.bev_channels, config.bev_blocks
         )
         joined = config.bev_channels[0] + config.bev_channels[-1]
-        self.neck = BEVNeck(joined, config.join_channels, config.neck_channels)
+        self.neck = BEVNeck(joined, config.join_channels, config.neck_channels, config.as_released)
         self.head = CenterHead(config.head, config.neck_channels, config.grid)
 
     @classmethod
@@ -147,7 +170,7 @@ class BEVDepth(Detector):
                 (len(CAMERAS), own.depth_bins, height, width),
                 nonnegative=True,
                 depends_on_images=True,
-                bins=own.bin_centres,
+                bins=own.bin_depths,
             ),
         }
         maps = [("bev.lift", own.context_channels, own.grid)]
@@ -156,16 +179,29 @@ class BEVDepth(Detector):
             for stage, channels in enumerate(own.bev_channels)
         ]
         maps.append(("bev.neck", own.neck_channels, own.grid))
+        signed = {"bev.lift", "bev.neck"} if own.as_released else {"bev.lift"}
         for name, channels, grid in maps:
             taps[name] = TapInfo(
                 name,
                 "dense_bev",
                 (channels, *grid.shape_YX),
                 grid=grid,
-                nonnegative=name != "bev.lift",
+                nonnegative=name not in signed,
                 depends_on_images=True,
             )
         return taps | CenterHead.describe_taps(own.grid, depends_on_images=True)
+
+    @classmethod
+    def identity(cls, config: BaseConfig) -> dict[str, Any]:
+        """Return the configuration; the layout only where it is the release's."""
+        said = super().identity(config)
+        return {k: v for k, v in said.items() if (k, v) != ("layout", "own")}
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return adopt_published(tensors, self)
+
+    def published(self) -> dict[str, Tensor]:
+        return published_tensors(self)
 
     def forward(self, batch: Batch) -> Output:
         own = self._lift(batch, batch.bev_aug_B44)
@@ -193,17 +229,22 @@ class BEVDepth(Detector):
                 holds ego motion too.
         """
         config = self.config
-        cameras = cameras_of(batch)
-        image_BVCHW = encode_images(self.backbone, self.pyramid, config.levels, batch.normalised())
+        cameras, pixels = cameras_of(batch), batch.normalised()
+        if config.as_released:  # it swaps red and blue first, and its resize moves no pixel centre
+            pixels = batch.normalised(MEAN_RGB[::-1], STD_RGB[::-1])
+            aug_BV33 = network_image_aug(batch, half_pixel=False).to(cameras.image_aug_BV33.dtype)
+            cameras = replace(cameras, image_aug_BV33=aug_BV33)
+        image_BVCHW = encode_images(self.backbone, self.pyramid, config.levels, pixels)
         numbers = camera_numbers(replace(cameras, bev_aug_B44=told_B44))
         logits_BVDHW, context_BVCHW = self.depth_net(image_BVCHW, numbers)
         cells = frustum_cells(
             cameras,
             (image_BVCHW.shape[-2], image_BVCHW.shape[-1]),
             config.stride,
-            config.bin_centres,
+            config.bin_depths,
             config.grid,
             config.z_range,
+            config.as_released,
         )
         depth_BVDHW = logits_BVDHW.float().softmax(dim=2)
         lift = splat(depth_BVDHW, context_BVCHW, cells, config.grid)

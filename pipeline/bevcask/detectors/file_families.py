@@ -54,11 +54,7 @@ FAMILIES = (
     Family(
         "BEVDet family of HuangJunJie2017",
         ("img_view_transformer.", "img_bev_encoder_backbone.", f"{_HEAD}task_heads."),
-        lacks="it lifts to the lower edges of depth bins along rays that end on the image borders "
-        "(here bin centres, cell middles), enlarges with aligned corners and ends its neck in a "
-        "biased convolution without norm and ReLU (img_bev_encoder_neck.up2.4), was fed BGR by the "
-        "means of RGB, and its BEVDepth has a batch norm on camera numbers and a deformable "
-        "convolution; bevdepth here has none of these. " + _ELSEWHERE,
+        ("bevdepth",),
     ),
     Family(
         "BEVDepth of Megvii",

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 _SHOWN = 3
@@ -54,3 +55,11 @@ def few(problems: list[str]) -> str:
     """Return the first problems, and how many there are in all."""
     more = f"; {len(problems)} in all" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more
+
+
+def alike(given: Tensor, wanted: Tensor) -> bool:
+    """Tell whether a constant is what it should be, as precisely as its type holds it."""
+    if given.shape != wanted.shape:
+        return False
+    rtol = max(1e-5, torch.finfo(given.dtype).eps)
+    return torch.allclose(given.float().cpu(), wanted.float().cpu(), rtol=rtol)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bevcask.detectors.published import few, misfits, unwrapped
+from bevcask.detectors.published import alike, few, misfits, unwrapped
 from bevcask.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -158,16 +158,8 @@ def _differing(
         f"{name} should be {[round(float(v), 4) for v in wanted]}, is "
         f"{[round(float(v), 4) for v in given[name].flatten()]}"
         for name, wanted in constants.items()
-        if name in given and not _alike(given[name], wanted)
+        if name in given and not alike(given[name], wanted)
     ]
-
-
-def _alike(given: Tensor, wanted: Tensor) -> bool:
-    """Tell whether a constant is what it should be, as precisely as its type holds it."""
-    if given.shape != wanted.shape:
-        return False
-    rtol = max(1e-5, torch.finfo(given.dtype).eps)
-    return torch.allclose(given.float().cpu(), wanted.float().cpu(), rtol=rtol)
 
 
 def published_start(

@@ -49,28 +49,42 @@ class BEVNeck(nn.Module):
 
     The last 1x1 convolution carries a batch norm and a ReLU, so that the map is non-negative like a
     LiDAR teacher's (DistillBEV release).
+
+    Args:
+        in_channels: of the finest and the coarsest stage together.
+        join_channels: width inside.
+        channels: of the output.
+        as_released: BEVDet's own: the last convolution is biased and alone, so that the map has
+            both signs, and maps are enlarged with aligned corners.
     """
 
-    def __init__(self, in_channels: int, join_channels: int, channels: int) -> None:
+    def __init__(
+        self, in_channels: int, join_channels: int, channels: int, as_released: bool = False
+    ) -> None:
         super().__init__()
+        self.align_corners = as_released
         self.join = nn.Sequential(
             *_conv_norm_relu(in_channels, join_channels),
             *_conv_norm_relu(join_channels, join_channels),
         )
         self.output = nn.Sequential(
             *_conv_norm_relu(join_channels, channels),
-            *_conv_norm_relu(channels, channels, kernel=1),
+            *(
+                [nn.Conv2d(channels, channels, 1)]
+                if as_released
+                else _conv_norm_relu(channels, channels, kernel=1)
+            ),
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Fuse the stages, finest first, into (B, channels, 2 Y, 2 X) of the finest stage."""
         finest = maps[0]
         coarse = nn.functional.interpolate(
-            maps[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False
+            maps[-1], size=finest.shape[-2:], mode="bilinear", align_corners=self.align_corners
         )
         joined = self.join(torch.cat([finest, coarse], dim=1))
         upsampled = nn.functional.interpolate(
-            joined, scale_factor=2.0, mode="bilinear", align_corners=False
+            joined, scale_factor=2.0, mode="bilinear", align_corners=self.align_corners
         )
         output: Tensor = self.output(upsampled)
         return output

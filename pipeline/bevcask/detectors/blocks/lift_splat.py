@@ -42,7 +42,9 @@ def cameras_of(batch: Batch) -> Cameras:
     )
 
 
-def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+def frustum_rays(
+    cameras: Cameras, size_HW: tuple[int, int], stride: int, to_borders: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return where every image cell looks, in the augmented LIDAR_TOP frame.
 
     Cell (row i, column j) of a map with stride s covers the s x s network pixels from (i s, j s);
@@ -54,6 +56,7 @@ def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tup
         cameras: geometry, any float dtype; computed in float32 or wider.
         size_HW: rows and columns of the feature map.
         stride: network pixels a cell.
+        to_borders: spread the rays as the BEVDet port does.
 
     Returns:
         origin (B, V, 3), metres, and direction (B, V, H, W, 3), metres a metre of depth: the point
@@ -62,9 +65,11 @@ def frustum_rays(cameras: Cameras, size_HW: tuple[int, int], stride: int) -> tup
     to_pixel_BV33 = cameras.image_aug_BV33 @ cameras.intrinsics_BV33
     if to_pixel_BV33.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"camera matrices must be float32 or float64, got {to_pixel_BV33.dtype}")
+    kind = {"dtype": to_pixel_BV33.dtype, "device": to_pixel_BV33.device}
     rows_H, columns_W = (
-        (torch.arange(n, dtype=to_pixel_BV33.dtype, device=to_pixel_BV33.device) + 0.5) * stride
-        - 0.5
+        torch.linspace(0, n * stride - 1, n, **kind)  # type: ignore[call-overload]
+        if to_borders
+        else (torch.arange(n, **kind) + 0.5) * stride - 0.5  # type: ignore[call-overload]
         for n in size_HW
     )
     v_HW, u_HW = torch.meshgrid(rows_H, columns_W, indexing="ij")
@@ -82,6 +87,7 @@ def frustum_cells(
     depths: Sequence[float],
     grid: Grid,
     z_range: tuple[float, float],
+    as_released: bool = False,
 ) -> Tensor:
     """Return the flat BEV cell of every frustum point.
 
@@ -92,24 +98,28 @@ def frustum_cells(
         depths: depth of each bin, metres along the optical axis.
         grid: the BEV grid.
         z_range: points with z outside [low, high) are dropped, metres.
+        as_released: rays and cells of the BEVDet port, which cuts off digits rather than rounding
+            down: points up to a cell outside the lower borders count, of z too.
 
     Returns:
         (D, B, V, H, W) int64: sample * Y * X + row * X + column, or B * Y * X for points that fall
         on no cell.
     """
     with torch.no_grad(), torch.autocast(cameras.bev_aug_B44.device.type, enabled=False):
-        origin_BV3, direction_BVHW3 = frustum_rays(cameras, size_HW, stride)
+        origin_BV3, direction_BVHW3 = frustum_rays(cameras, size_HW, stride, as_released)
+        whole = torch.trunc if as_released else torch.floor
         num_samples = len(origin_BV3)
         first_B = torch.arange(num_samples, device=origin_BV3.device) * (grid.num_y * grid.num_x)
         outside = num_samples * grid.num_y * grid.num_x
         cells = []
         for depth in depths:
             point_BVHW3 = origin_BV3[:, :, None, None] + depth * direction_BVHW3
-            column_row = torch.floor(grid.to_cells(point_BVHW3[..., :2]))
+            column_row = whole(grid.to_cells(point_BVHW3[..., :2]))
             column, row = column_row.unbind(-1)
             z = point_BVHW3[..., 2]
             inside = (column >= 0) & (column < grid.num_x) & (row >= 0) & (row < grid.num_y)
-            inside &= (z >= z_range[0]) & (z < z_range[1])
+            low = 2 * z_range[0] - z_range[1] if as_released else z_range[0]
+            inside &= ((z > low) if as_released else (z >= low)) & (z < z_range[1])
             cell = (row * grid.num_x + column).nan_to_num().long()
             cells.append(torch.where(inside, cell + first_B[:, None, None, None], outside))
         return torch.stack(cells)
