@@ -84,3 +84,39 @@ def test_square_boxes_have_no_length() -> None:
     assert verdicts["size"].best == (DECLARED, "l and w exchanged")
     assert verdicts["yaw"].verdict == "ok"
     assert best.size == (0, 1, 2)
+
+
+def test_what_is_found_takes_back_what_was_done_to_boxes() -> None:
+    """A frame turned by 90 degrees, mmdet3d's yaw below 1.0, l and w, bottoms, labels, units."""
+    frames, rows = [], []
+    for xy in RANDOM.uniform(-40, 40, (8, 30, 2)):
+        x, y = xy.T
+        length, width, height = 4 + RANDOM.random(30), 2 + RANDOM.random(30), np.full(30, 1.5)
+        yaw, (vx, vy) = RANDOM.uniform(-3, 3, 30), RANDOM.uniform(-9, 9, (2, 30))
+        z, score = np.zeros(30), np.ones(30)
+        classes = np.arange(30) % 10
+        true = [x, y, z, length, width, height, yaw, vx, vy]
+        frames.append(Truth(np.stack(true, 1), classes))
+        said = [
+            -y, x, z - height / 2, width, length, height, -yaw - np.pi / 2,
+            -vy / 0.5, vx / 0.5, score, (classes + 4) % 10,
+        ]  # fmt: skip
+        rows.append(np.stack(said, 1))
+    found, best = judge_boxes("t", rows, frames, [0.5])
+    wrong = {own.what: own.best for own in found if own.verdict == "wrong"}
+    assert wrong == {
+        "place": ("turned by 90 degrees",),
+        "classes": ("class order rotated by 4",),
+        "size": ("l and w exchanged",),
+        "z": ("z of the bottom, taken for the centre",),
+        "yaw": ("sign flipped and turned by -90 degrees",),
+        "velocity": ("turned by 90 degrees",),
+        "speed": ("grid cells of 0.5 m a second",),
+    }
+    for own, true in zip(rows, frames, strict=True):
+        meant = best.apply(own)
+        turns = (meant[:, 6] - true.boxes_N9[:, 6]) / (2 * np.pi)
+        np.testing.assert_allclose(turns, turns.round(), atol=1e-9)
+        meant[:, 6] = true.boxes_N9[:, 6]
+        np.testing.assert_allclose(meant[:, :9], true.boxes_N9, atol=1e-9)
+        assert (meant[:, 10] == true.classes_N).all()

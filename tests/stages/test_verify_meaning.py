@@ -279,6 +279,31 @@ def test_verify_names_what_a_manifest_got_wrong(
     assert "MISREAD" in str(render(found).renderables[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["right", *WRONG])
+def test_each_is_found_in_a_cache(
+    recorded: Recorded,
+    trained_words: list[str],
+    tiny_world: Path,
+    tmp_path: Path,
+    call: Call,
+    name: str,
+) -> None:
+    """Codecs and stored regions lie between the manifest and what is judged."""
+    change, (target, what, reading) = WRONG.get(name, (maps(), ("", "", "")))
+    there, url = spool(recorded, tmp_path / "there", change), tmp_path / "c.zarr"
+    assert call(*extract(there, url, trained_words))[0] == 0
+    words = ["verify", url, "check=meaning", f"dataset.root={tiny_world}", "--json"]
+    code, out, err = call(*words)
+    found = {(own["target"], own["key"]): own["what"] for own in json.loads(out)["problems"]}
+    if name == "right":
+        assert (code, found) == (0, {})
+    else:
+        assert code == 1, err
+        assert found[target, f"meaning/{what}"].startswith(f"{reading} fits")
+        assert {key for _, key in found} == {f"meaning/{what}"}
+
+
 def test_a_teacher_that_scores_less_than_expected_is_refused(
     misread: Misread, tmp_path: Path, call: Call
 ) -> None:
