@@ -149,6 +149,11 @@ def as_logits(manifest: Tree, _: list[Values]) -> None:
     manifest["taps"]["head.heatmap"]["values"] = "logits"
 
 
+def logits(_: Tree, frames: list[Values]) -> None:
+    for own in frames:
+        own[HEATMAP] = own[HEATMAP].double().clamp(1e-6).logit().float()
+
+
 RATIO = 54 / 51.2
 WRONG: dict[str, tuple[Change, tuple[str, str, str]]] = {
     "swapped axes": (maps(axes=["C", "X", "Y"]), (HEATMAP, "axes", "x and y swapped")),
@@ -170,6 +175,7 @@ WRONG: dict[str, tuple[Change, tuple[str, str, str]]] = {
     ),
     "velocity": (rows(cells_a_second), (BOXES, "speed", "grid cells of 0.8 m a second")),
     "logits": (as_logits, (HEATMAP, "values", "probabilities, taken for logits")),
+    "probabilities": (logits, (HEATMAP, "values", "logits, taken for probabilities")),
     "bottom": (rows(bottoms), (BOXES, "z", "z of the bottom, taken for the centre")),
     "yaw sign": (boxes(yaw_turns="clockwise"), (BOXES, "yaw", "sign flipped")),
 }
@@ -292,7 +298,12 @@ def test_each_is_found_in_a_cache(
     """Codecs and stored regions lie between the manifest and what is judged."""
     change, (target, what, reading) = WRONG.get(name, (maps(), ("", "", "")))
     there, url = spool(recorded, tmp_path / "there", change), tmp_path / "c.zarr"
-    assert call(*extract(there, url, trained_words))[0] == 0
+    code, _, err = call(*extract(there, url, trained_words))
+    if name == "probabilities":  # extraction refuses what cannot be
+        assert code == 2
+        assert 'say taps.head.heatmap.values: "logits"' in err
+        return
+    assert code == 0, err
     words = ["verify", url, "check=meaning", f"dataset.root={tiny_world}", "--json"]
     code, out, err = call(*words)
     found = {(own["target"], own["key"]): own["what"] for own in json.loads(out)["problems"]}

@@ -22,6 +22,7 @@ from bevcask.geometry import CLASSES
 from bevcask.registry import suggest
 from bevcask.spool.manifest import Manifest, read_manifest
 from bevcask.spool.reading import canonical
+from bevcask.targets.kinds import ROUNDING
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import TapInfo
 from bevcask.teachers.base import Teacher
@@ -132,7 +133,19 @@ class SpoolTeacher(Teacher):
             ) from error
         for name in names:
             self._require_shape(path, name, recorded[name])
+            self._require_probabilities(path, name, recorded[name])
         return canonical(recorded, self.manifest, names)
+
+    def _require_probabilities(self, path: Path, name: str, value: Tensor) -> None:
+        said = self.manifest.taps[name]
+        if said.kind != "heatmap" or not value.numel():
+            return
+        low, high = float(value.min()), float(value.max())
+        if said.values == "probabilities" and (low < -ROUNDING or high > 1 + ROUNDING):
+            raise DataError(
+                f"{path}: tap {name!r}: the manifest says probabilities, values run from {low:.4g} "
+                f'to {high:.4g}. If they are logits, say taps.{name}.values: "logits".'
+            )
 
     def _require_shape(self, path: Path, name: str, value: Tensor) -> None:
         said = self.manifest.taps[name]
