@@ -283,6 +283,10 @@ def test_verify_names_what_a_manifest_got_wrong(
     official = found["meaning"]["official"][BOXES]
     assert official["best"]["mASE"] < official["as declared"]["mASE"] - 0.1
     assert "MISREAD" in str(render(found).renderables[0])
+    for own in found["meaning"]["findings"]:
+        own["verdict"] = "undecided"
+    untold = found | {"ok": True, "problems": []}
+    assert "UNDECIDED" in str(render(untold).renderables[0])
 
 
 @pytest.mark.slow

@@ -105,7 +105,9 @@ def _readings(names: Sequence[str]) -> str:
 
 def _verdict(result: dict[str, Any]) -> str:
     if result["ok"]:
-        return "ok"
+        found = result.get("meaning", {}).get("findings", [])
+        unknown = found and all(own["verdict"] == "undecided" for own in found)
+        return "sound, its meaning UNDECIDED" if unknown else "ok"
     if all(problem["key"].startswith("meaning/") for problem in result["problems"]):
         return "MISREAD"
     unfinished = all("not sealed" in problem["what"] for problem in result["problems"])
