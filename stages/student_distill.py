@@ -9,6 +9,7 @@ With `targets=cache` no teacher is imported. `method=none` with a LiDAR detector
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,16 +36,20 @@ from bevcask.methods.base import Method
 from bevcask.outputs import output_folder
 from bevcask.paths import head_of, split_url
 from bevcask.provenance import pick_device
+from bevcask.ranks import by_first, num_ranks, rank
 from bevcask.targets.pixels import PIXELS
 from bevcask.training.callbacks import StepClock
 from bevcask.training.checkpoint import export, make_note, start
 from bevcask.training.keeper import Validation
+from bevcask.training.launch import joined, ranks_to_start
 from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.order import Order, order_of, training_order
 from bevcask.training.record import RunFolder
+from bevcask.training.spawn import run_ranks
+from bevcask.training.sync_norms import sync_norms
 from bevcask.training.teaching import Teaching, open_teaching
-from bevcask.training.trainer import fit, require_one_process
+from bevcask.training.trainer import fit
 from bevcask.verbs import DistillConfig
 from bevcask.wall_time import in_words
 
@@ -59,9 +64,13 @@ _SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "per_class", "c
 def run(config: DistillConfig) -> dict[str, Any]:
     """Train a student; resume where an earlier sitting of the same run stopped.
 
+    Where torchrun or srun started several processes, this is one of them; else
+    `trainer.devices` says how many are started here.
+
     Returns:
         Scores on the validation frames (if any), `seconds_per_step` (median), the exported
-        student, the cache it learned from. Also written to `run/metrics.json`.
+        student, the cache it learned from. Also written to `run/metrics.json`. Nothing on a rank of
+        a launcher that is not the first.
 
     Raises:
         ConfigError: a wrong section, or the folder holds a run of another configuration, or one
@@ -73,12 +82,25 @@ def run(config: DistillConfig) -> dict[str, Any]:
         TargetMismatchError: the method cannot join this student and these targets.
         DivergedError: a loss is not finite.
         CheckpointError: the last checkpoint is damaged, or one cannot be written.
-        LoaderError: a loader worker was killed, or shared memory is too small.
+        LoaderError: a loader worker or one of several processes was killed, or shared memory is
+            too small.
+        PeerLostError: another process of a launcher has ended.
         Stopped: Ctrl-C or SIGTERM; the step at hand is saved.
     """
-    require_one_process(os.environ)
+    ranks = ranks_to_start(config.trainer, os.environ)
+    if config.dry_run or ranks == 1:
+        with joined(os.environ, pick_device(config.device)):
+            return _train(config)
+    require_apart(config, ranks)
+    return run_ranks(ranks, run, config)
+
+
+def _train(config: DistillConfig) -> dict[str, Any]:
+    """Be the process that trains, or one of several."""
+    require_apart(config, num_ranks())
     device = pick_device(config.device)
     seed_everything(config.seed, verbose=False)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # by which Lightning starts ranks over, and no others
     detector, own = find_detector(config.student.detector, "student.detector")
     method = build_method(config.method)
     inputs = detector.inputs(own)
@@ -107,21 +129,50 @@ def run(config: DistillConfig) -> dict[str, Any]:
         return {"dry_run": True, **about}
     _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
     folder = RunFolder(output_folder("run", config.run))
-    with folder.held():
-        folder.open(config)
-        if (result := folder.finished()) is not None:
+    with folder.held() if rank() == 0 else nullcontext():
+        if (result := by_first(lambda: _opened(folder, config))) is not None:
             _log.info(
                 "run=%s has ended; its result is returned. resume=false starts over.", config.run
             )
-            return result
+            return result if rank() == 0 else {}
         note = make_note(config.student.detector, teaching.cache_id, teaching.teacher)
+        if config.trainer.sync_batchnorm:
+            sync_norms(student)
+            sync_norms(method)
         module = Distillation(student, method, teaching.source, config.trainer, note, order.memory)
         batches = training_batches(config, teaching, order, generator)
         steps = Steps(batches, num_batches(config))
         clock = fit(config.trainer, device, folder, module, steps, validation)
         if generator is not None:
             generator.end()
-        return finish(folder, clock, about)
+        result = by_first(lambda: finish(folder, clock, about))
+        return result if rank() == 0 else {}
+
+
+def _opened(folder: RunFolder, config: DistillConfig) -> dict[str, Any] | None:
+    """Return the result of a run that has ended already."""
+    folder.open(config)
+    return folder.finished()
+
+
+def require_apart(config: DistillConfig, ranks: int) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        ConfigError: one device, or a cache that they would all write.
+    """
+    if ranks == 1:
+        return
+    if config.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device={config.device}: {ranks} processes train together, each on its own device. "
+            "Say device=cuda, and which ones by CUDA_VISIBLE_DEVICES."
+        )
+    if config.on_missing == "generate":
+        raise ConfigError(
+            f"on_missing=generate: {ranks} processes train together, and one at a time writes a "
+            "cache. Fill it first with teacher-extract, or train with trainer.devices=1."
+        )
 
 
 def labelled_frames(dataset: DatasetConfig) -> Frames:
@@ -216,11 +267,12 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     with speaking_of("val"):
         frames = Frames.select(config.val)
     frames = readable_frames(frames, replace(inputs, depth=False), "val")
-    loader = frame_batches(frames, inputs, config.loader, pick_device(config.device))
-    evaluation = Evaluation(frames, split_size(config.val))
+    own = rank(), num_ranks()
+    loader = frame_batches(frames, inputs, config.loader, pick_device(config.device), own)
+    evaluation = Evaluation(frames, split_size(config.val)) if rank() == 0 else None
     trainer = config.trainer
     every, last = trainer.validate_every, trainer.max_steps
-    return Validation(loader, evaluation, senses(inputs), every, last)
+    return Validation(loader, frames.tokens, evaluation, senses(inputs), every, last)
 
 
 def _mention_head(config: DistillConfig, teaching: Teaching) -> None:

@@ -26,6 +26,7 @@ RANKS = {
     "provenance": 0,
     "tokens": 0,
     "scheduler": 0,
+    "ranks": 0,
     "wall_time": 0,
     "groups": 0.5,
     "outputs": 0.5,

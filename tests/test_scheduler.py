@@ -3,7 +3,7 @@
 import pytest
 
 from bevcask.errors import ConfigError
-from bevcask.scheduler import Share, local_rank, share
+from bevcask.scheduler import Share, local_rank, place, share
 
 
 def array(task: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
@@ -62,3 +62,27 @@ def test_contradictions_are_named(environment: dict[str, str]) -> None:
 def test_which_gpu_of_the_host() -> None:
     assert local_rank({}) is None
     assert local_rank({"LOCAL_RANK": "3"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (ranks(0, 1), None),
+        (ranks(5, 8), (5, 8)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # an allocation, not its srun
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", **ranks(6, 8)}, (6, 8)),
+    ],
+)
+def test_places_among_processes_that_work_together(
+    environment: dict[str, str], expected: tuple[int, int] | None
+) -> None:
+    found = place(environment)
+    assert (found and (found.rank, found.count)) == expected
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, ranks(2, 2)])
+def test_places_that_are_none(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        place(environment)

@@ -154,6 +154,8 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
             "same command is given again.\n"
         )
         raise typer.Exit(130) from None
+    if not result:  # of a rank of a training that is not the first
+        return
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

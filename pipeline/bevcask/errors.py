@@ -71,6 +71,10 @@ class MissingDependencyError(BevcaskError, ImportError):
     """An optional package is missing; the message names the command that installs it."""
 
 
+class PeerLostError(BevcaskError, RuntimeError):
+    """Another process of the same training has ended; what it met is said by it alone."""
+
+
 class LoaderError(BevcaskError, RuntimeError):
     """A loader process was killed, or the memory it shares is too small."""
 
@@ -90,3 +94,6 @@ class Stopped(BaseException):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
+        return type(self), (self.signal, str(self))

@@ -21,10 +21,11 @@ _LARGEST, _KEPT = 32 * 2**20, 64 * 2**20
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use, its share where torchrun starts several."""
+    here = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        here = len(os.sched_getaffinity(0))
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def keep_freed_memory() -> None:

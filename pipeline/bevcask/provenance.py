@@ -73,16 +73,16 @@ def hardware(device: "torch.device") -> dict[str, Any]:
 
 
 def pick_device(name: str) -> "torch.device":
-    """Turn `auto | cpu | cuda | cuda:N` into a device; with `auto` each rank of a host has its own.
+    """Turn `auto | cpu | cuda | cuda:N` into a device; `auto` and `cuda` are each rank's own.
 
     Raises:
         ConfigError: not a device, or CUDA asked for where there is none.
     """
     import torch
 
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
         rank = local_rank(os.environ)
         if rank is None:
             return torch.device("cuda")

@@ -1,4 +1,4 @@
-"""What a scheduler says of this process: SLURM's arrays, and the ranks of torchrun or of SLURM.
+"""What a scheduler says of this process: SLURM's arrays, and the ranks of torchrun or of srun.
 
 Nobody coordinates: each process works out its share from the environment alone.
 """
@@ -11,7 +11,23 @@ from bevcask.errors import ConfigError
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 _FIRST, _STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
 _RANKS = ("RANK", "WORLD_SIZE")
-_LOCAL = "LOCAL_RANK"
+_STEP_RANKS = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+_LOCAL, _STEP_LOCAL = "LOCAL_RANK", "SLURM_LOCALID"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes of one job this is.
+
+    Attributes:
+        rank: from 0, of all.
+        count: of all.
+        said_by: the variables it comes from.
+    """
+
+    rank: int
+    count: int
+    said_by: str
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,33 @@ def share(environment: Mapping[str, str]) -> Share | None:
     return Share(number + 1, count, ", ".join(own.said_by for own in found))
 
 
+def place(environment: Mapping[str, str]) -> Place | None:
+    """Return the place of this process among those of torchrun or of srun; None where it is alone.
+
+    A SLURM allocation of several tasks is no such thing: only its `srun` starts several.
+
+    Raises:
+        ConfigError: variables that contradict themselves.
+    """
+    for number, count in (_RANKS, _STEP_RANKS):
+        if count in environment and (several := _whole(environment, count)) > 1:
+            if number not in environment:
+                raise ConfigError(f"{count}={several}, but no {number} says which one this is.")
+            rank = _whole(environment, number)
+            if rank >= several:
+                raise ConfigError(
+                    f"{number}={rank} is none of {count}={several} processes, counted from 0."
+                )
+            return Place(rank, several, f"{number}={rank} of {count}={several}")
+    return None
+
+
 def local_rank(environment: Mapping[str, str]) -> int | None:
     """Return which of its host's processes this is, from 0; None where nobody says."""
-    return _whole(environment, _LOCAL) if _LOCAL in environment else None
+    for name in (_LOCAL, _STEP_LOCAL):
+        if name in environment:
+            return _whole(environment, name)
+    return None
 
 
 def _of_array(environment: Mapping[str, str]) -> Share | None:

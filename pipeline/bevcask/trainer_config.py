@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bevcask.config import Config, LoaderConfig, PathText
 
@@ -72,6 +72,15 @@ class TrainerConfig(Config):
         description="decay of the moving average that is validated and exported; 0: none",
     )
     clip: float = Field(5.0, gt=0, description="gradient norm")
+    devices: int | Literal["auto"] | None = Field(
+        None,
+        description="processes on each host, one a device; auto: one a GPU; none: as torchrun or "
+        "srun says, else 1. loader.batch_size is of each",
+    )
+    nodes: int = Field(1, ge=1, description="hosts; torchrun or srun starts the processes of each")
+    sync_batchnorm: bool = Field(
+        False, description="batch norms see the batches of all processes together"
+    )
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     deterministic: bool = Field(
         False, description="the same weights again on CUDA; slower, and not every operation can"
@@ -86,6 +95,13 @@ class TrainerConfig(Config):
         ge=0,
         description="steps to trace with torch's profiler, into run/profile: what the device does",
     )
+
+    @field_validator("devices")
+    @classmethod
+    def _some_device(cls, devices: int | str | None) -> int | str | None:
+        if isinstance(devices, int) and devices < 1:
+            raise ValueError(f"devices {devices}: expected a number above 0, or auto")
+        return devices
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> "TrainerConfig":

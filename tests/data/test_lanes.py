@@ -1,10 +1,12 @@
 """Lanes show every frame once and in order; scene steps are pure in (seed, step)."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
 from bevcask.data.lanes import SceneSteps, cut, in_lanes
+from bevcask.data.sampling import OfRank
 
 SCENES = [range(4), range(4, 9), range(9, 11), range(11, 15)]
 START = {frame: scene.start for scene in SCENES for frame in scene}
@@ -100,3 +102,12 @@ def test_an_epoch_shows_every_frame_once_in_its_view() -> None:
     keys = [key for batch in SceneSteps(SCENES, 3, 1, max_steps=45) for key in batch]
     for epoch in range(3):
         assert sorted(key.frame for key in keys if key.view == epoch) == list(range(15))
+
+
+def test_a_rank_walks_its_own_lanes() -> None:
+    steps = SceneSteps(SCENES, seed=0, width=4, max_steps=12)
+    first, second = (OfRank(steps, rank, 2) for rank in (0, 1))
+    assert [a + b for a, b in zip(first, second, strict=True)] == list(steps)
+    for before, now in pairwise(first):
+        for row, key in enumerate(now):
+            assert key.after in (-1, before[row].frame)

@@ -1,13 +1,13 @@
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 
 from bevcask.data import sampling
 from bevcask.data.index.frames import Frames
-from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
+from bevcask.data.sampling import Epochs, OfRank, StepSampler, balanced_counts
 from bevcask.errors import DataError
 from bevcask.geometry import CLASSES
 
@@ -167,3 +167,14 @@ def test_real_keyframes_are_balanced(nuscenes_root: object, select: Select) -> N
     counts = balanced_counts(frames, seed=0)
     assert len(counts) == 24
     assert counts.sum() >= 24
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_a_batch_and_no_sample_comes_twice_in_an_epoch(ranks: int) -> None:
+    steps = StepSampler(once(16), batch_size=4, start_step=2, max_steps=6)
+    parts = [OfRank(steps, rank, 4 // ranks) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {4}
+    joined = [list(chain(*rows)) for rows in zip(*parts, strict=True)]
+    assert joined == list(steps)
+    last = [key for batch in StepSampler(once(16), 4, 4, 8) for key in batch]
+    assert sorted(key.frame for key in last) == list(range(16))

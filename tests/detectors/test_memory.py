@@ -11,7 +11,7 @@ from bevcask.config import Config
 from bevcask.data.lanes import SceneSteps, in_lanes
 from bevcask.data.samples import Key
 from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Labels, Output
-from bevcask.detectors.memory import Stream, unroll, unroll_trained
+from bevcask.detectors.memory import Stream, joined_states, rows_of, unroll, unroll_trained
 from bevcask.errors import DataError
 from bevcask.targets.spec import TapInfo
 
@@ -219,3 +219,14 @@ def test_lanes_that_meet_in_a_frame_keep_it_apart() -> None:
         13.0,
         24.0,
     ]
+
+
+def test_a_stream_goes_on_on_another_number_of_ranks() -> None:
+    state = {"memory": {"x": torch.arange(8.0).view(4, 2)}, "tokens": list("abcd"), "on_host": []}
+    halves = [rows_of(state, rank, 2) for rank in (0, 1)]
+    assert halves[1]["tokens"] == ["c", "d"]
+    again = joined_states(halves)
+    assert torch.equal(again.pop("memory")["x"], state["memory"]["x"])
+    assert again == {"tokens": list("abcd"), "on_host": []}
+    nothing = {"memory": {}, "tokens": [], "on_host": []}
+    assert rows_of(joined_states([nothing, nothing]), 1, 2) == nothing

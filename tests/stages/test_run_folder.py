@@ -84,10 +84,18 @@ def test_variables_of_a_slurm_allocation_change_nothing(
 
 
 @pytest.mark.parametrize(
-    "variables", [{"WORLD_SIZE": "2", "RANK": "0"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}]
+    ("variables", "key", "said"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "devices=4", "of the launcher (RANK=0 of WORLD_SIZE=2)"),
+        ({"WORLD_SIZE": "2"}, "devices=2", "no RANK says which one this is"),
+        ({}, "nodes=2", "started by torchrun on each of them, or by srun"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "5"}, "nodes=1", "none of SLURM_STEP"),
+    ],
 )
-def test_one_of_several_processes_is_refused_at_once(
+def test_processes_that_contradict_themselves_are_refused_at_once(
     variables: dict[str, str],
+    key: str,
+    said: str,
     words: list[str],
     call: Call,
     tmp_path: Path,
@@ -95,9 +103,9 @@ def test_one_of_several_processes_is_refused_at_once(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    code, _, err = call(*words)
+    code, _, err = call(*words, f"trainer.{key}")
     assert code == 2
-    assert "one of several processes of a launcher" in err
+    assert said in err
     assert not (tmp_path / "run").exists()
 
 

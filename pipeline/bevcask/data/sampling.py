@@ -20,6 +20,31 @@ Ints = npt.NDArray[np.int64]
 _PIECE = 1 << 15  # frames whose boxes are in memory at once
 
 
+class OfRank(Collection[list[Key]]):
+    """The rows of each batch that one of several ranks loads: R x B of them, B in a row each.
+
+    Batch t of all ranks together is batch t of one process whose batch is as large.
+
+    Args:
+        batches: of all ranks together.
+        rank: from 0.
+        size: B.
+    """
+
+    def __init__(self, batches: Collection[list[Key]], rank: int, size: int) -> None:
+        self._batches = batches
+        self._rows = slice(rank * size, (rank + 1) * size)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return (keys[self._rows] for keys in self._batches)
+
+    def __contains__(self, keys: object) -> bool:
+        return any(keys == own for own in self)
+
+
 def balanced_counts(frames: Frames, seed: int) -> Ints:
     """Return how often each frame occurs in an epoch under class-balanced sampling (CBGS).
 

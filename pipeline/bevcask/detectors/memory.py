@@ -100,6 +100,31 @@ class Stream:
         self._on_host = set(state["on_host"])
 
 
+def joined_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state of one stream from those of ranks that hold a part of its rows each.
+
+    Nothing of nobody.
+    """
+    if len(states) < 2:
+        return dict(states[0]) if states else {}
+    names = states[0]["memory"]
+    return {
+        "memory": {
+            name: torch.cat([own["memory"][name].cpu() for own in states]) for name in names
+        },
+        "tokens": [token for own in states for token in own["tokens"]],
+        "on_host": states[0]["on_host"],
+    }
+
+
+def rows_of(state: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
+    """Return a rank's part of what `joined_states` joined, on any number of ranks."""
+    size = len(state["tokens"]) // ranks
+    rows = slice(rank * size, (rank + 1) * size)
+    memory = {name: value[rows] for name, value in state["memory"].items()}
+    return {**state, "memory": memory, "tokens": state["tokens"][rows]}
+
+
 def unroll(detector: Detector, batch: Batch) -> Output:
     """Run a detector on a window: its history without gradient, in evaluation mode, then the frame.
 

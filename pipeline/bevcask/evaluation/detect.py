@@ -53,15 +53,28 @@ def detect(
 
 
 def frame_batches(
-    frames: Frames, inputs: Inputs, config: LoaderConfig, device: torch.device | None = None
+    frames: Frames,
+    inputs: Inputs,
+    config: LoaderConfig,
+    device: torch.device | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> AnyLoader[Batch]:
-    """Return a loader of every frame once, without augmentation: in order, or scenes in lanes."""
+    """Return a loader of every frame once, without augmentation: in order, or scenes in lanes.
+
+    Args:
+        frames: the frames.
+        inputs: what is loaded of each.
+        config: of the loader.
+        device: where batches go.
+        part: this one of so many loaders that share the batches, or the scenes, from 0.
+    """
+    number, count = part
     inputs = replace(inputs.frame_by_frame(), depth=False)
     reader = SampleReader(frames, inputs, augment=None, seed=0)
     batches = (
-        list(in_lanes(frames.scene_ranges, config.batch_size))
+        list(in_lanes(frames.scene_ranges[number::count], config.batch_size))
         if inputs.memory
-        else in_order(len(frames), config.batch_size)
+        else in_order(len(frames), config.batch_size)[number::count]
     )
     return build_loader(FrameSource(reader), batches, config, device)
 

@@ -18,6 +18,7 @@ from bevcask.methods.base import Pair, Target, full_precision
 from bevcask.methods.fd3d_queries import Said, TrainedHead, focal, num_of_layers, stored
 from bevcask.methods.fd3d_settings import Settings
 from bevcask.methods.focaldistiller import FocalDistiller, image_pairs, masked_square
+from bevcask.ranks import rank
 from bevcask.targets.align import Align
 from bevcask.targets.rectangles import rectangle_mask
 from bevcask.targets.region import box_mask
@@ -241,11 +242,11 @@ class FD3D(FocalDistiller):
         """Return the cells in boxes that the generator must make up, bool (B, ..., rows, columns).
 
         Drawn anew each step, from the method's seed, the share of training done, the place in the
-        batch and the map's name: the same step draws the same, whoever runs it.
+        batch of all ranks and the map's name: the same step draws the same, whoever runs it.
         """
         low, high = self.settings.blank
-        drawn = []
-        for sample in range(len(inside)):
+        drawn, first = [], rank() * len(inside)
+        for sample in range(first, first + len(inside)):
             said = repr((self.settings.seed, progress, sample, word)).encode()
             key = int.from_bytes(hashlib.blake2b(said, digest_size=7).digest(), "little")
             own = torch.Generator().manual_seed(key)

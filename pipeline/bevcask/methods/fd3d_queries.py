@@ -14,6 +14,7 @@ from bevcask.detectors.blocks.set_loss import SetLossConfig, set_losses, wanted
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods.base import Target
 from bevcask.methods.fd3d_settings import Settings
+from bevcask.ranks import per_rank
 from bevcask.targets.kinds import PLACE_COLUMNS
 from bevcask.targets.query_code import decode_query_boxes
 
@@ -192,7 +193,7 @@ def focal(layers: list[Layer], student_BCYX: Tensor, valid_BYX: Tensor, by_score
     Args:
         layers: what was read of the teacher's map.
         student_BCYX: the student's, at the teacher's cells.
-        valid_BYX: bool; queries that read other cells count nowhere.
+        valid_BYX: bool; queries that read other cells count nowhere, on any rank.
         by_score: weigh each by its score.
     """
     total, count = student_BCYX.new_zeros(()), student_BCYX.new_zeros(())
@@ -202,4 +203,4 @@ def focal(layers: list[Layer], student_BCYX: Tensor, valid_BYX: Tensor, by_score
         weight_BQ = kept_BQ * layer.scores_BQ if by_score else kept_BQ
         total = total + (weight_BQ * square_BQ).sum()
         count = count + kept_BQ.sum()
-    return total / count.clamp(min=1)
+    return total / per_rank(count)

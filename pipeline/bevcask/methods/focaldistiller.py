@@ -17,6 +17,7 @@ from bevcask.detectors.base import Labels
 from bevcask.geometry import Grid
 from bevcask.methods.adapters import Restore, restored_grid
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
+from bevcask.ranks import per_rank
 from bevcask.targets.align import Align
 from bevcask.targets.focal import focal_map, mask_grid, truncated
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
@@ -131,6 +132,7 @@ class FocalDistiller(Method):
     ) -> dict[str, Tensor]:
         """Return `focaldistiller/LEVEL/channelwise` a level and `focaldistiller/bev/masked`.
 
+        The mask is summed over the batches of all ranks; the release sums each process's by itself.
         The adapters run under the caller's autocast, the losses in float32.
 
         Raises:
@@ -196,10 +198,13 @@ def channelwise(
 
 
 def masked_square(student_BCYX: Tensor, teacher_BCYX: Tensor, weight_BYX: Tensor) -> Tensor:
-    """Return sum (m S - m T)^2 / sum m over batch, channels and cells; 0 where sum m is."""
+    """Return sum (m S - m T)^2 / sum m over batch, channels and cells; 0 where sum m is.
+
+    The sum of m is that of all ranks.
+    """
     weight_B1YX = weight_BYX[:, None]
     gap_BCYX = student_BCYX * weight_B1YX - teacher_BCYX * weight_B1YX
-    total = weight_BYX.sum()
+    total = per_rank(weight_BYX.sum(), least=0)
     return gap_BCYX.square().sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 

@@ -17,6 +17,7 @@ from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import compat
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import in_reach
+from bevcask.ranks import num_ranks, per_rank
 from bevcask.targets.align import Align, same_cells
 from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
@@ -117,6 +118,9 @@ class SimDistill(Method):
     ) -> dict[str, Tensor]:
         """Return `simdistill/TERM`: intra_modal, cross_modal, fusion, quality, box.
 
+        Cells and objects are counted, and samples of `quality` summed, over the batches of all
+        ranks; the release takes each process's by itself.
+
         The adapter runs under the caller's autocast, the losses in float32.
 
         Raises:
@@ -180,19 +184,19 @@ class SimDistill(Method):
             own_NE * weight_E, target_NE * weight_E, reduction="none", beta=_BETA
         )
         count_T = torch.bincount(task_N, minlength=len(TASKS))
-        return (error_NE.sum(1) / count_T[task_N]).sum()
+        return (error_NE.sum(1) / per_rank(count_T)[task_N]).sum()
 
 
 def mean_square(gap_BCYX: Tensor, valid_BYX: Tensor, weight_BYX: Tensor | float) -> Tensor:
     """Return the mean over channels and valid cells of (weight gap)^2; 0 where none is valid."""
     square_BYX = gap_BCYX.square().mean(1) * weight_BYX**2
-    return (square_BYX * valid_BYX).sum() / valid_BYX.sum().clamp(min=1)
+    return (square_BYX * valid_BYX).sum() / per_rank(valid_BYX.sum())
 
 
 def quality_focal(
     student_BKYX: Tensor, teacher_BKYX: Tensor, known_BYX: Tensor, threshold: float
 ) -> Tensor:
-    """Return the quality focal loss of heatmaps, summed over samples and classes.
+    """Return the quality focal loss of heatmaps, summed over samples, of all ranks, and classes.
 
     -(t log p + (1 - t) log(1 - p)) |p - t|^2, factor differentiated, summed over the cells of one
     class in one sample and divided by those where t exceeds the threshold (1 at least).
@@ -208,7 +212,7 @@ def quality_focal(
     known_B1YX = known_BYX[:, None]
     loss_BK = (entropy * (p - t).square() * known_B1YX).sum((2, 3))
     seen_BK = ((t > threshold) & known_B1YX).sum((2, 3))
-    return (loss_BK / seen_BK.clamp(min=1)).sum()
+    return (loss_BK / seen_BK.clamp(min=1)).sum() * num_ranks()
 
 
 def read_codes(map_BCYX: Tensor, sample_N: Tensor, task_N: Tensor, cells_N2: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from bevcask.methods import compat
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import boxes_in_reach
 from bevcask.methods.tigdistill_depth import expected_depth, inner_depth
+from bevcask.ranks import per_rank
 from bevcask.targets.align import Align
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
@@ -107,7 +108,8 @@ class TiGDistill(Method):
     ) -> dict[str, Tensor]:
         """Return `tigdistill/inter_channel`, `/inter_keypoint` and, if wanted, `/inner_depth`.
 
-        Means run over the boxes, or the cells in boxes, of the whole batch, as released.
+        Means run over the boxes, or the cells in boxes, of the whole batch, as released; of all
+        ranks together, where the release takes each process by itself.
 
         Raises:
             TargetMismatchError: the augmentation shrinks more than `smallest_scale`; the student
@@ -168,7 +170,7 @@ class TiGDistill(Method):
                         origin_NK2[chunk],
                         use_reentrant=False,
                     )
-        channel, keypoint = sums / max(1, sum(map(len, kept)))
+        channel, keypoint = sums / per_rank(sum(map(len, kept)))
         return {
             "tigdistill/inter_channel": self.config.inter_channel * channel,
             "tigdistill/inter_keypoint": self.config.inter_keypoint * keypoint,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bevcask.ranks import per_rank
+
 
 def expected_depth(probabilities_BVDHW: Tensor, bins_D: Tensor) -> Tensor:
     """Return the mean depth of every image cell, metres, (B, V, H, W)."""
@@ -14,7 +16,7 @@ def inner_depth(expected_BVHW: Tensor, depth_BVHW: Tensor, box_BVHW: Tensor) -> 
 
     The reference of a box is the one of its cells whose depth the student gets best at the moment,
     the first in row-major order among equals; it gets no gradient. The mean runs over all cells of
-    boxes in the batch; without any it is 0, with the same graph.
+    boxes in the batches of all ranks; without any it is 0, with the same graph.
 
     Args:
         expected_BVHW: what the student expects, metres; differentiable.
@@ -36,7 +38,7 @@ def inner_depth(expected_BVHW: Tensor, depth_BVHW: Tensor, box_BVHW: Tensor) -> 
     reference_M = first_smallest(error_M, group_M, len(pair_G))[group_M]
     guessed_M = expected_M - expected_M.detach()[reference_M]
     measured_M = depth_M - depth_M[reference_M]
-    return (guessed_M - measured_M).square().sum() / max(1, len(depth_M))
+    return (guessed_M - measured_M).square().sum() / per_rank(len(depth_M))
 
 
 def first_smallest(values_M: Tensor, group_M: Tensor, num_groups: int) -> Tensor:

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.profiler import profile, schedule
 
-from bevcask.progress import Ticker, progress_bar
+from bevcask.progress import Ticker, no_bar, progress_bar
+from bevcask.ranks import rank
 from bevcask.wall_time import wall_time
 
 _EMA_RAMP = 2000.0
@@ -58,13 +59,15 @@ class Bar(Callback):
         """Show another bar while the block runs, then this one again."""
         mine = self._bar is not None
         self._close()
-        with progress_bar(title, total) as ticker:
+        with progress_bar(title, total) if rank() == 0 else no_bar(title, total) as ticker:
             yield ticker
         if mine and self._step < self._total:
             self._open("train", self._total, self._step)
 
     def _open(self, title: str, total: int, done: int) -> None:
         self._close()
+        if rank():
+            return
         self._bar = self._stack.enter_context(progress_bar(title, total, done))
 
     def _advance(self, steps: int, note: str | None = None) -> None:

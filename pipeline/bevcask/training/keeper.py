@@ -6,21 +6,24 @@ step. Which checkpoint is the best is read from the scores in the run folder, wh
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
 
 from bevcask.data.loader import AnyLoader
-from bevcask.detectors.base import Batch, Detector
+from bevcask.detectors.base import Batch, Detections, Detector
 from bevcask.evaluation.detect import detect
 from bevcask.evaluation.nuscenes import Evaluation, Sense
 from bevcask.paths import write_whole
 from bevcask.progress import Ticker
+from bevcask.ranks import by_first, most, num_ranks, to_first
 from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage
@@ -33,9 +36,12 @@ from bevcask.training.saving import keep
 class Validation:
     """Scores a student with the nuScenes evaluation.
 
+    Each rank looks at its own batches; rank 0 scores what all of them found, in the frames' order.
+
     Args:
-        batches: the validation frames, clean.
-        evaluation: of these frames.
+        batches: the validation frames of this rank, clean.
+        tokens: of all of them.
+        evaluation: of these frames; rank 0 has it.
         uses: what the student looks with.
         every: steps between validations; 0 for none but the last.
         last: the last step.
@@ -44,12 +50,14 @@ class Validation:
     def __init__(
         self,
         batches: AnyLoader[Batch],
-        evaluation: Evaluation,
+        tokens: Sequence[str],
+        evaluation: Evaluation | None,
         uses: Collection[Sense],
         every: int,
         last: int,
     ) -> None:
         self._batches = batches
+        self._tokens = tokens
         self._evaluation = evaluation
         self._uses = uses
         self._every = every
@@ -71,16 +79,39 @@ class Validation:
             Stopped: a signal came.
         """
         batches = _watched(self._batches, ticker, stop)
-        result = self._evaluation.score(detect(detector, batches, device), folder, self._uses)
-        write_whole(folder / "metrics.json", (json.dumps(result, indent=2) + "\n").encode())
-        return result
+        found = to_first(detect(detector, batches, device))
+
+        def written() -> dict[str, Any]:
+            assert self._evaluation is not None
+            result = self._evaluation.score(self._in_order(found), folder, self._uses)
+            write_whole(folder / "metrics.json", (json.dumps(result, indent=2) + "\n").encode())
+            return result
+
+        return by_first(written)
+
+    def _in_order(self, found: Sequence[dict[str, Detections]]) -> dict[str, Detections]:
+        if len(found) == 1:
+            return found[0]
+        boxes = {token: own for part in found for token, own in part.items()}
+        return {token: boxes[token] for token in self._tokens}
 
 
-def _watched(batches: Iterable[Batch], ticker: Ticker, stop: Stop) -> Iterator[Batch]:
-    for batch in batches:
+def _watched(batches: AnyLoader[Batch], ticker: Ticker, stop: Stop) -> Iterator[Batch]:
+    """Yield the batches; all ranks stop at the same one, also those that have one batch less."""
+    own = iter(batches)
+    for _ in range(most(len(batches))):
+        agree(stop)
         stop.check("the same command goes on with this validation.")
-        yield batch
+        if (batch := next(own, None)) is not None:
+            yield batch
         ticker.advance()
+    next(own, None)  # nothing: lets the loader end
+
+
+def agree(stop: Stop) -> None:
+    """Let every rank be asked to end where one of them is."""
+    if number := most(stop.asked or 0):
+        stop.asked = Signals(number)
 
 
 class Keeper(Checkpoint):
@@ -126,7 +157,7 @@ class Keeper(Checkpoint):
         step = int(saved["global_step"])
         if self._validation is None or not self._validation.due(step):
             return
-        if not self._folder.validation_result(step):
+        if not by_first(lambda: self._folder.validation_result(step)):
             module.student.load_state_dict(student_in(saved))
             device = trainer.strategy.root_device
             self._validate(trainer, module.student.to(device), step)
@@ -143,6 +174,7 @@ class Keeper(Checkpoint):
         if step == self._seen:
             return  # more batches make this step
         self._seen = step
+        agree(self._stop)
         ends = step >= trainer.max_steps
         validated = self._validation is not None and self._validation.due(step)
         every = step % self._config.checkpoint_every == 0
@@ -159,6 +191,8 @@ class Keeper(Checkpoint):
     def _validate(self, trainer: Trainer, student: Detector, step: int) -> None:
         """Score the weights after a step and log it."""
         assert self._validation is not None
+        for value in student.buffers() if num_ranks() > 1 else ():
+            distributed.broadcast(value, 0)  # batch norms see other batches on other ranks
         precision: AbstractContextManager[None] = trainer.precision_plugin.val_step_context()
         with self._bar.aside("validate", len(self._validation)) as ticker, precision:
             result = self._validation.score(
@@ -172,5 +206,8 @@ class Keeper(Checkpoint):
             logger.log_metrics({"val/mAP": result["mAP"], "val/NDS": result["NDS"]}, step)
 
     def _keep_best(self, step: int, path: Path) -> None:
-        if self._folder.best_step(step) == step:
-            keep(path, self._folder.best)
+        def kept() -> None:
+            if self._folder.best_step(step) == step:
+                keep(path, self._folder.best)
+
+        by_first(kept)

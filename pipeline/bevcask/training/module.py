@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bevcask.data.join import TrainBatch
 from bevcask.detectors.base import Batch, Detector, Labels, Output
-from bevcask.detectors.memory import Policy, Stream, unroll_trained
+from bevcask.detectors.memory import Policy, Stream, joined_states, rows_of, unroll_trained
 from bevcask.errors import DivergedError
 from bevcask.methods.base import Method, Target
+from bevcask.ranks import each, num_ranks, rank, summed, to_first
 from bevcask.targets.align import Align
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.sources import TargetSource, align_of, meet
@@ -53,7 +54,8 @@ class Distillation(LightningModule):
         self._config = config
         self._memory: Policy = memory
         self._stream = Stream()
-        self._loss: Tensor | None = None
+        self._loss: Tensor | None = None  # of all ranks
+        self._own: Tensor | None = None
         self._tokens: Sequence[str] = ()
         self._random: dict[str, Any] | None = None
 
@@ -64,19 +66,21 @@ class Distillation(LightningModule):
         return batch.to(device), align_of(batch.batch)
 
     def training_step(self, step: Step, index: int) -> Tensor:
-        """Return the sum of all losses and log every term."""
+        """Return the sum of all losses and log every term, the mean over ranks."""
         joined, align = step
         terms = self.losses(joined, align)
-        loss = torch.stack(list(terms.values())).sum()
-        self._loss = loss.detach()
+        own_L = torch.stack(list(terms.values()))
+        said_L = summed(own_L) / num_ranks()
+        self._own, self._loss = own_L.detach().sum(), said_L.sum()
         self._tokens = joined.batch.tokens
+        said = dict(zip(terms, said_L.unbind(), strict=True))
         if index % self._config.log_every == 0:
-            self._require_finite(terms)
+            self._require_finite(said)
         size = len(self._tokens)
-        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        logged = {f"train/{name}": term for name, term in said.items()}
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log_dict({**logged, "train/loss": self._loss, "train/lr": rate}, batch_size=size)
-        return loss
+        return own_L.sum()
 
     def losses(self, joined: TrainBatch, align: Align) -> dict[str, Tensor]:
         """Return every loss term of a batch by name: `detection/...`, then the method's.
@@ -121,11 +125,13 @@ class Distillation(LightningModule):
     def _require_finite(self, terms: Mapping[str, Tensor]) -> None:
         bad = [name for name, term in terms.items() if not bool(torch.isfinite(term))]
         if bad:
+            own = self._own is None or not bool(torch.isfinite(self._own))
+            tokens = [token for found in each(list(self._tokens) if own else []) for token in found]
             raise DivergedError(
                 f"step {self.global_step}: {_few(bad)} not finite; the batch is of frames "
-                f"{_few(self._tokens)}. Where the first steps already fail, look at the boxes and "
-                "points of these frames. Else lower trainer.lr, lengthen trainer.warmup_steps, or "
-                "use trainer.precision=32 or bf16-mixed."
+                f"{_few(tokens or self._tokens)}. Where the first steps already fail, look at the "
+                "boxes and points of these frames. Else lower trainer.lr, lengthen "
+                "trainer.warmup_steps, or use trainer.precision=32 or bf16-mixed."
             )
 
     def configure_optimizers(self) -> Any:
@@ -154,10 +160,10 @@ class Distillation(LightningModule):
         self._require_finite({n: p.detach().sum() for n, p in self.named_parameters()})
         checkpoint["bevcask"] = self.note
         if self._memory == "scene":
-            checkpoint["stream"] = self._stream.state_dict()
+            checkpoint["stream"] = joined_states(to_first(self._stream.state_dict()))
         checkpoint["random"] = {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,15 +173,15 @@ class Distillation(LightningModule):
         """
         self._random = checkpoint["random"]
         if self._memory == "scene":
-            self._stream.load_state_dict(checkpoint["stream"])
+            self._stream.load_state_dict(rows_of(checkpoint["stream"], rank(), num_ranks()))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random numbers where the checkpoint was written."""
         if self._random is None:
             return
         torch.set_rng_state(self._random["torch"].cpu())
-        if torch.cuda.is_available() and len(self._random["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._random["cuda"]])
+        if self.device.type == "cuda" and self._random["cuda"]:
+            torch.cuda.set_rng_state(self._random["cuda"][0].cpu(), self.device)
         self._random = None
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from bevcask.data.index.frames import Frames
 from bevcask.data.lanes import SceneSteps
 from bevcask.data.samples import Key
-from bevcask.data.sampling import Epochs, StepSampler, balanced_counts
+from bevcask.data.sampling import Epochs, OfRank, StepSampler, balanced_counts
 from bevcask.detectors.base import Inputs
 from bevcask.detectors.memory import Policy
 from bevcask.errors import ConfigError
+from bevcask.ranks import num_ranks, rank
 from bevcask.trainer_config import TrainingLoaderConfig
 from bevcask.training.teaching import Teaching
 from bevcask.verbs import DistillConfig
@@ -29,8 +30,8 @@ class Order:
         memory: how the student's memory goes on.
         inputs: what is loaded of each frame: no history where memory is carried.
         draws: of an epoch.
-        batches: first batch, the one after the last -> keys of each; batch t depends on (seed, t)
-            alone.
+        batches: first batch, the one after the last -> keys of this rank's rows of each; batch t of
+            all ranks together depends on (seed, t) alone.
     """
 
     memory: Policy
@@ -62,8 +63,9 @@ def training_order(config: DistillConfig, teaching: Teaching, inputs: Inputs) ->
         )
     epochs = _epochs(loader, teaching, config.seed)
 
-    def batches(first: int, end: int) -> StepSampler:
-        return StepSampler(epochs, loader.batch_size, start_step=first, max_steps=end)
+    def batches(first: int, end: int) -> OfRank:
+        steps = StepSampler(epochs, _width(loader), start_step=first, max_steps=end)
+        return OfRank(steps, rank(), loader.batch_size)
 
     return Order("window" if inputs.memory else "none", inputs, len(epochs), batches)
 
@@ -93,12 +95,17 @@ def _by_scene(loader: TrainingLoaderConfig, frames: Frames, inputs: Inputs, seed
                 f"(loader.order=scenes). Use {key}={usual}, or loader.order=frames."
             )
 
-    def batches(first: int, end: int) -> SceneSteps:
-        return SceneSteps(
-            frames.scene_ranges, seed, loader.batch_size, loader.scene_parts, first, end
-        )
+    def batches(first: int, end: int) -> OfRank:
+        width, parts = _width(loader), loader.scene_parts
+        steps = SceneSteps(frames.scene_ranges, seed, width, parts, first, end)
+        return OfRank(steps, rank(), loader.batch_size)
 
     return Order("scene", inputs.frame_by_frame(), len(frames), batches)
+
+
+def _width(loader: TrainingLoaderConfig) -> int:
+    """Return the samples of a batch of all ranks together."""
+    return loader.batch_size * num_ranks()
 
 
 def _epochs(loader: TrainingLoaderConfig, teaching: Teaching, seed: int) -> Epochs:

@@ -18,6 +18,7 @@ from bevcask.catalog import KINDS, resolve
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.fingerprint import canonical, differences
 from bevcask.paths import whereabouts, write_whole
+from bevcask.ranks import num_ranks
 from bevcask.verbs import DistillConfig
 
 _log = logging.getLogger(__name__)
@@ -196,11 +197,12 @@ def _spelled(name: str) -> str:
 
 _NO_MATTER = {
     "loader": ("num_workers", "prefetch", "local", "local_gb"),
-    "trainer": ("checkpoint_every", "log_every", "profile"),
+    "trainer": ("checkpoint_every", "log_every", "profile", "devices", "nodes"),
 }
 
 
 def _identity(config: DistillConfig) -> dict[str, Any]:
+    """Return what makes a run what it is; the batch is that of all ranks together."""
     plain = config.model_dump(mode="json", exclude=_STATE, context={"spell": _spelled})
     for role in ("teacher", "student"):
         detector = plain[role]["detector"]
@@ -210,4 +212,5 @@ def _identity(config: DistillConfig) -> dict[str, Any]:
     for section, keys in _NO_MATTER.items():
         for key in keys:
             del tree[section][key]
+    tree["loader"]["batch_size"] *= num_ranks()
     return tree

@@ -1,17 +1,19 @@
-"""The Lightning trainer, set up for one run of one process on one device."""
+"""The Lightning trainer, set up for one run: one process a device, alone or as one of several."""
 
 import logging
 import warnings
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from bevcask.data.join import TrainBatch
 from bevcask.errors import ConfigError, DivergedError
+from bevcask.ranks import by_first, num_ranks, rank
 from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage, StepClock, Trace
@@ -19,28 +21,39 @@ from bevcask.training.keeper import Keeper, Validation
 from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.record import RunFolder
-from bevcask.training.saving import WholeFiles, resume_point
+from bevcask.training.saving import WholeFiles, read_checkpoint, resume_point
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "16-mixed": "16-mixed", "bf16-mixed": "bf16-mixed"}
 _log = logging.getLogger(__name__)
 
 
-def require_one_process(environment: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes that a launcher started.
+class Ranks(LightningEnvironment):
+    """The processes that `launch.joined` has joined, whatever the environment says.
 
-    A SLURM allocation of several tasks is no such thing: only its `srun` starts several.
-
-    Raises:
-        ConfigError: of torchrun or srun with more than one process.
+    To Lightning each is a host with one device, so that it asks nobody which device that is.
     """
-    several = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "SLURM_PROCID": 0}
-    for name, most in several.items():
-        if environment.get(name, "").isdigit() and int(environment[name]) > most:
-            raise ConfigError(
-                f"{name}={environment[name]}: this is one of several processes of a launcher, and "
-                "a training is one process on one device so far. Start `bevcask student-distill` "
-                "by itself, without torchrun or srun -n (or unset the variable)."
-            )
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def global_rank(self) -> int:
+        return rank()
+
+    def set_global_rank(self, rank: int) -> None:
+        super().set_global_rank(self.global_rank())
+
+    def world_size(self) -> int:
+        return num_ranks()
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return rank()
+
+    def teardown(self) -> None:
+        """Leave the environment as it is."""
 
 
 def fit(
@@ -66,10 +79,11 @@ def fit(
     if config.profile:
         watching.append(Trace(config.profile, folder.profile))
     trainer = _trainer(config, device, folder, watching)
-    resumed = resume_point(folder.last)
+    resumed = _resumed(folder)
     with warnings.catch_warnings(), stop.listening():
         # Lightning 2.6 asks torch 2.13 about its own pytrees in a way torch is giving up.
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
+        warnings.filterwarnings("ignore", ".*did not find any unused parameters", UserWarning)
         if resumed is not None:
             _log.info("going on from step %d, %s", resumed[1]["global_step"], resumed[0])
             keeper.catch_up(trainer, module, *resumed)
@@ -85,21 +99,36 @@ def fit(
     return clock
 
 
+def _resumed(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint to go on from as `resume_point` does, the same one on every rank."""
+    if num_ranks() == 1:
+        return resume_point(folder.last)
+    path = by_first(lambda: (found := resume_point(folder.last)) and found[0])
+    return None if path is None else (path, read_checkpoint(path))
+
+
 def _trainer(
     config: TrainerConfig, device: torch.device, folder: RunFolder, callbacks: list[Callback]
 ) -> Trainer:
-    """Return a trainer that is one process whatever the environment says, and saves as we do."""
+    """Return a trainer that asks nobody which process it is, and saves as we do.
+
+    A batch may leave parts of a student without gradient, and another's batch not, hence DDP looks
+    for them.
+    """
     if config.precision == "16-mixed" and device.type == "cpu":
         raise ConfigError(
             "trainer.precision=16-mixed needs a CUDA device; on a CPU use 32 or bf16-mixed."
         )
-    environment = LightningEnvironment()
-    environment.set_global_rank(0)  # RANK of somebody else's launcher would silence the loggers
+    environment = Ranks()
+    environment.set_global_rank(rank())  # else RANK of somebody's launcher silences the loggers
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
+        num_nodes=num_ranks(),
+        strategy=DDPStrategy(find_unused_parameters=True) if num_ranks() > 1 else "auto",
+        use_distributed_sampler=False,
         precision=_PRECISION[config.precision],
         deterministic=config.deterministic or None,
         max_steps=config.max_steps,

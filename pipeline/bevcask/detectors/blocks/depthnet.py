@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bevcask.detectors.blocks.lift_splat import Cameras
 from bevcask.detectors.blocks.resnet import BasicBlock
 from bevcask.geometry import divisor
+from bevcask.ranks import per_rank
 
 NUM_CAMERA_NUMBERS = 27
 _KILOPIXEL = 1000.0
@@ -160,7 +161,8 @@ def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: f
 
     As in the BEVDepth release. The BEVDet port applies it to sigmoids, which are not what is
     lifted, and divides by all elements, so that its scale follows the number of LiDAR points.
-    Cells without a depth in [low, low + D * bin_size) do not count. Computed in float32 or wider.
+    The mean is over the batches of all ranks together. Cells without a depth in
+    [low, low + D * bin_size) do not count. Computed in float32 or wider.
 
     Args:
         logits_BVDHW: depth logits.
@@ -177,4 +179,4 @@ def depth_loss(logits_BVDHW: Tensor, depth_BVHW: Tensor, low: float, bin_size: f
         bins_N1 = bins_BVHW[valid_BVHW][:, None]
         log_not_p_ND = torch.log1p(-log_p_ND.exp().clamp(max=_MAX_PROBABILITY))
         own_N1 = log_p_ND.gather(1, bins_N1) - log_not_p_ND.gather(1, bins_N1)
-        return -(own_N1.sum() + log_not_p_ND.sum()) / max(1, len(bins_N1))
+        return -(own_N1.sum() + log_not_p_ND.sum()) / per_rank(len(bins_N1))

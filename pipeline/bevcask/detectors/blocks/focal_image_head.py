@@ -14,6 +14,7 @@ from bevcask.config import Config
 from bevcask.detectors.blocks.image_overlap import overlap
 from bevcask.detectors.blocks.starts import start_improbable
 from bevcask.detectors.blocks.transformer import inverse_sigmoid
+from bevcask.ranks import per_rank
 from bevcask.targets.image_boxes import ImageBoxes, channels_of
 
 _GROUPS = 32
@@ -93,7 +94,7 @@ class FocalImageHead(nn.Module):
         size_HW: tuple[int, int],
         weights: FocalImageLoss,
     ) -> dict[str, Tensor]:
-        """Return the losses, each over the matched cells of the batch.
+        """Return the losses, each over the matched cells of all ranks' batches.
 
         Args:
             said: by `forward`.
@@ -108,7 +109,7 @@ class FocalImageHead(nn.Module):
         image_M, cell_M = matched.cells_M2.unbind(1)
         boxes_M4 = own["image/boxes"][image_M, cell_M]
         share_M = overlap(corners(boxes_M4) * pixels_4, matched.corners_M4, generalised=True)
-        count = max(len(cell_M), 1)
+        count = per_rank(len(cell_M))
         wanted_M4 = middle(matched.corners_M4 / pixels_4)
         centre_gap = own["image/centres"][image_M, cell_M] - matched.centres_M2 / pixels_4[:2]
         rows, columns = said["image/shape_YX"].tolist()

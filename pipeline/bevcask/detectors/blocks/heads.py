@@ -15,6 +15,7 @@ from bevcask.detectors.base import Detections, Labels
 from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import CLASSES, Grid
+from bevcask.ranks import num_ranks, per_rank
 from bevcask.targets.box_code import (
     CODE_SIZE,
     TASK_OF_CLASS,
@@ -74,7 +75,10 @@ class HeadTargets:
 
 
 def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
-    """Return the penalty-reduced focal loss, each task group over max(its centres, 1), summed."""
+    """Return the penalty-reduced focal loss, each task group over max(its centres, 1), summed.
+
+    Centres are those of the batches of all ranks together.
+    """
     p = logits_BKYX.sigmoid().clamp(_CLAMP, 1 - _CLAMP)
     centre = target_BKYX == 1
     positive = (1 - p) ** 2 * p.log()
@@ -84,7 +88,7 @@ def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
     zero_T = loss_K.new_zeros(len(TASKS))
     loss_T = zero_T.index_add(0, task_K, loss_K)
     centres_T = zero_T.index_add(0, task_K, centre.sum(dim=(0, 2, 3)).to(loss_K.dtype))
-    return (loss_T / centres_T.clamp(min=1)).sum()
+    return (loss_T / per_rank(centres_T)).sum()
 
 
 class TaskHead(nn.Module):
@@ -217,7 +221,7 @@ class CenterHead(nn.Module):
         """Return `heatmap` and `box`, each summed over task groups.
 
         Heatmaps: focal, each group divided by its number of centres. Boxes: L1 over the code,
-        velocity weighted, each group divided by its number of boxes.
+        velocity weighted, each group divided by its number of boxes. Both count all ranks.
         """
         targets = self.targets(labels)
         heatmap = heatmap_loss(preds["heatmap"].float(), targets.heatmap_BKYX)
@@ -227,8 +231,9 @@ class CenterHead(nn.Module):
         weight_E = code_NE.new_ones(CODE_SIZE)
         weight_E[-2:] = self.config.velocity_weight
         error_N = ((code_NE - targets.code_NE).abs() * weight_E).sum(dim=1)
-        count_T = torch.bincount(targets.task_N, minlength=len(TASKS))
-        box = (error_N / (count_T[targets.task_N] + 1e-4)).sum()
+        count_T = torch.bincount(targets.task_N, minlength=len(TASKS)).to(error_N.dtype)
+        count_T = per_rank(count_T + 1e-4 / num_ranks(), least=0)
+        box = (error_N / count_T[targets.task_N]).sum()
         return {"heatmap": heatmap, "box": self.config.box_weight * box}
 
     @torch.no_grad()

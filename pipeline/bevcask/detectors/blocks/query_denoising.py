@@ -6,14 +6,16 @@ come as data (`Draws`), so that whoever has the same numbers gets the same queri
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bevcask.detectors.blocks.ray_positions import Cameras
 from bevcask.detectors.stream_config import DenoisingConfig, StreamConfig
+from bevcask.ranks import each, rank
 
 _EPS = 1e-6
 
@@ -71,14 +73,25 @@ def draw(boxes: int, settings: DenoisingConfig) -> Draws:
     """Return the numbers of a step, the same on every device.
 
     They come from a counter-based generator whose key is the next number of torch's own: a run that
-    goes on from a checkpoint draws what it would have drawn.
+    goes on from a checkpoint draws what it would have drawn. Ranks draw for all boxes of the batch,
+    and take those of their own.
     """
-    key = int(torch.randint(2**62, ()))
+    key, counts = int(torch.randint(2**62, ())), each(boxes)
+    boxes, first = sum(counts), sum(counts[: rank()])
+    rows = slice(first, first + counts[rank()])
     generator = np.random.Generator(np.random.Philox(key=key))
     plain = generator.random((settings.groups, boxes, 3), dtype=np.float32)
     along = generator.beta(*settings.ray_shape, (settings.ray_draws, boxes))
     again = generator.random(boxes, dtype=np.float32)
-    return Draws(*(torch.from_numpy(own.astype(np.float32)) for own in (plain, along, again)))
+    turn = int(_too_long(along[:, :first], settings).sum())  # those before took theirs
+    taken = plain[:, rows], along[:, rows], again[turn : turn + counts[rank()]]
+    return Draws(*(torch.from_numpy(own.astype(np.float32)) for own in taken))
+
+
+def _too_long(along_RN: npt.NDArray[np.float64], settings: DenoisingConfig) -> Any:
+    """Return the boxes whose shortest draw is, as `ray_steps` finds."""
+    steps_RN = (2 * along_RN.astype(np.float32) - 1) * np.float32(settings.ray_reach)
+    return np.abs(steps_RN).min(axis=0, initial=np.inf) > settings.split
 
 
 def disturb(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bevcask.config import Config
 from bevcask.detectors.base import Detections
+from bevcask.ranks import per_rank
 from bevcask.targets.query_code import (
     QUERY_CODE_SIZE,
     decode_query_boxes,
@@ -113,6 +114,9 @@ def set_losses(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of classes and that of boxes of one layer, both over max(matched pairs, 1).
 
+    Pairs are those of the batches of all ranks together: the released codes count so for boxes,
+    StreamPETR and RayDN each process by itself for classes.
+
     A pair whose code is not finite (a box without extent) is left out of the loss of boxes.
     """
     target_BQK = torch.zeros_like(logits_BQK)
@@ -127,7 +131,7 @@ def set_losses(
         gap_NE = codes_BQE[sample, queries_N[finite_N]] - wanted_NE[finite_N]
         errors.append((gap_NE.abs() * code_weights_E).sum())
         pairs += len(queries_N)
-    count = max(pairs, 1)
+    count = per_rank(pairs)
     classes = focal_loss(logits_BQK, target_BQK) / count
     return config.class_weight * classes, config.box_weight * torch.stack(errors).sum() / count
 

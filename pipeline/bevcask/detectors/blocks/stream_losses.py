@@ -8,6 +8,7 @@ from torch.nn.functional import one_hot
 
 from bevcask.detectors.blocks.set_loss import focal_loss
 from bevcask.detectors.stream_config import StreamConfig
+from bevcask.ranks import most, per_rank
 from bevcask.targets.metric_code import encode_metric_boxes
 
 
@@ -21,7 +22,8 @@ def denoising_losses(
     """Return the loss of classes and that of boxes of a layer.
 
     Rows that are to be no object are held to their box too. The loss of classes is shared among as
-    many rows as lie within `split`, on average: the volume of that ball in the cube of draws.
+    many rows as lie within `split`, on average: the volume of that ball in the cube of draws. Rows
+    are those of the batches of all ranks together.
 
     Args:
         preds: `denoising/...`, see `Noisy.chosen`.
@@ -32,19 +34,21 @@ def denoising_losses(
             no box at all.
     """
     logits_RK, codes_RE = preds["denoising/logits"][layer], preds["denoising/codes"][layer]
-    if not len(logits_RK):
-        if config.released:
+    rows, classes = logits_RK.shape
+    share = math.pi / 6 * config.denoising.split**3
+    sorted_rows, placed_rows = per_rank(rows * share), per_rank(rows)
+    everywhere_none = not most(rows)
+    if not rows:
+        if config.released and everywhere_none:
             return matched[0].detach(), matched[1].detach()
         return logits_RK.sum(), codes_RE.sum()
-    rows, classes = logits_RK.shape
     target_RK = one_hot(preds["denoising/labels"], classes + 1)[:, :classes].to(logits_RK.dtype)
-    share = math.pi / 6 * config.denoising.split**3
-    sorts = focal_loss(logits_RK, target_RK) / max(rows * share, 1)
+    sorts = focal_loss(logits_RK, target_RK) / sorted_rows
     wanted_RE = encode_metric_boxes(preds["denoising/boxes"])
     finite_R = wanted_RE.isfinite().all(dim=1)
     gap_RE = (codes_RE[finite_R] - wanted_RE[finite_R]).abs() * code_weights_E
     weight = config.denoising.weight
     return (
         weight * config.loss.class_weight * sorts,
-        weight * config.loss.box_weight * gap_RE.sum() / max(rows, 1),
+        weight * config.loss.box_weight * gap_RE.sum() / placed_rows,
     )

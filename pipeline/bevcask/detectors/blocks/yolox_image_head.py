@@ -20,6 +20,7 @@ from torch.nn.functional import (
 from bevcask.config import Config
 from bevcask.detectors.blocks.image_overlap import overlap
 from bevcask.detectors.blocks.starts import start_improbable
+from bevcask.ranks import per_rank
 from bevcask.targets.image_boxes import ImageBoxes, channels_of
 
 _PARTS = ("logits", "boxes", "objects", "centres")
@@ -119,7 +120,7 @@ class YoloxImageHead(nn.Module):
         truth: Sequence[Sequence[ImageBoxes]],
         weights: YoloxImageLoss,
     ) -> dict[str, Tensor]:
-        """Return the losses, each over the cells of the batch that have a box.
+        """Return the losses, each over the cells that have a box, of all ranks' batches.
 
         Args:
             said: by `forward`.
@@ -146,10 +147,9 @@ class YoloxImageHead(nn.Module):
             sums["centre"].append((centres_NT2[image, cells_M] - centre_M2).abs().sum())
         terms = {name: torch.stack(parts).sum() for name, parts in sums.items()}
         terms["object"] = _entropy(objects_NT1[..., 0], has_NT)
-        each = weights.model_dump()
+        each, shared = weights.model_dump(), per_rank(count)
         return {
-            f"image/{name}": each[f"{name}_weight"] * term / max(count, 1)
-            for name, term in terms.items()
+            f"image/{name}": each[f"{name}_weight"] * term / shared for name, term in terms.items()
         }
 
 
