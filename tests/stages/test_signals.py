@@ -76,7 +76,7 @@ def test_an_extraction_loses_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_training_saves_its_step(
     seed: int, number: signal.Signals, tiny_world: Path, cached_world: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_training_saves_its_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_verification_can_be_tried_again(
     seed: int, number: signal.Signals, cached_world: Path, tiny_world: Path
 ) -> None:
