@@ -103,7 +103,7 @@ def test_no_boxes_at_all() -> None:
     assert [own.shape for own in found.classes] == [(0,), (0,)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "several"])
 def test_only_a_method_that_is_asked_gives_pseudo_labels(name: str) -> None:
     method = build_method({"type": name})
     assert method.pseudo_labels({}, truth(1), Align.identity(1)) is None
