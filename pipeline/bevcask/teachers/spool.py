@@ -35,7 +35,7 @@ _LOOK_SECONDS = 0.5
 class SpoolConfig(AnyConfig):
     """Where it lies, and whether it is still being filled."""
 
-    folder: PathText = Field(description="that a recorder fills, with its manifest.json")
+    folder: PathText = Field(description="folder that a recorder fills, with its manifest.json")
     follow: bool = Field(
         False, description="wait for samples until the recorder says that it has finished"
     )
