@@ -63,7 +63,7 @@ def test_an_extraction_loses_nothing(
     url, codes = tmp_path / "cache.zarr", []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         process = start("teacher-extract", url, *words)
-        code = ended(process, number, draw.uniform(0, 0.6 * lasts))
+        code = ended(process, number, draw.uniform(0, 0.3 * lasts))
         codes += [] if code is None else [code]
         if (url / "zarr.json").is_file():
             left = {problem.what for problem in verify(str(url)).problems}
