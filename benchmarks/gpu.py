@@ -33,8 +33,9 @@ from step_time import SIZES
 
 from bevcask.cache import open_cache
 from bevcask.compose import compose, words_for
-from bevcask.config import NativeTeacherConfig, build_config
+from bevcask.config import NativeTeacherConfig, Precision, build_config
 from bevcask.detectors.operations import random_frame
+from bevcask.errors import ConfigError
 from bevcask.groups import load_group
 from bevcask.processes import cores
 from bevcask.stages import student_distill, teacher_extract
@@ -51,7 +52,7 @@ STEPS = {  # what teaches whom, beside the benchmark's own words
     "tigdistill": ("method=tigdistill", "method.inner_depth=0"),
     "simdistill": ("method=simdistill", "teacher=bevfusion", "student=bevsimdet"),
 }
-RECKONINGS = {  # of a teacher: precision, deterministic
+RECKONINGS: dict[str, tuple[Precision, bool]] = {  # of a teacher: precision, deterministic
     "float32": ("float32", True),
     "float32, any order": ("float32", False),
     "tf32, any order": ("tf32", False),
@@ -190,11 +191,11 @@ def repeat() -> Iterator[dict[str, Any]]:
                 for _ in range(2):
                     with (
                         torch.inference_mode(),
-                        reckoning(precision, deterministic, device),  # type: ignore[arg-type]
-                        half_precision(precision, device),  # type: ignore[arg-type]
+                        reckoning(precision, deterministic, device),
+                        half_precision(precision, device),
                     ):
                         answers.append(detector(frame.to(torch.device(device))).taps)
-            except Exception as error:  # one row, the others are still asked
+            except (ConfigError, RuntimeError) as error:  # one row, the others are still asked
                 table[f"{name} {said}"] = {"failed": str(error)}
                 continue
             one, two = answers

@@ -16,7 +16,7 @@ from bevcask.targets.spec import TapInfo
 MAX_BOXES = 500
 _DENSE = ("dense_bev", "heatmap")
 _COLUMNS = (*BOX_FIELDS, "score", "label")
-_GONE_ON_DISK = ("box_code",)
+_NOT_RECORDED = ("box_code",)
 
 
 class SpoolGrid(Config):
@@ -60,7 +60,7 @@ class SpoolTap(Config):
             )
         if self.kind in _DENSE and self.grid is None:
             raise ValueError(f"kind {self.kind} needs a grid: x_min, y_min and cell, metres")
-        if self.kind in _GONE_ON_DISK:
+        if self.kind in _NOT_RECORDED:
             raise ValueError(f"kind {self.kind} is bevcask's own code of a head; record boxes")
         return self
 
