@@ -187,10 +187,6 @@ def _refuse_unread(model: type[Config], keys: Iterable[str]) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _readers(key: str) -> list[str]:
-    return [name for name, verb in VERBS.items() if reads(verb.config, key)]
-
-
 def _read_part(model: type[Config], tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Return a tree without what only other verbs read; what none reads stays, and is refused."""
     part = {}
