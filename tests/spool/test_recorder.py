@@ -59,6 +59,18 @@ def test_what_a_module_said_is_what_lies_there(tmp_path: Path) -> None:
     assert not network.neck._forward_hooks
 
 
+def test_what_is_changed_in_place_later_is_kept_as_it_was(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True)).eval()
+    recorder = Recorder(str(tmp_path), MANIFEST)
+    recorder.watch(network, {"bev.neck": "0"})
+    image = torch.randn(1, 1, 3, 3)
+    network(image)
+    recorder.put(["a"])
+    found = load_file(tmp_path / "samples" / "a.safetensors")["bev.neck"]
+    np.testing.assert_array_equal(found, network[0](image)[0].detach())
+    assert found.min() < 0
+
+
 def test_a_batch_is_parted_and_half_precision_is_kept(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path), {"taps": {"a": {}, "b": {}}})
     recorder.put(["x", "y"], {"a": torch.ones(2, 3).half(), "b": [np.ones((n, 2)) for n in (1, 4)]})

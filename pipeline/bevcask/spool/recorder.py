@@ -110,8 +110,7 @@ class Recorder(object):
 
     def _keep(self, tap, choose):
         def hook(module, inputs, output):
-            value = output if choose is None else choose(output)
-            self._said[tap] = value.detach() if hasattr(value, "detach") else value
+            self._said[tap] = _kept(output if choose is None else choose(output))
 
         return hook
 
@@ -249,6 +248,16 @@ def to_numpy(value):
             value = value.float()
         value = value.numpy()
     return np.asarray(value)
+
+
+def _kept(value):
+    """Return what was said as it is now: a ReLU behind the module may work in place."""
+    if isinstance(value, (list, tuple)):
+        return [_kept(one) for one in value]
+    if hasattr(value, "detach"):
+        value = value.detach()
+    copied = getattr(value, "clone", None) or getattr(value, "copy", None)
+    return value if copied is None else copied()
 
 
 def _per_sample(tap, value, tokens):
