@@ -13,7 +13,7 @@ from bevcask.groups import load_group
 from bevcask.methods import build_method
 from bevcask.methods.adapters import Adapter
 from bevcask.methods.distillbev import DistillBEV
-from bevcask.targets.align import same_cells
+from bevcask.targets.lattice import same_cells
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 from methods.distillbev_cases import (

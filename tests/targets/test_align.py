@@ -9,8 +9,9 @@ import torch
 
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import Grid, bev_matrix, transform_points
-from bevcask.targets.align import Align, ImageAug, lattice_move, same_cells
+from bevcask.targets.align import Align, ImageAug
 from bevcask.targets.heatmap import draw_heatmaps
+from bevcask.targets.lattice import lattice_move, same_cells
 from bevcask.targets.target import Target
 
 GRID = Grid.square(8.0, 0.5)

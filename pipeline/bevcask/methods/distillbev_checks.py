@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from bevcask.methods.adapters import adapted_grid
 from bevcask.methods.distillbev_settings import Level, Settings
-from bevcask.targets.align import same_cells
+from bevcask.targets.lattice import same_cells
 from bevcask.targets.spec import TapInfo, TargetSpec
 
 

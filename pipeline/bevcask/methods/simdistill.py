@@ -18,9 +18,10 @@ from bevcask.methods import compat
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import in_reach
 from bevcask.ranks import num_ranks, per_rank
-from bevcask.targets.align import Align, same_cells
+from bevcask.targets.align import Align
 from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.lattice import same_cells
 from bevcask.targets.region import sample_of_box
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
