@@ -37,16 +37,16 @@ METHODS = {
     "several": "bevcask.methods.several:Several",
 }
 KINDS = {
-    "dense_bev": "bevcask.targets.kinds:DenseBEV",
-    "heatmap": "bevcask.targets.kinds:Heatmap",
-    "box_code": "bevcask.targets.kinds:BoxCode",
-    "box_set": "bevcask.targets.kinds:BoxSet",
-    "query_set": "bevcask.targets.kinds:QuerySet",
-    "query_places": "bevcask.targets.kinds:QueryPlaces",
-    "query_points": "bevcask.targets.query_points:QueryPoints",
+    "dense_bev": "bevcask.targets.map_kinds:DenseBEV",
+    "heatmap": "bevcask.targets.map_kinds:Heatmap",
+    "box_code": "bevcask.targets.map_kinds:BoxCode",
+    "box_set": "bevcask.targets.set_kinds:BoxSet",
+    "query_set": "bevcask.targets.set_kinds:QuerySet",
+    "query_places": "bevcask.targets.set_kinds:QueryPlaces",
+    "query_points": "bevcask.targets.set_kinds:QueryPoints",
     "point_set": "bevcask.targets.pixels:PointSet",
-    "image_feature": "bevcask.targets.kinds:ImageFeature",
-    "image_transform": "bevcask.targets.kinds:ImageTransform",
+    "image_feature": "bevcask.targets.map_kinds:ImageFeature",
+    "image_transform": "bevcask.targets.map_kinds:ImageTransform",
 }
 _TABLES = {
     "detector": DETECTORS,

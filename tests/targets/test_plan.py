@@ -10,7 +10,8 @@ from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.geometry import CLASSES, Grid
 from bevcask.methods import build_method
-from bevcask.targets.kinds import DenseBEV, kind_of
+from bevcask.targets.kinds import kind_of
+from bevcask.targets.map_kinds import DenseBEV
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.targets.spec import Need, Region, TapInfo, TargetSpec
 

@@ -15,8 +15,8 @@ from bevcask.geometry import CLASSES, Grid
 from bevcask.methods.base import Target
 from bevcask.methods.fd3d_settings import Settings
 from bevcask.ranks import per_rank
-from bevcask.targets.kinds import PLACE_COLUMNS
 from bevcask.targets.query_code import decode_query_boxes
+from bevcask.targets.set_kinds import PLACE_COLUMNS
 
 _LARGEST = 30.0  # metres; the sides of boxes that only say where to look
 _SMALLEST = 0.1
