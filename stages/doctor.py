@@ -4,12 +4,9 @@ import importlib.util
 import os
 import platform
 import resource
-import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +15,9 @@ from bevcask.catalog import home, resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.data.workers import free_shared
+from bevcask.disk_rate import disk_rate
 from bevcask.errors import BevcaskError
-from bevcask.paths import local_path, sync
+from bevcask.paths import local_path
 from bevcask.processes import cores
 from bevcask.provenance import hardware
 from bevcask.verbs import DoctorConfig
@@ -29,10 +27,8 @@ _EXTRAS = {"distributed": "engine=dask", "s3fs": "caches on s3://", "zarrs": "fa
 _MMDET3D = ("mmdet3d", "mmdet", "mmcv", "mmengine")
 _SHARED = 2e9  # bytes: sixteen workers, two batches of eight samples each
 _FILES = 4096
-_BLOCK = 16 << 20
 _SLOW = 100e6  # bytes a second
 _WATCHED = 2.0  # seconds
-_MOST = 1 << 30
 Row = dict[str, Any]
 
 
@@ -127,33 +123,15 @@ def _disk(cache: str | None) -> Row:
         return _row("wrong", str(error))
     if folder is None:
         return _row("ok", f"{cache} is not on a disk", "benchmarks/bucket.py measures a bucket")
-    folder = folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
     try:
-        rate = _write_rate(folder)
+        rate = disk_rate(folder, _WATCHED)
     except OSError as error:
         return _row("wrong", f"{folder}: {error.strerror}", "choose another place for the cache")
-    free = shutil.disk_usage(folder).free
-    found = f"{folder}: {rate / 1e6:.0f} MB/s written and synced, {free / 1e9:.0f} GB free"
-    if rate >= _SLOW:
+    megabytes = f"{rate.bytes_per_second / 1e6:.0f} MB/s written and synced"
+    found = f"{rate.folder}: {megabytes}, {rate.free / 1e9:.0f} GB free"
+    if rate.bytes_per_second >= _SLOW:
         return _row("ok", found)
     return _row("warning", found, "a slow disk makes extraction wait: see the line at its end")
-
-
-def _write_rate(folder: Path) -> float:
-    place = folder / f".bevcask-doctor-{uuid.uuid4().hex}"
-    block, written, start = os.urandom(_BLOCK), 0, time.perf_counter()
-    try:
-        with place.open("wb") as file:
-            while written < _MOST and time.perf_counter() - start < _WATCHED:
-                file.write(block)
-                file.flush()
-                sync(place)
-                written += _BLOCK
-        return written / (time.perf_counter() - start)
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def _dataset(dataset: DatasetConfig | None) -> Row:

@@ -1,40 +1,48 @@
 """plan: what would be stored and what it costs, before any data or GPU is touched."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
 from bevcask.cache.room import check_bound
 from bevcask.catalog import resolve
 from bevcask.cluster import workers_of
+from bevcask.config import WrittenStoreConfig
+from bevcask.data.augment import images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import JoinedDataset, TrainBatch
 from bevcask.data.presence import look, readable_frames
 from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors import find_detector
 from bevcask.detectors.operations import operations
-from bevcask.errors import ConfigError
+from bevcask.disk_rate import DiskRate, disk_rate
+from bevcask.errors import ConfigError, DiskFullError
+from bevcask.extraction.timing import BATCHES, probed, time_extraction
 from bevcask.methods import build_method
 from bevcask.methods.base import Method
+from bevcask.paths import local_path
 from bevcask.progress import Ticker, no_bar, progress_bar
 from bevcask.provenance import pick_device
+from bevcask.stages.teacher_extract import ask
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import nominal_frames, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.training.checkpoint import start
 from bevcask.training.probe import GRADIENT_GOAL, LOSS_GOAL, Measured, best, measure, rows_of
-from bevcask.verbs import PlanConfig
+from bevcask.verbs import ExtractConfig, PlanConfig
+from bevcask.viz.planned import render
 from bevcask.worker import kept, one_at_a_time, own_device
 
+__all__ = ["render", "run"]
+
 _VIEWS = (1, 2, 4)
+_SHARED = ("teacher", "method", "loader", "device", "seed")
 
 
 def run(config: PlanConfig) -> dict[str, Any]:
@@ -70,6 +78,7 @@ def run(config: PlanConfig) -> dict[str, Any]:
         **result.to_dict(),
         **probed,
         **(count_step(config, teacher) if config.step else {}),
+        **time_all(config, selected, teacher),
     }
 
 
@@ -84,6 +93,72 @@ def by_views(
         passes = other.teacher_passes(passes_each(teacher))
         rows.append({"views": views, "bytes": other.total_bytes, "passes": passes})
     return rows
+
+
+def time_all(config: PlanConfig, frames: Frames | None, teacher: Teacher) -> dict[str, Any]:
+    """Extract `config.time` frames for real beside `config.cache`, and tell what all of them take.
+
+    Raises:
+        ConfigError: no dataset, or fewer frames than a rate needs.
+        DataError: no frame has all its files.
+    """
+    if not config.time:
+        return {}
+    if frames is None:
+        raise ConfigError(
+            f"time={config.time} extracts frames, and there are none in "
+            f"{config.dataset.root}. Give dataset.root=FOLDER, or leave time out."
+        )
+    least = min(BATCHES * config.loader.batch_size, len(frames))
+    if config.time < least:
+        raise ConfigError(
+            f"time={config.time}: a rate needs {BATCHES} batches of loader.batch_size="
+            f"{config.loader.batch_size}. Say time={least} or more."
+        )
+    few = probed(readable_frames(frames, teacher.reads(), "dataset", "skip"), config.time)
+    disk = _disk_of(config)
+    with TemporaryDirectory(
+        prefix=".bevcask-plan-", dir=None if disk is None else disk.folder
+    ) as folder:
+        own = extraction(config, str(Path(folder) / "probe.zarr"))
+        timing = time_extraction(lambda: ask(own, few, teacher).begin({}))
+    takes = None if disk is None else disk.bytes_per_second
+    return {
+        "time": timing.told(len(frames), takes)
+        | {"write_rate": takes, "settled": None if disk is None else disk.settled}
+    }
+
+
+def _disk_of(config: PlanConfig) -> DiskRate | None:
+    """Return the rate of the disk that the cache will lie on; None where it is not told, or none.
+
+    Raises:
+        DiskFullError: it cannot be written.
+    """
+    place = None if config.cache is None else local_path(resolve("cache", config.cache))
+    if place is None:
+        return None
+    try:
+        return disk_rate(place)
+    except OSError as error:
+        raise DiskFullError(
+            f"{place}: cannot be written ({error.strerror}). Choose another place for the cache."
+        ) from error
+
+
+def extraction(config: PlanConfig, url: str) -> ExtractConfig:
+    """Return the extraction that a plan is about, to another place and of nothing that is there."""
+    told = config.store.model_copy(update={"reuse": None})
+    store = {name: getattr(told, name) for name in WrittenStoreConfig.model_fields}
+    own = {name: getattr(config, name) for name in _SHARED}
+    root = resolve("dataset", config.dataset.root)
+    return ExtractConfig(
+        cache=url,
+        dataset=config.dataset.model_copy(update={"root": root}),
+        store=WrittenStoreConfig(**store),
+        augment=images_only(config.augment),
+        **own,
+    )
 
 
 def count_step(config: PlanConfig, teacher: Teacher) -> dict[str, Any]:
@@ -181,6 +256,7 @@ def probe_codecs(
         "probed_frames": wanted,
         "best": (pick := best(rows, num_frames, config.store.budget)) and pick.words,
         "budget_gb": config.store.budget,
+        "goals": {"loss": LOSS_GOAL, "gradient": GRADIENT_GOAL},
     }
 
 
@@ -235,107 +311,3 @@ def ticked(batches: Iterable[TrainBatch], bar: Ticker) -> Iterator[TrainBatch]:
     for batch in batches:
         yield batch
         bar.advance(len(batch.batch.tokens), "")
-
-
-def render(result: dict[str, Any]) -> Group:
-    """Show the plan as a table with totals."""
-    table = Table(title="targets (uncompressed: an upper bound)")
-    remembered = any(row["context"] != "none" for row in result["targets"])
-    words = ["target", "kind", "shape", "codec", "region", "alignment"]
-    for column in words + ["context"] * remembered:
-        table.add_column(column)
-    for column in ("MB a frame", "GB"):
-        table.add_column(column, justify="right")
-    for row in result["targets"]:
-        table.add_row(
-            row["name"],
-            row["kind"],
-            row["sizes"],
-            row["codec"],
-            row["region"],
-            row["alignment"],
-            *([row["context"]] if remembered else []),
-            f"{row['bytes_per_frame'] / 1e6:.3f}",
-            gigabytes(row["bytes"] / 1e9),
-        )
-    return Group(
-        table,
-        *(render_probe(result) if "probe" in result else ()),
-        f"{result['frames']:,} frames ({result['frames_from']}), "
-        f"{result['teacher_passes']:,} teacher passes, "
-        f"at most {gigabytes(result['total_bytes'] / 1e9)} GB",
-        *_without_the_largest(result),
-        *_views_and_step(result),
-        *([escape(result["missing"])] if result.get("missing") else []),
-    )
-
-
-def _views_and_step(result: dict[str, Any]) -> list[str]:
-    """Say what other numbers of views cost, and what a cache saves of a step."""
-    lines = []
-    if result["by_views"]:
-        costs = (
-            f"{row['views']}: {gigabytes(row['bytes'] / 1e9)} GB, {row['passes']:,} passes"
-            for row in result["by_views"]
-        )
-        lines.append(f"by store.views, {'; '.join(costs)}")
-    if "step" in result:
-        step = result["step"]
-        student, teacher = (step[f"{who}_operations"] / 1e12 for who in ("student", "teacher"))
-        lines.append(
-            f"a step takes {student:.3g} TFLOP a frame, and a teacher in it {teacher:.3g} more: "
-            f"without one it is at most {step['times_faster_at_most']:.2f} times faster"
-        )
-    return lines
-
-
-def _without_the_largest(result: dict[str, Any]) -> list[str]:
-    """Say what is left without a target that takes more than half of it all, its views together."""
-    sizes: Counter[str] = Counter()
-    for row in result["targets"]:
-        sizes[row["name"].partition(".view")[0]] += row["bytes"]
-    (name, size), *others = sizes.most_common()
-    if not others or 2 * size <= result["total_bytes"]:
-        return []
-    share = f"{100 * size / result['total_bytes']:.0f} %"
-    rest = gigabytes((result["total_bytes"] - size) / 1e9)
-    return [escape(f"{name} is {share} of it; without it {rest} GB")]
-
-
-def gigabytes(value: float) -> str:
-    """Show a size so that a budget of three digits can be held against it.
-
-    >>> gigabytes(0.0203), gigabytes(161.72)
-    ('0.0203', '161.72')
-    """
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def render_probe(result: dict[str, Any]) -> list[Table | str]:
-    """Show the codecs, largest first, and name the best."""
-    table = Table(
-        title=f"codecs on {result['probed_frames']} frames, against float32 (compressed sizes)"
-    )
-    for column in ("codec", "GB", "MB a frame", "decode ms", "cosine", "loss", "gradient", ""):
-        table.add_column(column, justify="left" if column in ("codec", "") else "right")
-    for row in result["probe"]:
-        table.add_row(
-            row["name"],
-            gigabytes(row["gb"]),
-            f"{row['bytes_per_frame'] / 1e6:.3f}",
-            f"{row['decode_ms']:.2f}",
-            f"{row['cosine']:.6f}",
-            f"{row['loss']:.1e}",
-            f"{row['gradient']:.1e}",
-            "best" if row["words"] == result["best"] else "dominated" if row["dominated"] else "",
-        )
-    budget = result["budget_gb"]
-    wanted = (
-        f"loss within {LOSS_GOAL:g} and gradient within {GRADIENT_GOAL:g}"
-        if budget is None
-        else f"store.budget={budget:g} GB"
-    )
-    if result["best"] is None:
-        smallest = min(row["gb"] for row in result["probe"])
-        return [table, f"nothing meets {wanted}; the smallest codec takes {gigabytes(smallest)} GB"]
-    return [table, f"best under {wanted}: {result['best']}"]

@@ -85,7 +85,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     if config.repair is not None:
         return _expected(config, url, _repair(config, url, frames, teacher))
     _mention(frames, teacher)
-    asked = _ask(config, frames, teacher)
+    asked = ask(config, frames, teacher)
     if config.dry_run:
         return {"cache": url, "dry_run": True, **asked.what.to_dict()}
     with workers_of(config) as workers:
@@ -180,7 +180,7 @@ def begin_job(config: ExtractConfig, bar: Bar) -> Job:
         frames = Frames.select(config.dataset.whole()).keep(there.frames.tokens)
         rows = {"shard_rows": there.layout.shard_rows}
         config = config.model_copy(update={"store": config.store.model_copy(update=rows)})
-    return replace(_ask(config, frames, teacher).begin(machine), bar=bar)
+    return replace(ask(config, frames, teacher).begin(machine), bar=bar)
 
 
 def _machine(config: ExtractConfig) -> dict[str, Any]:
@@ -196,7 +196,13 @@ def _source(config: ExtractConfig, url: str) -> tuple[Frames, Teacher]:
     return _present_frames(config, url, frames, teacher), teacher
 
 
-def _ask(config: ExtractConfig, frames: Frames, teacher: Teacher) -> Asked:
+def ask(config: ExtractConfig, frames: Frames, teacher: Teacher) -> Asked:
+    """Return what an extraction of some frames would store, checked.
+
+    Raises:
+        ConfigError: views that change nothing.
+        PlanError: the teacher does not offer what the method needs.
+    """
     method = build_method(config.method)
     stored = stored_targets(str(config.cache))
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
@@ -255,7 +261,7 @@ def _job_there(config: ExtractConfig) -> Job:
     url = str(config.cache)
     chosen = open_cache(url, allow_unsealed=True).frames.tokens
     frames = Frames.select(config.dataset).keep(chosen)
-    asked = _ask(config, frames, build_teacher(config.teacher, config.seed))
+    asked = ask(config, frames, build_teacher(config.teacher, config.seed))
     return replace(asked.begin({}), bar=no_bar, unwanted=unwanted)
 
 

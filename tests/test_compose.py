@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from bevcask.cli import key_help
+from bevcask.commands import VERBS
 from bevcask.compose import compose, reads, takes_text, words_for
 from bevcask.errors import ConfigError
 from bevcask.groups import GROUPS
-from bevcask.verbs import VERBS, DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
+from bevcask.verbs import DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
 
 
 def test_defaults_are_a_valid_run() -> None:

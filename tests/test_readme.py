@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bevcask.cli import key_help
+from bevcask.commands import VERBS
 from bevcask.compose import reads
-from bevcask.verbs import VERBS
 from cache.example import build
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -21,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bevcask import __version__
+from bevcask.commands import VERBS
 from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
 from bevcask.signals import ending, exit_code
-from bevcask.verbs import VERBS, SubmitConfig
+from bevcask.verbs import SubmitConfig
 
 app = typer.Typer(
     name="bevcask",

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from bevcask.commands import VERBS
 from bevcask.config import Config, ConfigT, validate
 from bevcask.consent import refuse_consent_of_files, require_consent
 from bevcask.errors import ConfigError
 from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
-from bevcask.verbs import VERBS
 
 _METHODS = "methods"
 

@@ -227,14 +227,6 @@ class StoreConfig(StoreOptions):
     )
 
 
-class PlannedStoreConfig(StoreConfig):
-    """How targets would be stored."""
-
-    budget: float | None = Field(
-        None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
-    )
-
-
 class WrittenStoreConfig(StoreConfig):
     """How targets are stored."""
 
@@ -248,6 +240,14 @@ class WrittenStoreConfig(StoreConfig):
     )
     reuse: PathText | None = Field(
         None, description="take the shards that fit from this cache (URL)"
+    )
+
+
+class PlannedStoreConfig(WrittenStoreConfig):
+    """How targets would be stored."""
+
+    budget: float | None = Field(
+        None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
     )
 
 

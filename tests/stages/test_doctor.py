@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bevcask.disk_rate import DiskRate
 from bevcask.stages import doctor
 from bevcask.verbs import DoctorConfig
 
@@ -28,7 +29,7 @@ def test_everything_is_said_as_json(tiny_world: Path, tmp_path: Path, call: Any)
     assert "MB/s" in checks["cache"]["found"]
     assert "6 frames of 2 scenes" in checks["dataset"]["found"]
     assert all(row["next"] for row in checks.values() if row["state"] in ("warning", "missing"))
-    assert not list(tmp_path.rglob(".bevcask-doctor-*"))
+    assert not list(tmp_path.rglob(".bevcask-rate-*"))
 
 
 def test_a_dataset_without_its_sensors_is_wrong(own_world: Path, call: Any) -> None:
@@ -47,7 +48,8 @@ def test_little_of_something_is_told_with_the_next_step(monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "free_shared", lambda: 64_000_000)
     limits = SimpleNamespace(RLIMIT_NOFILE=7, getrlimit=lambda _: (1024, 524288))
     monkeypatch.setattr(doctor, "resource", limits)
-    monkeypatch.setattr(doctor, "_write_rate", lambda _: 20e6)
+    slow = DiskRate(Path("/caches"), 20e6, settled=True, free=10**12)
+    monkeypatch.setattr(doctor, "disk_rate", lambda *_: slow)
     checks = doctor.run(DoctorConfig(cache="c.zarr"))["checks"]
     assert checks["shared memory"]["next"].startswith("in a container: docker run --shm-size")
     assert checks["open files"]["next"] == "ulimit -n 65536, for many loader workers"
@@ -56,10 +58,10 @@ def test_little_of_something_is_told_with_the_next_step(monkeypatch: pytest.Monk
 
 
 def test_a_place_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Path) -> float:
+    def full(*_: Any) -> DiskRate:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(doctor, "_write_rate", full)
+    monkeypatch.setattr(doctor, "disk_rate", full)
     result = doctor.run(DoctorConfig(cache="c.zarr"))
     assert not result["ok"]
     assert "No space left" in result["checks"]["cache"]["found"]

@@ -14,8 +14,8 @@ import pytest
 
 from bevcask.cache.reader import open_cache
 from bevcask.cache.verify_bytes import verify
+from bevcask.commands import VERBS
 from bevcask.compose import words_for
-from bevcask.verbs import VERBS
 from cache.test_writer import different_files
 
 Call = Callable[..., tuple[int, str, str]]

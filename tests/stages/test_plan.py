@@ -1,12 +1,15 @@
 """plan: what other numbers of views cost, and how much of a step a cache saves."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from bevcask.compose import compose
 from bevcask.stages import plan
 from bevcask.verbs import PlanConfig
+from bevcask.viz import planned
 
 Call = Callable[..., tuple[int, str, str]]
 NOMINAL = ["dataset=nuscenes", "dataset.split=train"]
@@ -53,3 +56,42 @@ def test_it_says_so_in_words(call: Call) -> None:
     said = " ".join(out.split())
     assert "by store.views, 1: " in said
     assert "without one it is at most 1." in said
+
+
+def test_hours_are_those_of_a_real_extraction(
+    teacher_words: list[str], tmp_path: Path, call: Call
+) -> None:
+    words = [*teacher_words, "method=distillbev", "loader.batch_size=1", "store.shard_rows=2"]
+    given = ["plan", f"cache={tmp_path / 'later' / 'c.zarr'}", *words]
+    code, out, err = call(*given, "time=6", "--json")
+    assert code == 0, err
+    found = json.loads(out)["time"]
+    assert found["probed_frames"] == 6
+    assert found["seconds"] >= 6 * found["seconds_per_frame"] > 0
+    assert found["teacher_seconds"] <= found["seconds_per_frame"] * 1.001
+    assert found["write_rate"] > 0
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = call(*given, "time=2")
+    assert code == 2
+    assert "a rate needs 6 batches of loader.batch_size=1. Say time=6 or more" in err
+
+
+def test_time_needs_frames(call: Call) -> None:
+    code, _, err = call("plan", *NOMINAL, "teacher=centerpoint_tiny", "time=64")
+    assert code == 2
+    assert "time=64 extracts frames, and there are none in" in err
+
+
+@pytest.mark.parametrize(
+    ("pays", "said"), [(3, "caching pays from epoch 3 on"), (None, "do not cache")]
+)
+def test_whether_it_pays_is_said(pays: int | None, said: str) -> None:
+    times = {
+        "seconds": 4000.0, "seconds_per_frame": 0.5, "probed_frames": 64, "bound_by": "loader",
+        "stored_per_frame": 1e6, "write_rate": 2e8, "settled": False, "teacher_seconds": 0.3,
+        "read_seconds": 0.01, "pays_from_epoch": pays,
+    }  # fmt: skip
+    lines = " ".join(planned._times(times))
+    assert said in lines
+    assert "extraction: 66.7 min (0.5 s a frame, timed on 64 frames; bound by the loader" in lines
+    assert "the disk takes 200 MB/s, and had not settled yet" in lines

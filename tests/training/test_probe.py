@@ -12,6 +12,7 @@ from bevcask.errors import ConfigError
 from bevcask.stages import plan, teacher_extract
 from bevcask.training.probe import Row, best, mark_dominated
 from bevcask.verbs import ExtractConfig, PlanConfig
+from bevcask.viz.planned import gigabytes
 from training.test_cached_equals_online import FLIPS, SMALL
 
 
@@ -94,8 +95,8 @@ def test_without_a_method_there_is_nothing_to_measure(tiny_world: Path) -> None:
 
 
 def test_a_size_near_the_budget_is_shown_as_finely_as_it_is_judged() -> None:
-    assert plan.gigabytes(0.0203) == "0.0203"
-    assert plan.gigabytes(1234.5) == "1234.50"
+    assert gigabytes(0.0203) == "0.0203"
+    assert gigabytes(1234.5) == "1234.50"
     assert best([row("a", 20.3e6, 0.0)], 1, 0.02) is None
 
 
