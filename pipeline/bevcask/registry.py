@@ -39,6 +39,8 @@ METHODS = {
 KINDS = {
     "dense_bev": "bevcask.targets.map_kinds:DenseBEV",
     "heatmap": "bevcask.targets.map_kinds:Heatmap",
+    "occupancy": "bevcask.targets.map_kinds:Occupancy",
+    "voxel_labels": "bevcask.targets.map_kinds:VoxelLabels",
     "box_code": "bevcask.targets.map_kinds:BoxCode",
     "box_set": "bevcask.targets.set_kinds:BoxSet",
     "query_set": "bevcask.targets.set_kinds:QuerySet",

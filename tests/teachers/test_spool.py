@@ -23,6 +23,14 @@ TAPS: dict[str, Any] = {
     "bev.neck": {"kind": "dense_bev", "shape": [2, 6, 8], "grid": GRID},
     "head.heatmap": {"kind": "heatmap", "shape": [10, 6, 8], "grid": GRID},
     "head.boxes": {"kind": "box_set", "shape": [9, 11]},
+    "occ.labels": {
+        "kind": "voxel_labels",
+        "shape": [1, 6, 8, 2],
+        "axes": ["C", "Y", "X", "-Z"],
+        "grid": GRID,
+        "bins": [-1.0, 1.0],
+        "classes": ["road", "free"],
+    },
     "image.fpn0": {"kind": "image_feature", "shape": [6, 2, 3, 4], "depends_on_images": True},
 }
 
@@ -38,7 +46,8 @@ class TestSpool(TeacherContract):
             said = {name: random.random((1, *own["shape"])) for name, own in TAPS.items()}
             rows = random.random((1, number, 11))
             rows[..., 10] = 3
-            recorder.put([f"t{number}"], said | {"head.boxes": list(rows)})
+            said |= {"head.boxes": list(rows), "occ.labels": said["occ.labels"].round()}
+            recorder.put([f"t{number}"], said)
         self.section = {"type": "spool", "folder": str(tmp_path)}
 
     def batch(self, num_samples: int) -> Batch:
@@ -84,6 +93,28 @@ def test_maps_by_hand() -> None:
         assert torch.equal(canonical_map(written, said, CLASSES), plain)
 
 
+def test_voxels_by_hand() -> None:
+    plain = torch.zeros(2, 4, 2, 3)
+    plain[1, 3, 0, 2] = 5.0
+    for axes, written in {
+        ("C", "Y", "X"): plain,  # nothing said
+        ("X", "Y", "Z", "C"): plain.permute(3, 2, 1, 0),
+        ("C", "-Z", "Y", "-X"): plain.flip(1, 3),
+    }.items():
+        tap = {"kind": "occupancy", "shape": written.shape, "axes": axes, "grid": GRID}
+        said = {"classes": ["road", "free"], "bins": [0.0, 1.0, 2.0, 3.0], "values": "logits"}
+        manifest = Manifest.model_validate({"taps": {"occ": tap | said}})
+        found = canonical({"occ": written}, manifest, ["occ"])["occ"]
+        assert manifest.tap("occ").shape == tuple(found.shape)
+        assert manifest.tap("occ").classes == ("road", "free")
+        assert torch.equal(found, plain.softmax(0))
+
+
+def test_a_manifest_of_before_is_the_same_teacher() -> None:
+    """What it could not say yet is no part of its identity."""
+    assert "classes" not in Manifest.model_validate({"taps": TAPS}).model_dump()["taps"]["bev.neck"]
+
+
 def test_cameras_are_put_in_our_order() -> None:
     cameras = (*CAMERAS[2:], *CAMERAS[:2])
     manifest = Manifest(taps={"image.fpn0": TAPS["image.fpn0"]}, cameras=cameras)
@@ -103,6 +134,7 @@ def test_cameras_are_put_in_our_order() -> None:
         ({"taps": {}}, "taps: "),
         ({"taps": {"a": {"kind": "dense_bev", "shape": [2, 6, 8]}}}, "needs a grid"),
         ({"taps": {"a": TAPS["bev.neck"] | {"axes": ["C", "X", "X"]}}}, "C, Y and X once each"),
+        ({"taps": {"a": TAPS["occ.labels"] | {"axes": ["C", "Y", "X", "X"]}}}, "C, Z, Y and X on"),
         ({"boxes": {"columns": ["x", "y"]}}, "columns lack h, l, label"),
     ],
 )

@@ -39,6 +39,8 @@ _DENSE = {
     "dense_bev": ("row", "channel", "y", "x"),
     "heatmap": ("row", "channel", "y", "x"),
     "box_code": ("row", "channel", "y", "x"),
+    "occupancy": ("row", "channel", "z", "y", "x"),
+    "voxel_labels": ("row", "channel", "z", "y", "x"),
     "image_feature": ("row", "camera", "channel", "v", "u"),
     "image_transform": ("row", "camera", "to", "from"),
 }
@@ -176,7 +178,7 @@ def check_spec(spec: TargetSpec) -> None:
         problems.append(f"codec: boxes are stored as float32, got {spec.codec}")
     if spec.codec.startswith("u") and not tap.nonnegative:
         problems.append(f"codec: {spec.codec} holds no negative values; use int8 for a signed tap")
-    if spec.region.name != "all" and tap.kind not in ("dense_bev", "heatmap", "box_code"):
+    if spec.region.name != "all" and "y" not in _DENSE.get(tap.kind, ()):
         problems.append(f"region: {spec.region.name!r} needs a BEV map, got a {tap.kind}")
     if problems:
         raise TargetMismatchError(f"target {tap.name!r} cannot be stored: {'; '.join(problems)}.")

@@ -30,7 +30,7 @@ def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray
     Chunks are those of `lazy_values`.
 
     Coordinates: `sample_token`, `scene`, `timestamp` (seconds) along `frame`; `y`, `x` (metres,
-    cell centres) where the target has a BEV grid.
+    cell centres) where the target has a BEV grid, `z` where it has layers.
     """
     spec = cache.specs[name]
     dims = ("frame", *dims_of(spec)[1:])
@@ -53,7 +53,9 @@ def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray
         centres_YX2 = spec.tap.grid.centres()
         coordinates["x"] = ("x", centres_YX2[0, :, 0], {"units": "m", "long_name": "right"})
         coordinates["y"] = ("y", centres_YX2[:, 0, 1], {"units": "m", "long_name": "forward"})
-    if spec.tap.kind == "heatmap" and spec.tap.classes:
+    if "z" in dims:
+        coordinates["z"] = ("z", np.array(spec.tap.bins), {"units": "m", "long_name": "up"})
+    if spec.tap.kind in ("heatmap", "occupancy") and spec.tap.classes:
         coordinates["channel"] = ("channel", np.array(spec.tap.classes))
     attributes = {"kind": spec.tap.kind, "codec": spec.codec, "cache": cache.id}
     return xarray.Dataset(variables, coordinates, attributes)

@@ -70,7 +70,7 @@ def encode(
         _check_count(count, spec, tokens)
     region = region_mask(spec.region, exact, spec.tap.grid, boxes)
     if region is not None:
-        exact = exact * region[:, None]
+        exact = exact * region.reshape(len(exact), *(1,) * (exact.ndim - 3), *region.shape[1:])
         low, high = _extremes(exact, spec)
     if is_set(spec) and count is None:
         count = torch.full((len(exact),), spec.tap.shape[0], device=exact.device)
@@ -99,16 +99,18 @@ def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
 def _sound(exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec) -> bool:
     """Tell whether values are finite, fit the codec and are what their kind promises.
 
-    Maps are judged by their extremes, sets entry by entry. The host waits for the device once.
+    Maps are judged by their extremes, sets and whole numbers entry by entry. The host waits for the
+    device once.
     """
     kind = kind_of(spec.tap)
+    each = is_set(spec) or kind.whole_numbers
     least, most = kind.bounds(spec.tap)
     if spec.codec.startswith("u"):
         least = max(least, 0.0)
-    if is_set(spec):
+    if each:
         least, most = (0.0 if spec.codec.startswith("u") else -torch.inf), torch.inf
     good = torch.isfinite(low) & torch.isfinite(high) & (low >= least) & (high <= most)
-    return bool(good.all()) and not (is_set(spec) and kind.problems(spec.tap, exact))
+    return bool(good.all()) and not (each and kind.problems(spec.tap, exact))
 
 
 def _find_fault(
@@ -177,7 +179,7 @@ def dequantize(values: Tensor, scale: Tensor | None) -> Tensor:
     """Return float32 values on the device of `values`.
 
     Args:
-        values: (B, [V,] C, H, W), (B, N, C) or one sample of these, codec dtype.
+        values: (B, [V,] C, [Z,] H, W), (B, N, C) or one sample of these, codec dtype.
         scale: float32, one a (sample, [camera,] channel); None for float codecs.
     """
     if scale is None:

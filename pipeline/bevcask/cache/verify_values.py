@@ -138,7 +138,7 @@ class _Shard:
         for problem in kind_of(spec.tap).problems(spec.tap, torch.from_numpy(host)[None]):
             add(problem.removeprefix(f"{spec.name}: "))
         if stored.region is not None:
-            outside = int(np.count_nonzero(host[:, ~stored.region]))
+            outside = int(np.count_nonzero(host[..., ~stored.region]))
             if outside:
                 add(f"{outside} values outside the stored region are not zero")
         if stored.count is not None:

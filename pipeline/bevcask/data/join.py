@@ -251,26 +251,26 @@ def _same_view(shown_V33: npt.NDArray[Any], stored_V33: npt.NDArray[Any]) -> boo
 
 
 def _pack(target: Encoded[Any]) -> Encoded[Tensor]:
-    """Make tensors of a batch; where there is a region, keep the stored cells (C, M) only."""
+    """Make tensors of a batch; where there is a region, keep the stored cells (C, [Z,] M)."""
     if target.region is not None:
         cells = [
-            maps_CYX.reshape(len(maps_CYX), -1)[:, np.flatnonzero(region_YX)]
-            for maps_CYX, region_YX in zip(target.values, target.region, strict=True)
+            maps.reshape(*maps.shape[:-2], -1)[..., np.flatnonzero(region_YX)]
+            for maps, region_YX in zip(target.values, target.region, strict=True)
         ]
-        target = replace(target, values=np.concatenate(cells, axis=1))
+        target = replace(target, values=np.concatenate(cells, axis=-1))
     return _each(torch.from_numpy, target)
 
 
 def _scatter(target: Encoded[Tensor]) -> Encoded[Tensor]:
-    """Put stored cells (C, M) back into whole maps (B, C, Y, X)."""
+    """Put stored cells (C, [Z,] M) back into whole maps (B, C, [Z,] Y, X)."""
     if target.region is None:
         return target
     region_BYX = target.region
     sample_M, row_M, column_M = region_BYX.nonzero(as_tuple=True)
     num, rows, columns = region_BYX.shape
-    map_BCYX = target.values.new_zeros((num, len(target.values), rows, columns))
-    map_BCYX[sample_M, :, row_M, column_M] = target.values.T
-    return replace(target, values=map_BCYX)
+    maps = target.values.new_zeros((num, *target.values.shape[:-1], rows, columns))
+    maps[sample_M, ..., row_M, column_M] = target.values.movedim(-1, 0)
+    return replace(target, values=maps)
 
 
 def _each(function: Callable[[Any], Any], target: Encoded[Any]) -> Encoded[Any]:

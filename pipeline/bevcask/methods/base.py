@@ -159,7 +159,7 @@ class Method(nn.Module, ABC):
         return None
 
 
-_ON_A_GRID = frozenset({"dense_bev", "heatmap", "box_code"})
+_ON_A_GRID = frozenset({"dense_bev", "heatmap", "box_code", "occupancy", "voxel_labels"})
 
 
 def _student_problems(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from bevcask.config import Config
 from bevcask.errors import DataError
@@ -14,7 +14,11 @@ from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TapInfo
 
 MAX_BOXES = 500
-_DENSE = ("dense_bev", "heatmap")
+LAYERED = ("occupancy", "voxel_labels")
+DENSE = ("dense_bev", "heatmap", *LAYERED)
+_USUAL: Any = ("C", "Y", "X")
+_SAYS_NOTHING: dict[str, Any] = {"classes": ()}  # of fields that came later
+_NAMED = ("box_set", "heatmap")  # with classes of the detection task
 _COLUMNS = (*BOX_FIELDS, "score", "label")
 _NOT_RECORDED = ("box_code",)
 
@@ -33,32 +37,52 @@ class SpoolTap(Config):
     Attributes:
         kind: `registry.KINDS`.
         shape: of one sample, axes in the recorded order; (N, columns) of boxes, N at most.
-        axes: of a dense map, `C`, `Y`, `X` in the recorded order; `-Y` where rows count against y.
+        axes: of a dense map, `C`, `Y`, `X` (and `Z` of voxels) in the recorded order; `-Y` where
+            rows count against y.
         grid: of a dense map.
-        values: of a heatmap.
+        values: of a heatmap or occupancy.
+        classes: of occupancy and voxel labels, in the recorded order.
         nonnegative: values are never below zero (behind a ReLU).
         depends_on_images: the teacher sees images.
-        bins: metres a channel of `image.depth` stands for.
+        bins: metres a channel of `image.depth` stands for; heights of layers of voxels, rising.
     """
 
     kind: str
     shape: tuple[int, ...]
-    axes: tuple[Literal["C", "Y", "X", "-Y", "-X"], ...] = ("C", "Y", "X")
+    axes: tuple[Literal["C", "Z", "Y", "X", "-Z", "-Y", "-X"], ...] = _USUAL
     grid: SpoolGrid | None = None
     values: Literal["probabilities", "logits"] = "probabilities"
+    classes: tuple[str, ...] = ()
     nonnegative: bool = False
     depends_on_images: bool = False
     bins: tuple[float, ...] = ()
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The axes of a dense map as recorded."""
+        layered = self.kind in LAYERED and self.axes == _USUAL
+        return ("C", "Z", "Y", "X") if layered else self.axes
+
+    @model_serializer(mode="wrap")
+    def _known(self, handler: Any) -> dict[str, Any]:
+        """Leave out what says nothing, so that the identity of older caches stays."""
+        said: dict[str, Any] = handler(self)
+        for name, nothing in _SAYS_NOTHING.items():
+            if getattr(self, name) == nothing:
+                del said[name]
+        return said
+
     @model_validator(mode="after")
     def _readable(self) -> "SpoolTap":
-        letters = sorted(axis.lstrip("-") for axis in self.axes)
-        if self.kind in _DENSE and (letters != ["C", "X", "Y"] or len(self.shape) != 3):
+        letters = sorted(axis.lstrip("-") for axis in self.order)
+        wanted = "CXYZ" if self.kind in LAYERED else "CXY"
+        if self.kind in DENSE and (letters != [*wanted] or len(self.shape) != len(wanted)):
             raise ValueError(
-                f"axes {list(self.axes)} of shape {list(self.shape)}: expected C, Y and X once "
-                "each, in the order of a three-dimensional shape"
+                f"axes {list(self.order)} of shape {list(self.shape)}: expected "
+                f"{'C, Z, Y and X' if 'Z' in wanted else 'C, Y and X'} once each, in the order of "
+                f"a shape of {len(wanted)} dimensions"
             )
-        if self.kind in _DENSE and self.grid is None:
+        if self.kind in DENSE and self.grid is None:
             raise ValueError(f"kind {self.kind} needs a grid: x_min, y_min and cell, metres")
         if self.kind in _NOT_RECORDED:
             raise ValueError(f"kind {self.kind} is bevcask's own code of a head; record boxes")
@@ -135,9 +159,9 @@ class Manifest(Config):
         """Return a tap as methods read it: canonical axes, classes and columns."""
         said = self.taps[name]
         shape, grid = said.shape, None
-        if said.kind in _DENSE:
-            size = {axis.lstrip("-"): n for axis, n in zip(said.axes, said.shape, strict=True)}
-            shape = (size["C"], size["Y"], size["X"])
+        if said.kind in DENSE:
+            size = {axis.lstrip("-"): n for axis, n in zip(said.order, said.shape, strict=True)}
+            shape = tuple(size[axis] for axis in "CZYX" if axis in size)
             assert said.grid is not None
             own = said.grid
             grid = Grid(own.x_min, own.y_min, own.cell, size["X"], size["Y"])
@@ -148,8 +172,8 @@ class Manifest(Config):
             kind=said.kind,
             shape=shape,
             grid=grid,
-            nonnegative=said.nonnegative or said.kind == "heatmap",
-            classes=CLASSES if said.kind in ("heatmap", "box_set") else (),
+            nonnegative=said.nonnegative or said.kind in ("heatmap", *LAYERED),
+            classes=CLASSES if said.kind in _NAMED else said.classes,
             depends_on_images=said.depends_on_images,
             bins=said.bins,
             context="none" if said.kind == "image_feature" else self.memory,

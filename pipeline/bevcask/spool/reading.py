@@ -6,25 +6,27 @@ import torch
 from torch import Tensor
 
 from bevcask.geometry import BOX_FIELDS, CAMERAS, CLASSES
-from bevcask.spool.manifest import MAX_BOXES, Manifest, SpoolBoxes, SpoolTap
+from bevcask.spool.manifest import DENSE, MAX_BOXES, Manifest, SpoolBoxes, SpoolTap
 
 _ZERO = {"x": 0.0, "y": math.pi / 2, "-x": math.pi, "-y": -math.pi / 2}
 
 
 def canonical_map(value: Tensor, said: SpoolTap, classes: tuple[str, ...]) -> Tensor:
-    """Return a dense map (C, Y, X), both axes rising with metres; a view where nothing is turned.
+    """Return a dense map (C, [Z,] Y, X), axes rising with metres; a view where nothing is turned.
 
-    A heatmap's channels are put in the order of `geometry.CLASSES`, its logits through a sigmoid.
+    A heatmap's channels are put in the order of `geometry.CLASSES`. Logits go through a sigmoid,
+    those of several classes of a voxel through a softmax.
     """
-    letters = [axis.lstrip("-") for axis in said.axes]
-    if against := [place for place, axis in enumerate(said.axes) if axis.startswith("-")]:
+    letters = [axis.lstrip("-") for axis in said.order]
+    if against := [place for place, axis in enumerate(said.order) if axis.startswith("-")]:
         value = value.flip(against)
-    map_CYX = value.permute([letters.index(axis) for axis in "CYX"])
-    if said.kind == "heatmap":
-        if classes != CLASSES:
-            map_CYX = map_CYX[[classes.index(name) for name in CLASSES]]
-        if said.values == "logits":
-            map_CYX = map_CYX.float().sigmoid()
+    map_CYX = value.permute([letters.index(axis) for axis in "CZYX" if axis in letters])
+    if said.kind == "heatmap" and classes != CLASSES:
+        map_CYX = map_CYX[[classes.index(name) for name in CLASSES]]
+    if said.values == "logits" and said.kind == "occupancy" and len(map_CYX) > 1:
+        return map_CYX.float().softmax(0)
+    if said.values == "logits" and said.kind in ("heatmap", "occupancy"):
+        return map_CYX.float().sigmoid()
     return map_CYX
 
 
@@ -56,7 +58,7 @@ def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -
     found = {}
     for name in names:
         said = manifest.taps[name]
-        if said.kind in ("dense_bev", "heatmap"):
+        if said.kind in DENSE:
             found[name] = canonical_map(values[name], said, manifest.classes)
         elif said.kind == "box_set":
             found[name] = canonical_boxes(values[name], manifest.boxes, manifest.classes)

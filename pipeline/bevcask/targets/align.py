@@ -6,6 +6,7 @@ on one symmetric grid permute cells and are done by index, bit for bit; everythi
 interpolation between cell centres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from bevcask.geometry import Grid, transform_boxes, transform_points
 from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.lattice import lattice_move
+from bevcask.targets.layers import between_layers
 from bevcask.targets.pixels import draw
 from bevcask.targets.target import Target
 
@@ -119,6 +121,45 @@ class Align:
                 )
                 samples.append(sample)
         return torch.cat(samples), valid_BYX
+
+    def voxels(
+        self,
+        map_BCZYX: Tensor,
+        source: Grid,
+        target: Grid,
+        heights: Sequence[float],
+        target_heights: Sequence[float],
+    ) -> tuple[Tensor, Tensor]:
+        """Sample a student's voxels where the canonical voxels of a target went.
+
+        As `cells` in the plane; along the height, which scales with the plane, linear between
+        layers. Give it probabilities: labels of neighbours have no mean.
+
+        Args:
+            map_BCZYX: (B, C, Z, Y, X), augmented frame; differentiable.
+            source: the grid of that map.
+            target: the grid of the canonical voxels.
+            heights: metres, rising, of the map's Z layers.
+            target_heights: of the canonical layers.
+
+        Returns:
+            The map at A p for every canonical voxel p, (B, C, Z, Y, X) of the target, float32 at
+            least; and the valid voxels, bool (B, Z, Y, X): A p between the outermost centres.
+
+        Raises:
+            TargetMismatchError: batch or map size is not what grids, heights and matrices say.
+        """
+        if map_BCZYX.ndim != 5 or map_BCZYX.shape[2] != len(heights):
+            raise TargetMismatchError(
+                f"voxels must be (B, C, {len(heights)}, Y, X) to have a height each, got "
+                f"{tuple(map_BCZYX.shape)}"
+            )
+        moved_BDYX, valid_BYX = self.cells(map_BCZYX.flatten(1, 2), source, target)
+        moved_BCZYX = moved_BDYX.view(*map_BCZYX.shape[:3], *target.shape_YX)
+        canonical_Z = np.asarray(target_heights)
+        height_BZ = self.matrices_B44[:, 2, 2:3] * canonical_Z + self.matrices_B44[:, 2, 3:4]
+        levels_BCZYX, valid_BZ = between_layers(moved_BCZYX, np.asarray(heights), height_BZ)
+        return levels_BCZYX, valid_BYX[:, None] & valid_BZ[:, :, None, None]
 
     def points(self, points: list[Tensor]) -> list[Tensor]:
         """Move canonical points (P, 3 or more) of each sample to the student's frame."""

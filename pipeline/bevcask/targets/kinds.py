@@ -27,6 +27,7 @@ class Kind(ABC):
     axes: tuple[str, ...]
     codecs: tuple[Codec, ...]
     padded = False  # rows behind a count are zero
+    whole_numbers = False
 
     def describe_problems(self, tap: TapInfo) -> list[str]:
         """Return what is wrong with a tap's description; empty when it is fine."""

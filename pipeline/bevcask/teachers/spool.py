@@ -138,7 +138,7 @@ class SpoolTeacher(Teacher):
 
     def _require_probabilities(self, path: Path, name: str, value: Tensor) -> None:
         said = self.manifest.taps[name]
-        if said.kind != "heatmap" or not value.numel():
+        if said.kind not in ("heatmap", "occupancy") or not value.numel():
             return
         low, high = float(value.min()), float(value.max())
         if said.values == "probabilities" and (low < -ROUNDING or high > 1 + ROUNDING):

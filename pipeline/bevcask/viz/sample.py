@@ -20,6 +20,7 @@ from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, Picture
 
 SCORE = 9  # column of a box set, behind the nine box fields
 MIN_SCORE = 0.3  # of the teacher boxes that are drawn
+_FREE = ("free", "empty")  # classes of voxels that hold nothing
 _ENERGY_TAPS = ("bev.neck",)  # drawn first where cached; else the last BEV map
 
 
@@ -126,7 +127,7 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         f"dataset {frames.version}   cache {cache.id[:12]}",
         cameras=_cameras(frames, token),
         points_P5=read_points(frames, token, 1),
-        maps=[*_energy(cache, targets), *_heatmaps(cache, targets)],
+        maps=[*_energy(cache, targets), *_heatmaps(cache, targets), *_voxels(cache, targets)],
         layers=layers,
     )
 
@@ -183,3 +184,32 @@ def _heatmaps(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list
             peak_YX = targets[name].max(0)
             maps.append(BevMap(peak_YX, spec.tap.grid, title, "inferno", (0.0, 1.0)))
     return maps
+
+
+def _voxels(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
+    maps = []
+    for name, spec in first_views(cache).items():
+        tap = spec.tap
+        if tap.kind not in ("occupancy", "voxel_labels"):
+            continue
+        assert tap.grid is not None
+        taken = np.array([own not in _FREE for own in tap.classes] or [True])
+        if tap.kind == "occupancy":
+            title = f"teacher {tap.name}: maximum over heights and what is not free{_seen(spec)}"
+            maps.append(
+                BevMap(targets[name][taken].max((0, 1)), tap.grid, title, "inferno", (0.0, 1.0))
+            )
+        else:
+            title = f"teacher {tap.name}: class of the highest voxel that is not free{_seen(spec)}"
+            seen_YX = _from_above(targets[name][0], taken)
+            maps.append(BevMap(seen_YX, tap.grid, title, "tab20", (0.0, len(tap.classes) - 1.0)))
+    return maps
+
+
+def _from_above(
+    labels_ZYX: npt.NDArray[np.float32], taken_K: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Return the label of the highest voxel of each column that is taken (Y, X), NaN of none."""
+    taken_ZYX = taken_K[labels_ZYX.astype(int)][::-1]
+    label_YX = np.take_along_axis(labels_ZYX[::-1], taken_ZYX.argmax(0)[None], 0)[0]
+    return np.where(taken_ZYX.any(0), label_YX, np.float32(np.nan))

@@ -1,0 +1,89 @@
+"""A teacher of somebody else's package that says what no detector of ours does, and who asks."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevcask.config import Config
+from bevcask.detectors.base import Batch, Inputs
+from bevcask.geometry import Grid
+from bevcask.methods.base import Method, Pair
+from bevcask.targets.spec import Region, TapInfo
+from bevcask.teachers.base import Teacher
+
+GRID = Grid.square(25.6, 3.2)
+NUM_VOXELS = 3, *GRID.shape_YX
+VOXEL_CLASSES = ("road", "vehicle", "free")
+HEIGHTS = (-1.0, 0.5, 2.0)
+
+TAPS = {
+    tap.name: tap
+    for tap in (
+        TapInfo(
+            "occ.classes", "occupancy", (3, *NUM_VOXELS), GRID, True, VOXEL_CLASSES, bins=HEIGHTS
+        ),
+        TapInfo("occ.seen", "occupancy", (1, *NUM_VOXELS), GRID, True, bins=HEIGHTS),
+        TapInfo(
+            "occ.labels", "voxel_labels", (1, *NUM_VOXELS), GRID, True, VOXEL_CLASSES, bins=HEIGHTS
+        ),
+    )
+}
+
+
+def said_of(token: str) -> dict[str, Tensor]:
+    """Return what it says of a frame, (*tap.shape) and `TAP.count`, distinct in every index."""
+    generator = torch.Generator().manual_seed(int(token[:8], 16))
+    classes = torch.rand((3, *NUM_VOXELS), generator=generator).softmax(0)
+    return {
+        "occ.classes": classes,
+        "occ.seen": (torch.rand((1, *NUM_VOXELS), generator=generator) > 0.3).float(),
+        "occ.labels": classes.argmax(0, keepdim=True).float(),
+    }
+
+
+class Stub(Teacher):
+    """Reads nothing and says `said_of`."""
+
+    class Config(Config):
+        pass
+
+    def taps(self) -> Mapping[str, TapInfo]:
+        return TAPS
+
+    def load(self, device: torch.device | str) -> None: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"type": "stub", "weights": "none"}
+
+    def inputs(self) -> Inputs:
+        return Inputs()
+
+    def __call__(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        frames = [said_of(token) for token in batch.tokens]
+        return {
+            name: torch.stack([frame[name] for frame in frames])
+            for name in frames[0]
+            if name.removesuffix(".count") in names
+        }
+
+
+class WantsAll(Method):
+    """Asks for all of it and teaches nothing."""
+
+    class Config(Config):
+        pass
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+
+    def pairs(self) -> list[Pair]:
+        regions = {"occ.classes": Region("foreground", margin=1.0)}
+        return [
+            Pair(name, None, name, tap.kind, regions.get(name, Region()))
+            for name, tap in TAPS.items()
+        ]
+
+    def forward(self, *_: Any) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,126 @@
+"""Kinds that no detector of ours says go into a cache and meet a moved student all the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bevcask.cache import Cache, open_cache, verify
+from bevcask.cache.verify_values import check_values
+from bevcask.config import DatasetConfig
+from bevcask.data.index.frames import Frames
+from bevcask.data.join import JoinedDataset, TrainBatch
+from bevcask.data.samples import Key, SampleReader
+from bevcask.detectors.base import Inputs
+from bevcask.geometry import bev_matrix
+from bevcask.targets.align import Align
+from bevcask.targets.region import box_mask
+from bevcask.targets.target import Target
+from bevcask.viz.pictures import draw
+from bevcask.viz.sample import compose_picture
+from kinds_teacher import GRID, HEIGHTS, TAPS, VOXEL_CLASSES, said_of
+
+FLIPS = {
+    "identity": bev_matrix(),
+    "x": bev_matrix(flip_x=True),
+    "y": bev_matrix(flip_y=True),
+    "both": bev_matrix(flip_x=True, flip_y=True),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, call: Any) -> Cache:
+    """Two frames of everything that the stub says."""
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "all.yaml").write_text("type: kinds_teacher:WantsAll\n")
+    words = [
+        "teacher.type=kinds_teacher:Stub", f"method={folder / 'all.yaml'}", "trust_code=true",
+        "dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=synthetic_val",
+        "dataset.limit=2", "loader.num_workers=0",
+    ]  # fmt: skip
+    code, _, err = call("teacher-extract", str(folder / "c.zarr"), *words)
+    assert code == 0, err
+    return open_cache(str(folder / "c.zarr"))
+
+
+@pytest.fixture(scope="module")
+def frames(tiny_world: Path, cache: Cache) -> Frames:
+    keys = {"root": str(tiny_world), "version": "v1.0-synthetic", "split": "synthetic_val"}
+    return Frames.select(DatasetConfig.model_validate({**keys, "limit": 2}))
+
+
+@pytest.fixture(scope="module")
+def batch(cache: Cache, frames: Frames) -> TrainBatch:
+    """What a training reads of both frames."""
+    reader = SampleReader(frames, Inputs(), None, 0)
+    dataset = JoinedDataset(frames, reader, cache.url, list(TAPS))
+    return dataset.collate([dataset[Key(frame)] for frame in range(2)])
+
+
+@pytest.fixture(scope="module")
+def targets(batch: TrainBatch) -> dict[str, Target]:
+    return batch.dequantised()
+
+
+@pytest.fixture(scope="module")
+def said(frames: Frames) -> dict[str, torch.Tensor]:
+    """What the teacher said of both."""
+    both = [said_of(token) for token in frames.tokens]
+    return {name: torch.stack([one[name] for one in both]) for name in both[0]}
+
+
+def moves(name: str) -> Align:
+    return Align(torch.as_tensor(FLIPS[name]).expand(2, 4, 4))
+
+
+def test_the_cache_is_sound(cache: Cache) -> None:
+    assert set(cache.specs) == set(TAPS)
+    assert verify(cache.url).problems == []
+    assert check_values(cache).problems == []
+    for tap in TAPS.values():
+        assert cache.specs[tap.name].tap == tap
+
+
+def test_voxels_come_back_on_the_columns_that_were_asked_for(
+    batch: TrainBatch, targets: dict[str, Target], said: dict[str, torch.Tensor]
+) -> None:
+    assert batch.batch.labels is not None
+    kept_BYX = box_mask(batch.batch.labels.canonical_boxes, GRID, 1.0, touched=False)
+    classes = targets["occ.classes"]
+    assert classes.region_BYX is not None
+    assert 0 < int(kept_BYX.sum()) < kept_BYX.numel()
+    assert torch.equal(classes.region_BYX, kept_BYX)
+    expected = said["occ.classes"] * kept_BYX[:, None, None]
+    torch.testing.assert_close(classes.values, expected, rtol=0, atol=0.51 / 255)
+    for name in ("occ.seen", "occ.labels"):
+        assert torch.equal(targets[name].values, said[name])
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_voxels_meet_a_flipped_student_exactly(targets: dict[str, Target], flip: str) -> None:
+    """The student that says the same of the flipped frame is the teacher, once it is aligned."""
+    seen = targets["occ.seen"].values
+    dims = [dim for axis, dim in (("x", -1), ("y", -2)) if flip in (axis, "both")]
+    aligned, valid = moves(flip).voxels(seen.flip(dims), GRID, GRID, HEIGHTS, HEIGHTS)
+    assert valid.all()
+    assert torch.equal(aligned, seen)
+
+
+def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: Path) -> None:
+    token = frames.tokens[0]
+    said = said_of(token)
+    picture = compose_picture(cache, frames, token)
+    panels = {own.title.split()[1].rstrip(":"): own for own in picture.maps}
+    draw(picture, tmp_path / "kinds.png")
+    assert (tmp_path / "kinds.png").stat().st_size > 10_000
+    assert np.array_equal(panels["occ.seen"].values_YX, said["occ.seen"][0].amax(0).numpy())
+    kept_YX = np.asarray(cache.read(token, ["occ.classes"])["occ.classes"].region)
+    highest_YX = said["occ.classes"][:2].amax((0, 1)).numpy() * kept_YX
+    np.testing.assert_allclose(panels["occ.classes"].values_YX, highest_YX, atol=0.51 / 255)
+    labels = said["occ.labels"][0].numpy()
+    for y, x in np.ndindex(*GRID.shape_YX):
+        taken = [label for label in labels[::-1, y, x] if VOXEL_CLASSES[int(label)] != "free"]
+        shown = panels["occ.labels"].values_YX[y, x]
+        assert shown == taken[0] if taken else np.isnan(shown)
