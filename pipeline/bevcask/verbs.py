@@ -22,6 +22,7 @@ from bevcask.config import (
     TeacherConfig,
     WrittenStoreConfig,
 )
+from bevcask.page_config import PageConfig
 from bevcask.trainer_config import OnlineConfig, TrainerConfig, TrainingLoaderConfig
 
 CacheUrl = Annotated[PathText | None, Field(description="cache URL or catalog:NAME")]
@@ -194,7 +195,7 @@ class EvaluateConfig(Config):
     trust_code: TrustCode = False
 
 
-class InspectConfig(EngineConfig):
+class InspectConfig(EngineConfig, PageConfig):
     """What `inspect` reads."""
 
     dataset: DatasetConfig = DatasetConfig()

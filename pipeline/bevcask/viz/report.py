@@ -82,7 +82,15 @@ def render(result: dict[str, Any]) -> RenderableType:
         parts.append(_sample(result["sample"]))
     if result.get("picture"):
         parts.append(f"picture: {result['picture']}")
+    if result.get("html"):
+        parts.append(_page(result))
     return Group(*parts)
+
+
+def _page(result: dict[str, Any]) -> str:
+    said = [f"{own['severity']}: {own['what']} ({own['where']})" for own in result["warnings"]]
+    size = f"{result['html_bytes'] / 1e6:.1f} MB, {result['html_frames']} frames"
+    return "\n".join([f"report: {result['html']}, {size}, {len(said)} warnings", *said])
 
 
 def _headline(result: dict[str, Any]) -> Text:

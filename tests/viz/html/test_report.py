@@ -1,0 +1,91 @@
+"""The page holds what the cache says, in elements that a browser reads."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bevcask.cache import Cache
+from bevcask.cache.layout import Encoded
+from bevcask.viz.html.collect import change, line, spread
+from bevcask.viz.html.pages import SCRIPTS
+from bevcask.viz.html.report import Asked, write_report
+from viz.cached import DEAD_CHANNEL, build, frame_table
+from viz.html.page_elements import elements
+
+BUDGET = 20_000_000
+
+
+def asked(cache: Cache, limit: int = 1000, budget: int = BUDGET) -> Asked:
+    return Asked(cache.url, None, ["the dataset <is> not there"], limit, budget)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return build(tmp_path_factory.mktemp("html") / "</script><b>.zarr")
+
+
+def test_without_a_dataset_the_page_shows_what_the_cache_holds(
+    cache: Cache, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.html"
+    result = write_report(asked(cache), path)
+    found = elements(path)
+    data = found["data"]
+    assert [row["token"] for row in data["frames"]] == list(cache.frames.tokens)
+    assert result["html_bytes"] == path.stat().st_size
+    assert data["lacks"] == ["the dataset <is> not there"]
+    assert data["about"]["cache"].endswith("</script><b>.zarr")
+    dead = [own for own in data["warnings"] if own["kind"] == "dead channels"]
+    assert [own["where"] for own in dead] == [f"bev.neck, channels {DEAD_CHANNEL}"]
+    assert result["warnings"] == data["warnings"]
+    assert data["cameras"] == []
+    assert data["colours_of"] is None  # four channels have no six components
+    frame = found["frame-0"]
+    assert len(frame["teacher"]) == 1  # of scores 0.9 and 0.1
+    assert frame["truth"] is frame["points"] is None
+    assert not list(tmp_path.glob("*.partial"))
+    text = path.read_text()
+    assert "{{" not in text
+    assert not re.search(r"(src|href)=[\"']?https?:", text)
+
+
+def test_of_many_frames_evenly_spaced_ones_are_shown(tmp_path: Path) -> None:
+    cache = build(tmp_path / "many.zarr", frame_table((4, 4)), num_shards=3)
+    write_report(asked(cache, limit=3), tmp_path / "r.html")
+    data = elements(tmp_path / "r.html")["data"]
+    shown = [list(cache.frames.tokens).index(row["token"]) for row in data["frames"]]
+    assert shown == [0, 2, 5]
+    assert [own["kind"] for own in data["warnings"]] == ["not sealed", "dead channels"]
+    assert spread(["a"], 5) == ["a"]
+    assert spread([], 5) == []
+
+
+def test_rasters_shrink_before_a_page_outgrows_its_budget(cache: Cache, tmp_path: Path) -> None:
+    sizes = {}
+    for budget in (BUDGET, 150_000):
+        sizes[budget] = write_report(asked(cache, budget=budget), tmp_path / "r.html")["html_bytes"]
+    assert sizes[150_000] <= sizes[BUDGET]
+
+
+def test_a_frame_may_stand_in_a_script() -> None:
+    assert line({"a": "</script><!--"}) == b'{"a":"\\u003c/script>\\u003c!--"}\n'
+
+
+def test_change_is_of_cells_that_both_frames_store() -> None:
+    values = np.ones((2, 2, 3), np.float32)
+    region = np.array([[True, False, True], [False, False, False]])
+    other = values.copy()
+    other[:, 0, 1] = 5
+    assert list(change(Encoded(values), Encoded(values))) == [0.0]
+    assert next(change(Encoded(values), Encoded(other))) > 0.5
+    assert list(change(Encoded(values, region=region), Encoded(other, region=region))) == [0.0]
+    assert list(change(Encoded(values, region=region), Encoded(values, region=~region))) == []
+
+
+def test_every_script_is_listed_and_short() -> None:
+    folder = Path(__file__).parents[3] / "pipeline/bevcask/viz/html/page"
+    assert {path.name for path in folder.glob("*.js")} == set(SCRIPTS)
+    for path in folder.iterdir():
+        assert len(path.read_text().splitlines()) <= 400, path
