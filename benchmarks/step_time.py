@@ -157,7 +157,7 @@ class Arm:
         self._optimizer = self._module.configure_optimizers()["optimizer"]
         reader = SampleReader(frames, detector.inputs(own), config.augment, config.seed)
         dataset = JoinedDataset(
-            frames, reader, teaching.cache, tuple(teaching.specs), teaching.reader
+            frames, reader, teaching.cache, tuple(teaching.specs), teaching.readers
         )
         if resident:
             dataset = ResidentDataset(dataset)

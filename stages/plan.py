@@ -283,7 +283,7 @@ class _Probe:
         self._student, self._method = student.to(self._device), method.to(self._device)
         clean = SampleReader(frames, teacher.reads(), None, config.seed, pixels=needs_pixels(specs))
         augmented = SampleReader(frames, self._inputs, config.augment, config.seed)
-        self._dataset = JoinedDataset(frames.keep(spread), augmented, teacher=clean)
+        self._dataset = JoinedDataset(frames.keep(spread), augmented, teachers={"": clean})
 
     def measure(self, indices: range, bar: Ticker) -> Measured:
         """Measure every codec on some of the frames."""

@@ -114,8 +114,8 @@ def _train(config: DistillConfig) -> dict[str, Any]:
     require_denoising(method, detector)
     if PIXELS.name not in teaching.specs:
         readable_frames(teaching.frames, inputs, "dataset")
-    if teaching.reader is not None:
-        readable_frames(teaching.frames, teaching.reader.inputs, "dataset")
+    for reader in teaching.readers.values():
+        readable_frames(teaching.frames, reader.inputs, "dataset")
     validation = open_validation(config, inputs)
     student = detector(own)
     loaded = start(student, config.student)
@@ -227,7 +227,7 @@ def training_batches(
         SampleReader(teaching.frames, order.inputs, config.augment, config.seed, teaching.replay),
         cache=teaching.cache,
         names=[name for name in teaching.specs if name not in teaching.viewed],
-        teacher=teaching.reader,
+        teachers=teaching.readers,
         viewed=teaching.viewed,
         near=_near(config),
         growing=generator is not None,

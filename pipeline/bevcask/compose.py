@@ -6,6 +6,7 @@ verbs: what this one does not read is left out. A word may not: it was said to t
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -17,6 +18,8 @@ from bevcask.errors import ConfigError
 from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
 
 _METHODS = "methods"
+_TEACHERS = "teachers"
+_LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def compose(
@@ -38,6 +41,8 @@ def compose(
     from yaml import YAMLError
 
     words, several = _several(words)
+    words, teachers = _teachers(words)
+    several |= teachers
     picks, values, literals = sort_words(words, lambda key: takes_text(model, key))
     _refuse_unread(
         model, [*picks, *several, *literals, *(word.partition("=")[0] for word in values)]
@@ -47,7 +52,7 @@ def compose(
         overlay = _load(EXPERIMENT, picks.pop(EXPERIMENT))
         picks = {**overlay.pop("groups", {}), **picks}
     chosen = {**(groups or {}), **picks}
-    if several:
+    if "method" in several:
         chosen.pop("method", None)
         overlay.pop("method", None)
     shared = {group: _load(group, name) for group, name in chosen.items()} | several
@@ -94,6 +99,27 @@ def _several(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return moved, {"method": {"type": "several", "of": of}}
 
 
+def _teachers(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Turn `teachers=a=NAME,b=NAME` into the sections of both, by label.
+
+    Raises:
+        ConfigError: beside `teacher=`, or not of that form.
+    """
+    asked = [word.partition("=")[2] for word in words if word.startswith(f"{_TEACHERS}=")]
+    if not asked:
+        return list(words), {}
+    rest = [word for word in words if not word.startswith(f"{_TEACHERS}=")]
+    pairs = [one.strip().partition("=") for one in asked[-1].split(",")]
+    labels = [label for label, _, _ in pairs]
+    told = all(_LABEL.fullmatch(label) and name for label, _, name in pairs)
+    if not told or len(set(labels)) < len(labels) or any(w.startswith("teacher=") for w in rest):
+        raise ConfigError(
+            f"{_TEACHERS}={asked[-1]}: expected different labels, each with a teacher "
+            "(lidar=NAME,camera=NAME), and no teacher= beside it."
+        )
+    return rest, {_TEACHERS: {label: _load("teacher", name) for label, _, name in pairs}}
+
+
 def _load(group: str, name: str) -> dict[str, Any]:
     tree = load_group(group, name)
     refuse_consent_of_files(tree, f"{group}={name}")
@@ -112,6 +138,11 @@ def _plugin_sections(config: Config) -> dict[str, Mapping[str, Any]]:
             sections[name] = section
             parts = section.get("of", {})
             sections |= {f"{name}.of.{part}": own for part, own in parts.items()}
+    for label, own in getattr(config, _TEACHERS, {}).items():
+        sections |= {
+            f"{_TEACHERS}.{label}": {"type": own.type},
+            f"{_TEACHERS}.{label}.detector": own.detector,
+        }
     return sections
 
 

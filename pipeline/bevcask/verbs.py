@@ -150,6 +150,11 @@ class DistillConfig(Config):
     student: StudentConfig = StudentConfig()
     method: Method = _NO_METHOD
     teacher: TeacherConfig = TeacherConfig()
+    teachers: dict[str, TeacherConfig] = Field(
+        default_factory=dict,
+        description="several, by the labels of their caches: teachers=LABEL=NAME,..., then "
+        "teachers.LABEL.KEY= for the keys of each",
+    )
     online: OnlineConfig = OnlineConfig()
     store: StoreConfig = StoreConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -179,6 +184,16 @@ class DistillConfig(Config):
         keys = ("root", "version", "resampling")
         shared = {key: dataset[key] for key in keys if key in dataset}
         return {**values, "val": {**shared, **val}}
+
+    @model_validator(mode="after")
+    def _one_word_for_teachers(self) -> "DistillConfig":
+        if self.teachers and self.teacher != TeacherConfig():
+            raise ValueError("teachers= names several, teacher= the only one. Leave one out")
+        if self.teachers and self.on_missing == "generate":
+            raise ValueError(
+                "on_missing=generate fills the cache of one teacher. Extract theirs one by one"
+            )
+        return self
 
 
 class EvaluateConfig(Config):

@@ -97,20 +97,20 @@ def test_an_online_teacher_sees_the_students_frame_or_the_clean_one(tiny_frames:
     student = SampleReader(tiny_frames, Inputs(image_size_HW=(56, 96)), AUGMENT, 0)
     for augment in (AUGMENT, None):
         teacher = SampleReader(tiny_frames, inputs, augment, 0)
-        dataset = JoinedDataset(tiny_frames, student, teacher=teacher)
+        dataset = JoinedDataset(tiny_frames, student, teachers={"": teacher})
         for batch in _batches(dataset, 0):
-            assert batch.teacher_batch is not None
+            shown = batch.teacher_batches[""]
             assert batch.targets == {}
-            assert batch.teacher_batch.tokens == batch.batch.tokens
+            assert shown.tokens == batch.batch.tokens
             expected = batch.batch.bev_aug_B44 if augment else torch.eye(4).expand(4, 4, 4)
-            assert torch.equal(batch.teacher_batch.bev_aug_B44, expected)
-            assert batch.teacher_batch.points is not None
+            assert torch.equal(shown.bev_aug_B44, expected)
+            assert shown.points is not None
 
 
 def test_without_targets_there_is_only_the_student(tiny_frames: Frames) -> None:
     (batch, *_) = _batches(_dataset(tiny_frames, None), 0)
     assert batch.targets == {}
-    assert batch.teacher_batch is None
+    assert not batch.teacher_batches
 
 
 def test_frames_without_a_row_are_refused_or_skipped(

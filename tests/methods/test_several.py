@@ -88,6 +88,25 @@ def test_the_command_line_says_it() -> None:
         compose(DistillConfig, ["run=x", "methods=distilbev"], {})
 
 
+def test_the_command_line_names_several_teachers() -> None:
+    words = ["run=x", "cache=lidar=a,camera=b", "teachers=lidar=centerpoint_tiny,camera=spool"]
+    words += ["teachers.camera.folder=f", "teachers.lidar.detector.num_sweeps=3"]
+    teachers = compose(DistillConfig, words, {}).teachers
+    assert teachers["lidar"].detector["num_sweeps"] == 3
+    assert teachers["camera"].type == "spool"
+    for wrong, told in (
+        (["teachers=centerpoint_tiny"], "expected different labels"),
+        (["teachers=a=spool,a=spool"], "expected different labels"),
+        (["teacher=spool"], "no teacher= beside it"),
+        (["teacher.checkpoint=f"], "teachers= names several"),
+        (["on_missing=generate"], "fills the cache of one teacher"),
+        (["teachers.lidar.type=m:C"], r"teachers\.lidar\.type=m:C: this runs code"),
+        (["teachers.lidar.detecter=1"], "detecter: unknown key. Did you mean 'detector'"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            compose(DistillConfig, [*words, *wrong], {})
+
+
 def test_wrong_weights_and_two_denoisers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.near\.weight=-1"):
         build_method({"type": "several", "of": {"near": {**CASES["near"].section, "weight": -1}}})

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from bevcask.cache.reader import open_cache
 from bevcask.cache.union import open_caches
+from bevcask.detectors.weights import read_weights
+from training import test_two_teachers as two_teachers
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -143,3 +146,46 @@ def test_two_teachers_teach_side_by_side(
     terms = {key for key in rows[0] if key.startswith(("train/distillbev", "train/tigdistill"))}
     assert {key.split("/")[1] for key in terms} == {"distillbev", "tigdistill"}
     assert all(math.isfinite(float(rows[-1][key])) for key in terms)
+
+
+@pytest.mark.slow
+def test_a_lidar_and_a_camera_teacher_train_one_student(
+    tiny_world: Path, tmp_path: Path, call: Call
+) -> None:
+    """From two caches as with both in the loop, to the weights that are exported."""
+    data = [*two_teachers.SHARED, f"dataset.root={tiny_world}"]
+    views = ["store.views=2", *two_teachers.IMAGES]
+    levels = f"levels={two_teachers.LEVEL}"
+    for url, teacher, sizes, words in (
+        ("a.zarr", "centerpoint_tiny", two_teachers.LIDAR, ["method=distillbev"]),
+        (
+            "b.zarr", "bevdepth_tiny", two_teachers.CAMERA,
+            ["method=focaldistiller", f"method.{levels}", "method.masked=0", *views],
+        ),
+    ):  # fmt: skip
+        sized = [f"teacher.detector.{key}" for key in sizes]
+        code, _, err = call(
+            "teacher-extract", tmp_path / url, f"teacher={teacher}", *sized, *words, *data
+        )
+        assert code == 0, err
+    trained = [
+        *(word for word in data if not word.startswith("store")), "student=bevdepth_tiny",
+        *(f"student.detector.{key}" for key in two_teachers.CAMERA),
+        "methods=distillbev,focaldistiller", "method.distillbev.cache=lidar",
+        "method.focaldistiller.cache=camera", f"method.focaldistiller.{levels}",
+        "method.focaldistiller.masked=0", *two_teachers.IMAGES, *two_teachers.TURNS,
+        "trainer=tiny", "trainer.max_steps=3", "trainer.warmup_steps=1", "trainer.log_every=1",
+        "--json",
+    ]  # fmt: skip
+    caches = f"cache=lidar={tmp_path / 'a.zarr'},camera={tmp_path / 'b.zarr'}"
+    online = [*two_teachers.BOTH, *two_teachers.ONLINE, "store.codec=float32"]
+    weights = []
+    for name, words in {"cached": [caches], "online": online}.items():
+        code, out, err = call("student-distill", *trained, *words, f"run={tmp_path / name}")
+        assert code == 0, err
+        result = json.loads(out)
+        assert result["targets"][0] == "camera/image.fpn0"
+        assert result["step"] == 3
+        weights.append(read_weights(Path(result["weights"])))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6)

@@ -37,7 +37,7 @@ def test_a_region_follows_the_boxes_that_the_teacher_sees(canonical: bool) -> No
     seen = Batch(["0" * 32], torch.from_numpy(FLIP).float()[None], labels=labels)
     teacher: Any = Teacher()
     source = OnlineTargets(teacher, {"map": FOREGROUND}, canonical)
-    found = source(TrainBatch(seen, teacher_batch=seen))["map"]
+    found = source(TrainBatch(seen, teacher_batches={"": seen}))["map"]
     inside = box_mask([BOX if canonical else moved], GRID, margin=0.0, touched=True)
     other = box_mask([moved if canonical else BOX], GRID, margin=0.0, touched=True)
     assert found.region_BYX is not None

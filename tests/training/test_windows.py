@@ -105,9 +105,9 @@ def test_a_teacher_that_saw_something_else_is_noticed(
     say = OnlineTargets.__call__
 
     def seen(source: OnlineTargets, batch: TrainBatch) -> dict[str, Target]:
-        assert batch.teacher_batch is not None
-        assert batch.teacher_batch.history[-1].tokens != batch.teacher_batch.tokens
-        return say(source, replace(batch, teacher_batch=wrong(batch.teacher_batch)))
+        (shown,) = batch.teacher_batches.values()
+        assert shown.history[-1].tokens != shown.tokens
+        return say(source, replace(batch, teacher_batches={"": wrong(shown)}))
 
     monkeypatch.setattr(OnlineTargets, "__call__", seen)
     changed = gradients(online, step=step)

@@ -100,13 +100,13 @@ class Caches:
         """Target name -> how it is stored; of a name that several hold, the first cache's."""
         found: dict[str, TargetSpec] = {}
         for label, cache in zip(self._labels, self, strict=True):
-            own = {_labelled(name, label): _told(s, label) for name, s in cache.specs.items()}
+            own = {labelled(name, label): _told(s, label) for name, s in cache.specs.items()}
             found = {**own, **found}
         return found
 
     def spec(self, name: str) -> TargetSpec:
         """Return how a target is stored where it is read from; raises as `home` does."""
-        return _told(self.home(name).specs[_bare(name)], name.rpartition("/")[0])
+        return _told(self.home(name).specs[bare(name)], name.rpartition("/")[0])
 
     def home(self, name: str) -> Cache:
         """Return the cache that a target is read from.
@@ -122,7 +122,7 @@ class Caches:
                 f"no cache of {self.urls} has a target {name!r}.{suggest(name, self.specs)} "
                 f"Known: {known}."
             )
-        name = _bare(name)
+        name = bare(name)
         if name in OF_NO_TEACHER:
             return homes[0]
         regions = [cache.specs[name].region for cache in homes]
@@ -148,7 +148,7 @@ class Caches:
         homes = {name: self.home(name) for name in names}
         found: dict[str, Encoded[npt.NDArray[Any]]] = {}
         for cache in self:
-            own = {_bare(name): name for name in names if homes[name] is cache}
+            own = {bare(name): name for name in names if homes[name] is cache}
             if own:
                 read = cache.read_batch(tokens, list(own))
                 found |= {own[name]: target for name, target in read.items()}
@@ -158,22 +158,23 @@ class Caches:
         """Yield the caches that a name may be of, with their own word for it."""
         label = name.rpartition("/")[0]
         for own, cache in zip(self._labels, self, strict=True):
-            if own == label or (not label and _bare(name) in OF_NO_TEACHER):
-                yield cache, _bare(name)
+            if own == label or (not label and bare(name) in OF_NO_TEACHER):
+                yield cache, bare(name)
 
 
-def _labelled(name: str, label: str) -> str:
+def labelled(name: str, label: str) -> str:
+    """Return what a run calls a target of a labelled cache, or teacher."""
     return f"{label}/{name}" if label and name not in OF_NO_TEACHER else name
 
 
 def _told(spec: TargetSpec, label: str) -> TargetSpec:
-    return replace(spec, tap=replace(spec.tap, name=_labelled(spec.name, label)))
+    return replace(spec, tap=replace(spec.tap, name=labelled(spec.name, label)))
 
 
-def _bare(name: str) -> str:
-    """Return what a cache calls a target.
+def bare(name: str) -> str:
+    """Return what a cache, or teacher, calls a target.
 
-    >>> _bare("lidar/bev.neck"), _bare("bev.neck")
+    >>> bare("lidar/bev.neck"), bare("bev.neck")
     ('bev.neck', 'bev.neck')
     """
     return name.rpartition("/")[2]

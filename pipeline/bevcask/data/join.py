@@ -45,12 +45,12 @@ class TrainBatch:
         batch: what the student sees.
         targets: by tap name, as stored, batch first; values of targets with a region are (C, M):
             the M stored cells of the whole batch, in the order of `region.nonzero()`.
-        teacher_batch: what an online teacher sees; None when targets come from a cache.
+        teacher_batches: what each online teacher sees, by its label (empty of the only one).
     """
 
     batch: Batch
     targets: dict[str, Encoded[Tensor]] = field(default_factory=dict)
-    teacher_batch: Batch | None = None
+    teacher_batches: Mapping[str, Batch] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """Return everything on a device, targets still as stored.
@@ -71,7 +71,7 @@ class TrainBatch:
             self,
             batch=batch,
             targets=targets,
-            teacher_batch=None if self.teacher_batch is None else self.teacher_batch.to(device),
+            teacher_batches={name: own.to(device) for name, own in self.teacher_batches.items()},
         )
 
     def dequantised(self) -> dict[str, Target]:
@@ -120,10 +120,10 @@ def cached_frames(
 
 @dataclass(frozen=True)
 class JoinedSample:
-    """One frame as the student sees it and, where there is one, as an online teacher does."""
+    """One frame as the student sees it and as each online teacher does, by label."""
 
     student: Sample
-    teacher: Sample | None
+    teachers: Mapping[str, Sample]
 
 
 class JoinedDataset:
@@ -138,7 +138,7 @@ class JoinedDataset:
             read; None without targets.
         names: targets to read.
         viewed: targets to read in the view the student sees (`SampleReader.replay`).
-        teacher: reads what an online teacher sees; None with a cache. Clean for
+        teachers: read what each online teacher sees, by label; none with a cache. Clean for
             `online.input=canonical`; with the student's augmentation and seed for `augmented`.
         near: where copies of what is read of the cache are kept; None for nowhere.
         growing: shards may be missing now that are there by the time they are read.
@@ -150,7 +150,7 @@ class JoinedDataset:
         student: SampleReader,
         cache: str | None = None,
         names: Sequence[str] = (),
-        teacher: SampleReader | None = None,
+        teachers: Mapping[str, SampleReader] | None = None,
         viewed: Sequence[str] = (),
         near: Near | None = None,
         growing: bool = False,
@@ -161,7 +161,7 @@ class JoinedDataset:
         self.cache = cache
         self.names = tuple(names)
         self.viewed = tuple(viewed)
-        self.teacher = teacher
+        self.teachers = dict(teachers or {})
         cached = cache is not None and PIXELS.name in self.names
         self.student = student.without_depth() if cached else student
         self._open: Caches | None = None
@@ -172,7 +172,7 @@ class JoinedDataset:
     def __getitem__(self, key: Key) -> JoinedSample:
         return JoinedSample(
             student=self.student.at(key, self.frames),
-            teacher=None if self.teacher is None else self.teacher.at(key, self.frames),
+            teachers={name: own.at(key, self.frames) for name, own in self.teachers.items()},
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -213,11 +213,13 @@ class JoinedDataset:
         """Stack joined samples on the host, and read their targets as one batch."""
         students = [sample.student for sample in samples]
         targets = self._read_targets(students)
-        teachers = [sample.teacher for sample in samples if sample.teacher is not None]
         return TrainBatch(
             batch=collate(students),
             targets={name: _pack(target) for name, target in targets.items()},
-            teacher_batch=collate(teachers) if teachers else None,
+            teacher_batches={
+                name: collate([sample.teachers[name] for sample in samples])
+                for name in self.teachers
+            },
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from bevcask.cache.union import OF_NO_TEACHER
+from bevcask.cache.union import labelled
 from bevcask.config import Config
 from bevcask.detectors.base import Labels
 from bevcask.errors import ConfigError
@@ -48,7 +48,7 @@ class Member:
 
     def labelled(self, tap: str) -> str:
         """Return what the run calls a target that the method calls `tap`."""
-        return f"{self.label}/{tap}" if self.label and tap not in OF_NO_TEACHER else tap
+        return labelled(tap, self.label)
 
     def own(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is this method's of something by target name, by its own names."""

@@ -136,9 +136,9 @@ def measure(
     }
     measured = Measured({name: _Sums() for name in chosen})
     for batch in batches:
-        assert batch.teacher_batch is not None
         with torch.inference_mode():
-            said = teacher.targets(batch.teacher_batch, [spec.name for spec in chosen[_EXACT]])
+            shown, names = batch.teacher_batches[""], [spec.name for spec in chosen[_EXACT]]
+            said = teacher.targets(shown, names)
         learn = _Lesson(student, method, batch, remembers)
         exact = _Exact(said, chosen[_EXACT], batch, learn)
         measured.loss += abs(exact.loss)

@@ -4,7 +4,7 @@ Both give the same thing through the same codec, so that methods cannot tell the
 never imports a teacher; the one that runs online is handed in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bevcask.cache.quantize import encode_targets
+from bevcask.cache.union import labelled
 from bevcask.data.join import TrainBatch, dequantised
 from bevcask.detectors.base import Batch, Labels
 from bevcask.methods.base import Target
@@ -49,25 +50,34 @@ class OnlineTargets:
         teacher: loaded onto the student's device.
         specs: what the method reads, by name.
         canonical: True if the teacher sees the clean frame, False if what the student sees.
+        label: of the teacher, in front of the names of its targets.
     """
 
     def __init__(
-        self, teacher: "Teacher", specs: Mapping[str, TargetSpec], canonical: bool
+        self,
+        teacher: "Teacher",
+        specs: Mapping[str, TargetSpec],
+        canonical: bool,
+        label: str = "",
     ) -> None:
         self._teacher = teacher
         self._specs = dict(specs)
         self.canonical = canonical
+        self._label = label
 
     def __call__(self, batch: TrainBatch) -> dict[str, Target]:
-        assert batch.teacher_batch is not None, "the loader read nothing for the teacher"
+        shown = batch.teacher_batches[self._label]
         device = batch.batch.bev_aug_B44.device.type
         with torch.autocast(device, enabled=False), torch.inference_mode():
-            said = self._teacher.targets(batch.teacher_batch, list(self._specs))
+            said = self._teacher.targets(shown, list(self._specs))
             boxes = self._boxes(batch.batch.labels)
             specs = self._specs.values()
             encoded = encode_targets(said, specs, boxes, batch.batch.tokens)
             targets = dequantised({spec.name: encoded[spec.key] for spec in specs})
-        return {name: _outside_inference(target) for name, target in targets.items()}
+        return {
+            labelled(name, self._label): _outside_inference(target)
+            for name, target in targets.items()
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnlineTargets":
         """Return itself: the moving average copies the module, and needs no second teacher."""
@@ -78,6 +88,21 @@ class OnlineTargets:
         if labels is None:
             return None
         return labels.canonical_boxes if self.canonical else labels.boxes
+
+
+class SeveralSources:
+    """Targets of several teachers, each under its label.
+
+    Args:
+        sources: of the same frames, seen alike.
+    """
+
+    def __init__(self, sources: Sequence[TargetSource]) -> None:
+        self._sources = tuple(sources)
+        (self.canonical,) = {source.canonical for source in sources}
+
+    def __call__(self, batch: TrainBatch) -> dict[str, Target]:
+        return {name: own for source in self._sources for name, own in source(batch).items()}
 
 
 def _outside_inference(target: Target) -> Target:

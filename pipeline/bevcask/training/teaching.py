@@ -3,13 +3,20 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from bevcask.cache.identity import check_identity
-from bevcask.cache.reader import Cache, open_cache
-from bevcask.cache.union import Caches, labels_of, split_urls
+from bevcask.cache.reader import open_cache
+from bevcask.cache.union import (
+    OF_NO_TEACHER,
+    Caches,
+    bare,
+    labelled,
+    labels_of,
+    split_urls,
+)
 from bevcask.catalog import resolve
 from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.index.frames import Frames
@@ -22,7 +29,7 @@ from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import plan
 from bevcask.targets.spec import TargetSpec, view_key
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
-from bevcask.training.sources import CachedTargets, OnlineTargets, TargetSource
+from bevcask.training.sources import CachedTargets, OnlineTargets, SeveralSources, TargetSource
 from bevcask.verbs import DistillConfig
 
 _log = logging.getLogger(__name__)
@@ -41,7 +48,7 @@ class Teaching:
         shards: int64 (n,), the shard of the (first) cache each frame lies in; None without one.
         skipped: selected frames that have no targets (`on_missing=skip`).
         teacher: who speaks, for people.
-        reader: reads what an online teacher sees.
+        readers: read what each online teacher sees, by its label.
         viewed: what the method reads in the view that the student is shown, by name.
         replay: the views; None where the student's images are its own.
     """
@@ -54,7 +61,7 @@ class Teaching:
     shards: Ints | None = None
     skipped: int = 0
     teacher: str | None = None
-    reader: SampleReader | None = None
+    readers: Mapping[str, SampleReader] = field(default_factory=dict)
     viewed: Sequence[str] = ()
     replay: Replay | None = None
 
@@ -90,12 +97,14 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     growing = config.on_missing == "generate"
     urls = [resolve("cache", url) for url in split_urls(config.cache)]
     opened = [open_cache(url, allow_unsealed=growing) for url in urls]
-    caches = Caches(opened, labels_of(config.cache))
+    labels = labels_of(config.cache)
+    caches = Caches(opened, labels)
     teachers = []
     kept = frames
-    for cache in caches:
+    _require_labels(config, labels)
+    for label, cache in zip(labels, caches, strict=True):
         check_classes(cache)
-        teachers.append(check_teacher(cache, config.teacher))
+        teachers.append(check_teacher(cache, config.teachers.get(label, config.teacher)))
         check_dataset(cache, config.dataset)
         kept = cached_frames(kept, cache, "skip" if config.on_missing == "skip" else "raise")
     taps = {spec.name: spec.tap for spec in caches.specs.values()}
@@ -129,8 +138,17 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
         skipped=len(frames) - len(kept),
         teacher=", ".join(dict.fromkeys(teachers)),
         viewed=viewed,
-        replay=_replay(config, caches.home(view_key(viewed[0], 1)), views) if viewed else None,
+        replay=_replay(config, caches, viewed) if viewed else None,
     )
+
+
+def _require_labels(config: DistillConfig, labels: Sequence[str]) -> None:
+    """Refuse a teacher of several that no cache is of."""
+    if strange := sorted(config.teachers.keys() - set(labels)):
+        raise ConfigError(
+            f"teachers.{strange[0]}: no cache has this label. cache={config.cache}; label them as "
+            f"the teachers are: cache={','.join(f'{label}=URL' for label in config.teachers)}."
+        )
 
 
 def _how_to_add(caches: Caches, method: Method, config: DistillConfig) -> str:
@@ -164,33 +182,73 @@ def _mention_approximate(specs: Mapping[str, TargetSpec]) -> None:
         )
 
 
-def _replay(config: DistillConfig, cache: Cache, count: int) -> Replay:
-    """Return the views of a cache for a student with the same image augmentation.
+def _replay(config: DistillConfig, caches: Caches, viewed: Sequence[str]) -> Replay:
+    """Return the views that all these targets have, for a student with their image augmentation.
 
     Raises:
-        CacheIdentityError: the student's ranges are others; leaves below `views.augment`.
+        CacheIdentityError: the student's ranges, or those or the seed of another of these caches,
+            differ; leaves below `views`.
     """
-    check_identity(cache, {"views": {"augment": image_ranges(config.augment)}})
-    return Replay(int(cache.fingerprint["views"]["seed"]), count)
+    homes = {cache.url: cache for name in viewed for cache in [caches.home(view_key(name, 1))]}
+    seed = int(next(iter(homes.values())).fingerprint["views"]["seed"])
+    for cache in homes.values():
+        augment = image_ranges(config.augment)
+        check_identity(cache, {"views": {"augment": augment, "seed": seed}})
+    stored = [spec for spec in caches.specs.values() if spec.name in viewed]
+    return Replay(seed, min(sum(s.name == name for s in stored) for name in viewed))
 
 
 def _online(
     config: DistillConfig, method: Method, frames: Frames, device: torch.device
 ) -> Teaching:
-    """Load a teacher into the loop."""
+    """Load a teacher, or several, into the loop."""
     from bevcask.teachers import build_teacher
 
-    teacher = build_teacher(config.teacher, config.seed)
+    sections = config.teachers or {"": config.teacher}
+    teachers = {label: build_teacher(own, config.seed) for label, own in sections.items()}
     canonical = config.online.input == "canonical"
-    what = plan(
-        method.needs(),
-        teacher.offers(),
-        len(frames),
-        config.store,
-        config.augment if canonical else None,
-    )
+    taps = {
+        name: replace(tap, name=name)
+        for label, teacher in teachers.items()
+        for own, tap in teacher.offers().items()
+        for name in [labelled(own, label)]
+    }
+    augment = config.augment if canonical else None
+    what = plan(method.needs(), taps, len(frames), config.store, augment)
     needed = {need.tap for need in method.needs()}
     specs = {s.name: s for s in what.specs if s.name in needed and s.view <= 1}
+    _refuse_memory(specs)
+    replay = Replay(config.seed, config.store.views) if config.store.views else None
+    shown = None if canonical and replay is None else config.augment
+    if canonical and shown is not None:
+        shown = images_only(shown)
+    sources: list[TargetSource] = []
+    readers, said = {}, []
+    for label, teacher in teachers.items():
+        own = _own_specs(specs, label, first=not sources)
+        teacher.load(device)
+        sources.append(OnlineTargets(teacher, own, canonical, label))
+        readers[label] = SampleReader(
+            frames,
+            teacher.reads(),
+            shown,
+            config.seed,
+            replay,
+            pixels=needs_pixels(own.values()),
+        )
+        identity = teacher.fingerprint()
+        said.append(f"{identity['type']}, weights {str(identity['weights'])[:12]}")
+    return Teaching(
+        frames=frames,
+        specs=specs,
+        source=SeveralSources(sources) if config.teachers else sources[0],
+        teacher=f"online ({config.online.input}) {', '.join(said)}",
+        readers=readers,
+        replay=replay,
+    )
+
+
+def _refuse_memory(specs: Mapping[str, TargetSpec]) -> None:
     in_order = [name for name, spec in specs.items() if spec.tap.in_order]
     if in_order:
         raise ConfigError(
@@ -198,25 +256,12 @@ def _online(
             f"no order, but {', '.join(in_order)} depends on memory. Extract a cache of it and "
             "name that with cache=URL, or show it windows: teacher.memory=window."
         )
-    teacher.load(device)
-    identity = teacher.fingerprint()
-    replay = Replay(config.seed, config.store.views) if config.store.views else None
-    augment = None if canonical and replay is None else config.augment
-    if canonical and augment is not None:
-        augment = images_only(augment)
-    return Teaching(
-        frames=frames,
-        specs=specs,
-        source=OnlineTargets(teacher, specs, canonical),
-        teacher=f"online ({config.online.input}) {identity['type']}, weights "
-        f"{str(identity['weights'])[:12]}",
-        reader=SampleReader(
-            frames,
-            teacher.reads(),
-            augment,
-            config.seed,
-            replay,
-            pixels=needs_pixels(specs.values()),
-        ),
-        replay=replay,
-    )
+
+
+def _own_specs(specs: Mapping[str, TargetSpec], label: str, first: bool) -> dict[str, TargetSpec]:
+    """Return what one of several teachers says, by its own names; the first says what is data."""
+    return {
+        bare(name): replace(spec, tap=replace(spec.tap, name=bare(name)))
+        for name, spec in specs.items()
+        if name == labelled(bare(name), label) and (first or name not in OF_NO_TEACHER)
+    }
