@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from bevcask.evaluation.box_readings import judge_boxes
 from bevcask.evaluation.map_readings import Truth, judge_maps
@@ -120,3 +121,25 @@ def test_what_is_found_takes_back_what_was_done_to_boxes() -> None:
         meant[:, 6] = true.boxes_N9[:, 6]
         np.testing.assert_allclose(meant[:, :9], true.boxes_N9, atol=1e-9)
         assert (meant[:, 10] == true.classes_N).all()
+
+
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        ((2, 0), "the grid lies 2 cells to -x"),
+        ((0, -1), "the grid lies a cell to +y"),
+        ((-1, -1), "the grid lies a cell to +x and +y"),
+    ],
+)
+def test_a_shift_is_followed_beyond_half_a_cell(cells: tuple[int, int], name: str) -> None:
+    grid, frames, energy = Grid.square(51.2, 1.6), truth(), []
+    for own in frames:
+        map_YX = RANDOM.random((64, 64)) * 0.2
+        column, row = grid.to_cells(own.boxes_N9[:, :2]).astype(int).T
+        map_YX[row, column] += 3.0
+        smooth = gaussian_filter(map_YX, 1.5)
+        energy.append(np.roll(smooth, cells[::-1], axis=(0, 1)))
+    wrong = {
+        own.what: own for own in judge_maps("t", energy, grid, frames) if own.verdict == "wrong"
+    }
+    assert wrong["shift"].best == (name,)

@@ -5,7 +5,7 @@ others are where objects are, if the map is read as it was written.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ EXTENTS = (25.6, 30, 40, 50, 51.2, 54, 60, 61.44, 64, 72, 75.2, 76.8, 102.4)
 
 _WITHIN = (-1 / 3, 0.0, 1 / 3)  # of length and width: where a dense map is looked at in a box
 _GRID_MARGIN = 0.15  # cameras misjudge distance, all in the same way
+_HALF = 0.5  # cells
+_FARTHER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # cells
 _FALLS = 0.3  # standard deviations: what falls into boxes beyond the mean of a map
 _SAME = 1e-3  # metres
 _SIGMOID_OF = (0.49, 0.74)  # where sigmoids of probabilities lie; codecs round
@@ -127,20 +129,39 @@ def _grids(grid: Grid, middle: tuple[float, float]) -> dict[str, tuple[float, tu
 def _judge_shift(
     target: str, errors: Callable[[Reading], Floats], base: Reading
 ) -> tuple[Finding, Reading]:
-    """Judge half a cell in each direction; return the reading that is believed."""
+    """Judge half a cell in each direction; return the reading that is believed.
+
+    Where one is, its direction is followed as long as that fits better.
+    """
     readings = {DECLARED: base}
-    for x in (-0.5, 0.0, 0.5):
-        for y in (-0.5, 0.0, 0.5):
+    for x in (-1, 0, 1):
+        for y in (-1, 0, 1):
             if x or y:
-                there = " and ".join(
-                    f"{'+' if step > 0 else '-'}{axis}"
-                    for step, axis in ((x, "x"), (y, "y"))
-                    if step
-                )
-                shifted = Reading(base.symmetry, base.cell, base.centre, (x, y))
-                readings[f"the grid lies half a cell to {there}"] = shifted
+                readings |= _shifted(base, (x, y), _HALF)
     finding = decide(target, "shift", {name: errors(own) for name, own in readings.items()})
-    return finding, readings[finding.best[0]] if finding.verdict == "wrong" else base
+    if finding.verdict != "wrong":
+        return finding, base
+    x, y = (round(step / _HALF) for step in readings[finding.best[0]].shift)
+    farther: dict[str, Reading] = {}
+    for cells in _FARTHER:
+        farther |= _shifted(base, (x, y), cells)
+    means = {name: float(errors(own).mean()) for name, own in farther.items()}
+    best = min(means, key=lambda name: means[name])
+    assert finding.best_score is not None
+    if means[best] >= finding.best_score:
+        return finding, readings[finding.best[0]]
+    return replace(finding, best=(best,), best_score=means[best]), farther[best]
+
+
+def _shifted(base: Reading, way: tuple[int, int], cells: float) -> dict[str, Reading]:
+    """Return what to call a grid that lies so many cells that way, and how it is read."""
+    there = " and ".join(
+        f"{'+' if step > 0 else '-'}{axis}" for step, axis in zip(way, "xy", strict=True) if step
+    )
+    far = "half a cell" if cells == _HALF else "a cell" if cells == 1 else f"{cells:g} cells"
+    shift = (way[0] * cells, way[1] * cells)
+    reading = Reading(base.symmetry, base.cell, base.centre, shift)
+    return {f"the grid lies {far} to {there}": reading}
 
 
 def _judge_channels(

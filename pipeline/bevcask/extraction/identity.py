@@ -1,13 +1,18 @@
 """What decides every byte a teacher writes: the identity of an extraction, and its record."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bevcask.cache.frames import FrameTable
+from bevcask.catalog import resolve
+from bevcask.config import TeacherConfig
 from bevcask.data.augment import image_ranges
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.frames import Frames
+from bevcask.errors import DataError
+from bevcask.fingerprint import file_digest
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.provenance import provenance
 from bevcask.targets.pixels import RULE, needs_pixels
@@ -35,6 +40,18 @@ def made_by(teacher: Teacher, frames: Frames, machine: Mapping[str, Any]) -> dic
     if inputs.can_bus:
         made["frames_without_can_bus"] = CanBus(frames.index).without(frames.rows)
     return made
+
+
+def checkpoint_of(teacher: TeacherConfig) -> dict[str, Any]:
+    """Return which file the weights come from, and its digest; nothing where they are no file."""
+    if teacher.checkpoint == "random":
+        return {}
+    path = resolve("checkpoint", teacher.checkpoint)
+    try:
+        sha256 = file_digest(path)
+    except DataError:  # of a teacher that means something else by it
+        return {}
+    return {"checkpoint": {"file": str(Path(path).absolute()), "sha256": sha256}}
 
 
 def fingerprint(

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from bevcask.cache import Cache
 from bevcask.cache.verify_bytes import Problem
-from bevcask.catalog import resolve
 from bevcask.data.index.frames import Frames
-from bevcask.errors import BevcaskError, DataError
+from bevcask.errors import DataError
 from bevcask.evaluation.readings import Finding
 from bevcask.fingerprint import differences, file_digest
 
@@ -192,8 +190,8 @@ def of_weights(cache: Cache) -> list[Notice]:
         return []
     name = str(recorded["file"])
     try:
-        now = file_digest(Path(resolve("checkpoint", name)))
-    except (DataError, BevcaskError):
+        now = file_digest(name)
+    except DataError:
         return [
             Notice(
                 "note", "weights gone", "the file of the teacher's weights is not there any more",
