@@ -28,6 +28,7 @@ TAPS = {
         TapInfo(
             "occ.labels", "voxel_labels", (1, *NUM_VOXELS), GRID, True, VOXEL_CLASSES, bins=HEIGHTS
         ),
+        TapInfo("map.lines", "polylines", (6, 2 * 4 + 2), classes=("divider", "crossing")),
     )
 }
 
@@ -36,10 +37,17 @@ def said_of(token: str) -> dict[str, Tensor]:
     """Return what it says of a frame, (*tap.shape) and `TAP.count`, distinct in every index."""
     generator = torch.Generator().manual_seed(int(token[:8], 16))
     classes = torch.rand((3, *NUM_VOXELS), generator=generator).softmax(0)
+    count = 2 + int(token[-1], 16) % 4
+    lines = torch.zeros(6, 10)
+    lines[:count, :8] = 20 * torch.randn((count, 8), generator=generator)
+    lines[:count, 8] = torch.linspace(0.9, 0.1, count)
+    lines[:count, 9] = torch.arange(count) % 2
     return {
         "occ.classes": classes,
         "occ.seen": (torch.rand((1, *NUM_VOXELS), generator=generator) > 0.3).float(),
         "occ.labels": classes.argmax(0, keepdim=True).float(),
+        "map.lines": lines,
+        "map.lines.count": torch.tensor(count),
     }
 
 

@@ -43,6 +43,7 @@ KINDS = {
     "voxel_labels": "bevcask.targets.map_kinds:VoxelLabels",
     "box_code": "bevcask.targets.map_kinds:BoxCode",
     "box_set": "bevcask.targets.set_kinds:BoxSet",
+    "polylines": "bevcask.targets.set_kinds:Polylines",
     "query_set": "bevcask.targets.set_kinds:QuerySet",
     "query_places": "bevcask.targets.set_kinds:QueryPlaces",
     "query_points": "bevcask.targets.set_kinds:QueryPoints",

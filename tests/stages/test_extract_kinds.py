@@ -108,6 +108,27 @@ def test_voxels_meet_a_flipped_student_exactly(targets: dict[str, Target], flip:
     assert torch.equal(aligned, seen)
 
 
+@pytest.mark.parametrize("flip", FLIPS)
+def test_polylines_meet_a_flipped_student_exactly(
+    targets: dict[str, Target], said: dict[str, torch.Tensor], flip: str
+) -> None:
+    """Against points moved one by one."""
+    lines = targets["map.lines"]
+    assert torch.equal(lines.values, said["map.lines"])
+    assert lines.count_B is not None
+    assert torch.equal(lines.count_B, said["map.lines.count"])
+    own = [rows[:count] for rows, count in zip(lines.values, lines.count_B, strict=True)]
+    once = moves(flip).polylines(own)
+    for rows, moved in zip(own, once, strict=True):
+        for row, there in zip(rows.tolist(), moved.tolist(), strict=True):
+            for x, y in ((0, 1), (2, 3), (4, 5), (6, 7)):
+                assert there[x] == (-row[x] if flip in ("x", "both") else row[x])
+                assert there[y] == (-row[y] if flip in ("y", "both") else row[y])
+            assert there[8:] == row[8:]
+    for rows, back in zip(own, moves(flip).polylines(once), strict=True):
+        assert torch.equal(rows, back)
+
+
 def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: Path) -> None:
     token = frames.tokens[0]
     said = said_of(token)
@@ -119,6 +140,13 @@ def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: 
     kept_YX = np.asarray(cache.read(token, ["occ.classes"])["occ.classes"].region)
     highest_YX = said["occ.classes"][:2].amax((0, 1)).numpy() * kept_YX
     np.testing.assert_allclose(panels["occ.classes"].values_YX, highest_YX, atol=0.51 / 255)
+    [lines] = picture.lines
+    strong = said["map.lines"][:, 8] >= 0.3
+    assert (
+        lines.label
+        == f"teacher map.lines, score ≥ 0.3 ({strong.sum()} of {said['map.lines.count']})"
+    )
+    assert np.array_equal(np.stack(lines.lines).reshape(-1, 8), said["map.lines"][strong, :8])
     labels = said["occ.labels"][0].numpy()
     for y, x in np.ndindex(*GRID.shape_YX):
         taken = [label for label in labels[::-1, y, x] if VOXEL_CLASSES[int(label)] != "free"]

@@ -166,6 +166,22 @@ def test_lattice_moves_of_one_batch_are_permutations_each() -> None:
         assert torch.equal(own_CYX, brute_force(map_CYX, matrix, GRID))
 
 
+def test_polylines_by_hand() -> None:
+    """One step right, one ahead, one left: a flip keeps the order and turns its sense round."""
+    lines = torch.tensor([[0.0, 0, 1, 0, 1, 2, 0.7, 1], [3, 4, 3, 5, 3, 6, 0.6, 0]])
+    turned, mirrored = batch(bev_matrix(QUARTER, 2.0), bev_matrix(flip_x=True)).polylines(
+        [lines, lines]
+    )
+    expected = torch.tensor([[0.0, 0, 0, 2, -4, 2, 0.7, 1], [-8, 6, -10, 6, -12, 6, 0.6, 0]])
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-6)
+    assert torch.equal(mirrored, lines * torch.tensor([-1.0, 1, -1, 1, -1, 1, 1, 1]))
+    moved = np.eye(4)
+    moved[:2, 3] = 1, -2
+    [shifted, none] = batch(moved, moved).polylines([lines, lines[:0]])
+    assert torch.equal(shifted, lines + torch.tensor([1.0, -2, 1, -2, 1, -2, 0, 0]))
+    assert none.shape == (0, 8)
+
+
 def test_gradient_reaches_the_student() -> None:
     for matrix in (np.eye(4), bev_matrix(QUARTER, 1.0, True), FREE[1]):
         map_BCYX = noise(Grid.square(1.5, 0.5), channels=2).double().requires_grad_()

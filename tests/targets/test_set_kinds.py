@@ -43,6 +43,38 @@ class TestBoxSet(KindContract):
         assert self.kind.codecs == ("float32",)
 
 
+class TestPolylines(KindContract):
+    tap = TapInfo("map.lines", "polylines", (9, 8), classes=("divider", "crossing"))
+
+    def good(self) -> torch.Tensor:
+        lines = torch.zeros(2, 9, 8)
+        lines[:, :4, :6] = 20 * torch.randn(2, 4, 6)
+        lines[:, :4, 6] = torch.linspace(0.9, 0.1, 4)
+        lines[:, :2, 7] = 1
+        return lines
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        cases = {
+            r"scores must lie in \[0, 1\]": (6, 1.5),
+            "whole numbers": (7, -1.0),
+            "class 2 of a detector with 2": (7, 2.0),
+        }
+        broken = {word: self.good() for word in cases}
+        for word, (column, value) in cases.items():
+            broken[word][1, 3, column] = value
+        return broken
+
+    def test_points_move_in_closed_form(self) -> None:
+        assert self.kind.codecs == ("float32",)
+        for augment in (FLIPS, TURNS, PIXELS):
+            assert self.kind.alignment(self.tap, augment) == "exact"
+
+    def test_columns_are_pairs_and_two(self) -> None:
+        for columns in (7, 4):
+            found = self.kind.describe_problems(replace(self.tap, shape=(9, columns)))
+            assert f"got {columns} columns" in found[0]
+
+
 class TestQuerySet(KindContract):
     tap = TapInfo("query.last", "query_set", (90, 16))
 

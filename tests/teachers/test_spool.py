@@ -31,6 +31,7 @@ TAPS: dict[str, Any] = {
         "bins": [-1.0, 1.0],
         "classes": ["road", "free"],
     },
+    "map.lines": {"kind": "polylines", "shape": [4, 8], "classes": ["divider", "crossing"]},
     "image.fpn0": {"kind": "image_feature", "shape": [6, 2, 3, 4], "depends_on_images": True},
 }
 
@@ -47,12 +48,20 @@ class TestSpool(TeacherContract):
             rows = random.random((1, number, 11))
             rows[..., 10] = 3
             said |= {"head.boxes": list(rows), "occ.labels": said["occ.labels"].round()}
-            recorder.put([f"t{number}"], said)
+            lines = random.random((1, number, 8))
+            lines[..., 7] = 1
+            recorder.put([f"t{number}"], said | {"map.lines": list(lines)})
         self.section = {"type": "spool", "folder": str(tmp_path)}
 
     def batch(self, num_samples: int) -> Batch:
         tokens = [f"t{number}" for number in range(num_samples)]
         return Batch(tokens, torch.eye(4).expand(num_samples, 4, 4))
+
+    def test_sets_end_where_they_do_and_begin_with_the_best(self) -> None:
+        said = self.make()(self.batch(3), ["map.lines"])
+        assert said["map.lines.count"].tolist() == [0, 1, 2]
+        assert (said["map.lines"] != 0).any(2).sum(1).tolist() == [0, 1, 2]
+        assert said["map.lines"][2, 0, 6] > said["map.lines"][2, 1, 6]
 
     def test_damage_is_named(self) -> None:
         path = Path(self.section["folder"]) / "samples" / "t1.safetensors"

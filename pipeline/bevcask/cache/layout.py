@@ -30,6 +30,7 @@ _PIECE = 1 << 9
 _MAX_BYTES = 1 << 30  # of a row, and of a shard's scales
 _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
+    "polylines": ("polylines", ("row", "polyline", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
     "query_places": ("queries", ("row", "query", "place")),
     "query_points": ("queries", ("row", "query", "point")),

@@ -28,7 +28,7 @@ _MIN_SHARDS = 8  # fewer say nothing about what is usual
 _FAR = 3.5  # modified z-score, Iglewicz and Hoaglin 1993
 _SHIFT = 0.5  # standard deviations of a channel; smaller shifts are no matter
 _SHOWN = 5
-_SCORE = 9  # column of a box set
+_SCORE = {"box_set": 9, "polylines": -2}  # its column
 _MOMENTS = ("weight", "sum", "squares", "min", "max")
 
 
@@ -150,8 +150,8 @@ class _Shard:
             if behind:
                 add(f"{behind} entries behind the count of {count} are not zero")
             host = host[:count]
-            if spec.tap.kind == "box_set" and (np.diff(host[:, _SCORE]) > 0).any():
-                add("boxes are not sorted by score")
+            if spec.tap.kind in _SCORE and (np.diff(host[:, _SCORE[spec.tap.kind]]) > 0).any():
+                add("entries are not sorted by score, best first")
         return host if np.isfinite(host).all() else None
 
 

@@ -36,12 +36,12 @@ class SpoolTap(Config):
 
     Attributes:
         kind: `registry.KINDS`.
-        shape: of one sample, axes in the recorded order; (N, columns) of boxes, N at most.
+        shape: of one sample, axes in the recorded order; (N, columns) of sets, N at most.
         axes: of a dense map, `C`, `Y`, `X` (and `Z` of voxels) in the recorded order; `-Y` where
             rows count against y.
         grid: of a dense map.
         values: of a heatmap or occupancy.
-        classes: of occupancy and voxel labels, in the recorded order.
+        classes: of occupancy, voxel labels and polylines, in the recorded order.
         nonnegative: values are never below zero (behind a ReLU).
         depends_on_images: the teacher sees images.
         bins: metres a channel of `image.depth` stands for; heights of layers of voxels, rising.

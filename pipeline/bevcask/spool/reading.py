@@ -54,7 +54,7 @@ def canonical_boxes(rows: Tensor, said: SpoolBoxes, classes: tuple[str, ...]) ->
 
 
 def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -> dict[str, Tensor]:
-    """Return the named taps of one sample in any float dtype; boxes are not padded."""
+    """Return the named taps of one sample in any float dtype; sets are not padded."""
     found = {}
     for name in names:
         said = manifest.taps[name]
@@ -62,6 +62,9 @@ def canonical(values: dict[str, Tensor], manifest: Manifest, names: list[str]) -
             found[name] = canonical_map(values[name], said, manifest.classes)
         elif said.kind == "box_set":
             found[name] = canonical_boxes(values[name], manifest.boxes, manifest.classes)
+        elif said.kind == "polylines":
+            rows = values[name]
+            found[name] = rows[rows[:, -2].argsort(descending=True, stable=True)]
         elif said.kind == "image_feature" and manifest.cameras != CAMERAS:
             found[name] = values[name][[manifest.cameras.index(camera) for camera in CAMERAS]]
         else:

@@ -179,6 +179,14 @@ class Align:
                 for own, matrix in zip(boxes, self.matrices_B44, strict=True)
             ]
 
+    def polylines(self, lines: list[Tensor]) -> list[Tensor]:
+        """Move canonical polylines (N, 2 P + 2) of each sample; the order of points stays."""
+        points = self.points([functional.pad(_vertices(own), (0, 1)) for own in lines])
+        return [
+            torch.cat([moved[:, :2].reshape(len(own), own.shape[1] - 2), own[:, -2:]], dim=1)
+            for own, moved in zip(lines, points, strict=True)
+        ]
+
     def codes(
         self,
         code_NE: Tensor,
@@ -272,6 +280,11 @@ class Align:
                 f"{tuple(map_BCYX.shape)}"
             )
         self._check_length(len(map_BCYX))
+
+
+def _vertices(lines_NF: Tensor) -> Tensor:
+    """Return the points (N P, 2) of polylines (N, 2 P + 2)."""
+    return lines_NF[:, :-2].reshape(-1, 2)
 
 
 def _own_precision(tensors: list[Tensor]) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Kinds of padded sets: boxes, and what queries say, know of their place or read."""
+"""Kinds of padded sets: boxes, map elements, and what queries say, know of their place or read."""
 
 from typing import get_args
 
@@ -35,22 +35,58 @@ class BoxSet(Kind):
             return found
         if values[..., 3:6].min() < 0:
             found.append(f"{tap.name}: box sizes must not be negative")
-        if values[..., 9].min() < 0 or values[..., 9].max() > 1:
-            found.append(f"{tap.name}: scores must lie in [0, 1]")
-        label = values[..., 10]
-        if label.min() < 0 or (label != label.round()).any():
-            found.append(f"{tap.name}: classes must be whole numbers >= 0")
-        elif tap.classes and label.max() >= len(tap.classes):
-            found.append(
-                f"{tap.name}: class {int(label.max())} of a detector with {len(tap.classes)}"
-            )
-        return found
+        return found + _guess_problems(tap, values[..., 9], values[..., 10])
 
     def codec(self, tap: TapInfo, region: Region) -> Codec:
         return "float32"
 
     def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
         return "exact"
+
+
+class Polylines(Kind):
+    """Map elements (N, 2 P + 2): x, y of P points, score, class; best first.
+
+    Zeros behind the count. Metres, canonical frame, in the order in which the teacher walks along them; a closed one says
+    its first point again. Moving keeps that order, so a flip turns the sense of rotation round.
+    """
+
+    axes: tuple[str, ...] = ("N", "2 P + 2")
+    codecs: tuple[Codec, ...] = ("float32",)
+    padded = True
+
+    def describe_problems(self, tap: TapInfo) -> list[str]:
+        found = super().describe_problems(tap)
+        if not found and (tap.shape[1] % 2 or tap.shape[1] < 2 * 2 + 2):
+            found.append(
+                f"{tap.name}: a polyline has two columns a point (x, y), two points or more, score "
+                f"and class, got {tap.shape[1]} columns"
+            )
+        return found
+
+    def problems(self, tap: TapInfo, values: Tensor) -> list[str]:
+        found = super().problems(tap, values)
+        if found or not values.numel():
+            return found
+        return _guess_problems(tap, values[..., -2], values[..., -1])
+
+    def codec(self, tap: TapInfo, region: Region) -> Codec:
+        return "float32"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        return "exact"
+
+
+def _guess_problems(tap: TapInfo, score: Tensor, label: Tensor) -> list[str]:
+    """Return what is wrong with the scores and classes of a set."""
+    found = []
+    if score.min() < 0 or score.max() > 1:
+        found.append(f"{tap.name}: scores must lie in [0, 1]")
+    if label.min() < 0 or (label != label.round()).any():
+        found.append(f"{tap.name}: classes must be whole numbers >= 0")
+    elif tap.classes and label.max() >= len(tap.classes):
+        found.append(f"{tap.name}: class {int(label.max())} of a detector with {len(tap.classes)}")
+    return found
 
 
 class QuerySet(Kind):

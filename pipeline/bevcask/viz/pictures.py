@@ -81,6 +81,21 @@ class BoxLayer:
 
 
 @dataclass(frozen=True)
+class LineLayer:
+    """Polylines of one source, drawn from above.
+
+    Attributes:
+        lines: (points, 2) each, metres, canonical LIDAR_TOP frame.
+        label: text of the legend.
+    """
+
+    lines: Sequence[Floats]
+    label: str
+    colour: str = "#4cc9f0"
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
 class CameraView:
     """One camera.
 
@@ -125,6 +140,7 @@ class Picture:
         points_P5: keyframe LiDAR points, canonical frame (x, y, z, intensity, ...).
         maps: teacher maps to draw from above.
         layers: boxes, drawn in this order in every panel.
+        lines: polylines, drawn in every panel from above.
     """
 
     title: str
@@ -133,6 +149,7 @@ class Picture:
     points_P5: Floats
     maps: Sequence[BevMap]
     layers: Sequence[BoxLayer] = field(default_factory=list)
+    lines: Sequence[LineLayer] = ()
 
 
 def draw(picture: Picture, path: Path) -> None:
@@ -154,6 +171,8 @@ def draw(picture: Picture, path: Path) -> None:
             _draw_map(axes, bev)
         for axes in (first, *others[: len(picture.maps)]):
             _draw_footprints(axes, picture.layers, named=axes is first)
+            for own in picture.lines:
+                _draw_lines(axes, own, own.lines, np.ones(len(own.lines)))
             _draw_ego(axes, extent)
         for axes in others[len(picture.maps) :]:
             axes.set_axis_off()
@@ -200,11 +219,12 @@ def _draw_header(figure: Any, picture: Picture) -> None:
         va="center",
     )
     figure.text(0.006, 0.25, picture.subtitle, fontsize=11.5, color=FAINT, va="center")
+    layers: list[BoxLayer | LineLayer] = [*picture.layers, *picture.lines]
     handles = [
         Line2D([], [], color=layer.colour, lw=2, ls="--" if layer.dashed else "-")
-        for layer in picture.layers
+        for layer in layers
     ]
-    labels = [layer.label for layer in picture.layers]
+    labels = [layer.label for layer in layers]
     if handles:
         figure.legend(
             handles, labels, loc="center right", fontsize=11.5, frameon=False, handlelength=2.6
@@ -344,7 +364,9 @@ def _draw_footprints(axes: Axes, layers: Sequence[BoxLayer], named: bool) -> Non
             _draw_name(axes, layer, label, (u, v), float(opacity))
 
 
-def _draw_lines(axes: Axes, layer: BoxLayer, lines: list[Floats], alpha: Floats) -> None:
+def _draw_lines(
+    axes: Axes, layer: BoxLayer | LineLayer, lines: Sequence[Floats], alpha: Floats
+) -> None:
     """Draw polylines (each (points, 2)) in a layer's style, one opacity a line."""
     colours = [to_rgba(layer.colour, float(opacity)) for opacity in alpha]
     style = "--" if layer.dashed else "-"

@@ -15,8 +15,9 @@ from bevcask.data.lidar import read_points
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.registry import suggest
+from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TargetSpec
-from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, Picture
+from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, LineLayer, Picture
 
 SCORE = 9  # column of a box set, behind the nine box fields
 MIN_SCORE = 0.3  # of the teacher boxes that are drawn
@@ -63,7 +64,7 @@ def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
             "std": float(exact.std()),
             "min": float(exact.min()),
             "max": float(exact.max()),
-            "count": len(values) if kind in {"box_set", "query_set"} else None,
+            "count": len(values) if kind_of(cache.specs[name].tap).padded else None,
         }
     return {
         "token": token,
@@ -129,6 +130,7 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         points_P5=read_points(frames, token, 1),
         maps=[*_energy(cache, targets), *_heatmaps(cache, targets), *_voxels(cache, targets)],
         layers=layers,
+        lines=_polylines(cache, targets),
     )
 
 
@@ -184,6 +186,17 @@ def _heatmaps(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list
             peak_YX = targets[name].max(0)
             maps.append(BevMap(peak_YX, spec.tap.grid, title, "inferno", (0.0, 1.0)))
     return maps
+
+
+def _polylines(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[LineLayer]:
+    layers = []
+    for name, spec in first_views(cache).items():
+        if spec.tap.kind == "polylines":
+            rows = targets[name]
+            shown = rows[rows[:, -2] >= MIN_SCORE]
+            label = f"teacher {spec.tap.name}, score ≥ {MIN_SCORE:g} ({len(shown)} of {len(rows)})"
+            layers.append(LineLayer([own[:-2].reshape(-1, 2) for own in shown], label))
+    return layers
 
 
 def _voxels(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
