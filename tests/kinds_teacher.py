@@ -29,8 +29,14 @@ TAPS = {
             "occ.labels", "voxel_labels", (1, *NUM_VOXELS), GRID, True, VOXEL_CLASSES, bins=HEIGHTS
         ),
         TapInfo("map.lines", "polylines", (6, 2 * 4 + 2), classes=("divider", "crossing")),
+        TapInfo("query.layers", "query_layers", (3, 6, 5)),
+        TapInfo("query.centres", "query_points", (6, 3)),
+        TapInfo("query.tracks", "track_ids", (6,)),
     )
 }
+
+
+_SETS = ("map.lines", "query.layers", "query.centres", "query.tracks")
 
 
 def said_of(token: str) -> dict[str, Tensor]:
@@ -38,6 +44,7 @@ def said_of(token: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(int(token[:8], 16))
     classes = torch.rand((3, *NUM_VOXELS), generator=generator).softmax(0)
     count = 2 + int(token[-1], 16) % 4
+    valid = (torch.arange(6) < count)[:, None]
     lines = torch.zeros(6, 10)
     lines[:count, :8] = 20 * torch.randn((count, 8), generator=generator)
     lines[:count, 8] = torch.linspace(0.9, 0.1, count)
@@ -47,7 +54,10 @@ def said_of(token: str) -> dict[str, Tensor]:
         "occ.seen": (torch.rand((1, *NUM_VOXELS), generator=generator) > 0.3).float(),
         "occ.labels": classes.argmax(0, keepdim=True).float(),
         "map.lines": lines,
-        "map.lines.count": torch.tensor(count),
+        "query.layers": torch.randn((3, 6, 5), generator=generator) * valid,
+        "query.centres": 20 * torch.randn((6, 3), generator=generator) * valid,
+        "query.tracks": (2**53 + torch.arange(6)) * valid[:, 0],
+        **{f"{name}.count": torch.tensor(count) for name in _SETS},
     }
 
 

@@ -45,6 +45,8 @@ KINDS = {
     "box_set": "bevcask.targets.set_kinds:BoxSet",
     "polylines": "bevcask.targets.set_kinds:Polylines",
     "query_set": "bevcask.targets.set_kinds:QuerySet",
+    "query_layers": "bevcask.targets.set_kinds:QueryLayers",
+    "track_ids": "bevcask.targets.set_kinds:TrackIds",
     "query_places": "bevcask.targets.set_kinds:QueryPlaces",
     "query_points": "bevcask.targets.set_kinds:QueryPoints",
     "point_set": "bevcask.targets.pixels:PointSet",

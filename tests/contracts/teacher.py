@@ -43,7 +43,8 @@ class TeacherContract(ABC):
         for name, tap in taps.items():
             assert name == tap.name
             assert tuple(said[name].shape) == (2, *tap.shape), name
-            assert said[name].dtype == torch.float32
+            expected = torch.int64 if tap.kind == "track_ids" else torch.float32
+            assert said[name].dtype == expected, name
             assert bool(torch.isfinite(said[name]).all()), name
             assert not (tap.nonnegative and bool((said[name] < 0).any())), name
             assert kind_of(tap) is not None

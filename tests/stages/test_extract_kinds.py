@@ -19,7 +19,8 @@ from bevcask.targets.align import Align
 from bevcask.targets.region import box_mask
 from bevcask.targets.target import Target
 from bevcask.viz.pictures import draw
-from bevcask.viz.sample import compose_picture
+from bevcask.viz.sample import compose_picture, describe_sample
+from bevcask.viz.statistics import statistics
 from kinds_teacher import GRID, HEIGHTS, TAPS, VOXEL_CLASSES, said_of
 
 FLIPS = {
@@ -127,6 +128,39 @@ def test_polylines_meet_a_flipped_student_exactly(
             assert there[8:] == row[8:]
     for rows, back in zip(own, moves(flip).polylines(once), strict=True):
         assert torch.equal(rows, back)
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_queries_keep_layers_places_and_names(
+    targets: dict[str, Target], said: dict[str, torch.Tensor], flip: str
+) -> None:
+    torch.testing.assert_close(
+        targets["query.layers"].values, said["query.layers"], rtol=2**-11, atol=2**-25
+    )
+    assert targets["query.tracks"].values.dtype == torch.int64
+    assert torch.equal(targets["query.tracks"].values, said["query.tracks"])
+    for name in ("query.layers", "query.centres", "query.tracks"):
+        count_B = targets[name].count_B
+        assert count_B is not None
+        assert torch.equal(count_B, said[f"{name}.count"])
+    sign = torch.tensor([*(-1.0 if flip in (axis, "both") else 1.0 for axis in "xy"), 1.0])
+    once = moves(flip).points(list(targets["query.centres"].values))
+    assert torch.equal(torch.stack(once), said["query.centres"] * sign)
+    assert torch.equal(torch.stack(moves(flip).points(once)), said["query.centres"])
+
+
+def test_what_is_read_ends_at_the_count(cache: Cache, frames: Frames) -> None:
+    token = frames.tokens[0]
+    count = int(said_of(token)["query.layers.count"])
+    read = cache.read_float(token, ["query.layers", "query.tracks"])
+    assert read["query.layers"].shape == (3, count, 5)
+    assert read["query.tracks"].tolist() == [2**53 + own for own in range(count)]
+    assert describe_sample(cache, token)["targets"]["query.layers"]["count"] == count
+    found = statistics(cache)["query.layers"]
+    said = [said_of(own)["query.layers"][:, : int(said_of(own)["query.layers.count"])]
+            for own in frames.tokens]  # fmt: skip
+    assert found["mean"] == pytest.approx(float(torch.cat(said, 1).mean()), abs=1e-3)
+    assert cache.dask("query.tracks").compute().dtype == np.int64
 
 
 def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: Path) -> None:

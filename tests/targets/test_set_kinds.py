@@ -2,10 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 
+from bevcask.cache.quantize import dequantize, encode
+from bevcask.config import StoreConfig
+from bevcask.errors import TargetMismatchError
 from bevcask.geometry import CLASSES
-from bevcask.targets.spec import TapInfo
+from bevcask.targets.plan import plan
+from bevcask.targets.spec import Need, TapInfo, TargetSpec
 from contracts.kind import FLIPS, PIXELS, TURNS, KindContract
 
 
@@ -88,6 +94,76 @@ class TestQuerySet(KindContract):
         assert self.kind.alignment(self.tap, FLIPS) == "approximate"
         assert self.kind.alignment(self.tap, TURNS) == "approximate"
         assert self.kind.alignment(self.tap, PIXELS) == "exact"
+
+
+class TestQueryLayers(KindContract):
+    tap = TapInfo("query.layers", "query_layers", (3, 9, 4))
+
+    def good(self) -> torch.Tensor:
+        return torch.randn(2, 3, 9, 4)
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"expected shape": torch.randn(2, 9, 3, 4)}
+
+    def test_features_do_not_turn(self) -> None:
+        assert self.kind.alignment(self.tap, FLIPS) == "approximate"
+        assert self.kind.alignment(self.tap, PIXELS) == "exact"
+
+    def test_each_layer_has_its_own_scale(self) -> None:
+        values = self.good() * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+        stored = encode(values, TargetSpec(self.tap, "int8"))
+        assert stored.scale is not None
+        assert stored.scale.shape == (2, 3, 4)
+        step = values.abs().amax(2, keepdim=True) / 127
+        restored = dequantize(stored.values, stored.scale)
+        assert ((restored - values).abs() <= 0.501 * step).all()
+        assert np.array_equal(stored.numpy().floats(), restored.numpy())
+
+    def test_the_count_is_of_queries(self) -> None:
+        spec = TargetSpec(self.tap, "float16")
+        assert encode(self.good(), spec).count.tolist() == [9, 9]  # type: ignore[union-attr]
+        with pytest.raises(TargetMismatchError, match="counts 10 entries, it has 0 to 9"):
+            encode(self.good(), spec, count=torch.tensor([9, 10]))
+
+
+class TestTrackIds(KindContract):
+    tap = TapInfo("query.tracks", "track_ids", (9,))
+
+    def good(self) -> torch.Tensor:
+        return torch.arange(18).reshape(2, 9) + 2**53
+
+    def broken(self) -> dict[str, torch.Tensor]:
+        return {"int64, got torch.float32": torch.zeros(2, 9)}
+
+    def test_not_finite_is_refused(self) -> None:  # type: ignore[override]
+        """No whole number is infinite."""
+
+    def test_wrong_shape_and_dtype_are_refused(self) -> None:
+        values = self.good()
+        for wrong in (values[0], values[:, :-1], values[:, None]):
+            with pytest.raises(TargetMismatchError, match="expected shape"):
+                self.kind.check(self.tap, wrong)
+        with pytest.raises(TargetMismatchError, match="int64"):
+            self.kind.check(self.tap, values.int())
+
+    def test_names_are_never_rounded(self) -> None:
+        values = self.good()
+        values[0, 0] = -1
+        stored = encode(values, TargetSpec(self.tap, "int64"))
+        assert torch.equal(dequantize(stored.values, stored.scale), values)
+        assert np.array_equal(stored.numpy().floats(), values.numpy())
+        with pytest.raises(TargetMismatchError, match="int64"):
+            encode(values.double(), TargetSpec(self.tap, "int64"))
+
+    def test_whatever_the_store_says(self) -> None:
+        need = Need("tracks", "query.tracks", "track_ids")
+        for codec in ("auto", "int8", "float16"):
+            [spec] = plan(
+                [need], {"query.tracks": self.tap}, 1, StoreConfig(codec=codec), None
+            ).specs
+            assert spec.codec == "int64"
+        for augment in (FLIPS, TURNS):
+            assert self.kind.alignment(self.tap, augment) == "exact"
 
 
 class TestQueryPlaces(KindContract):

@@ -32,6 +32,8 @@ TAPS: dict[str, Any] = {
         "classes": ["road", "free"],
     },
     "map.lines": {"kind": "polylines", "shape": [4, 8], "classes": ["divider", "crossing"]},
+    "query.layers": {"kind": "query_layers", "shape": [2, 4, 3]},
+    "query.tracks": {"kind": "track_ids", "shape": [4]},
     "image.fpn0": {"kind": "image_feature", "shape": [6, 2, 3, 4], "depends_on_images": True},
 }
 
@@ -50,7 +52,15 @@ class TestSpool(TeacherContract):
             said |= {"head.boxes": list(rows), "occ.labels": said["occ.labels"].round()}
             lines = random.random((1, number, 8))
             lines[..., 7] = 1
-            recorder.put([f"t{number}"], said | {"map.lines": list(lines)})
+            recorder.put(
+                [f"t{number}"],
+                said
+                | {
+                    "map.lines": list(lines),
+                    "query.layers": random.random((1, 2, number, 3)),
+                    "query.tracks": 2**53 + np.arange(number)[None],
+                },
+            )
         self.section = {"type": "spool", "folder": str(tmp_path)}
 
     def batch(self, num_samples: int) -> Batch:
@@ -58,7 +68,10 @@ class TestSpool(TeacherContract):
         return Batch(tokens, torch.eye(4).expand(num_samples, 4, 4))
 
     def test_sets_end_where_they_do_and_begin_with_the_best(self) -> None:
-        said = self.make()(self.batch(3), ["map.lines"])
+        said = self.make()(self.batch(3), ["map.lines", "query.layers", "query.tracks"])
+        assert said["query.layers.count"].tolist() == [0, 1, 2]
+        assert (said["query.layers"] != 0).any(3).sum(2).tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert said["query.tracks"].tolist()[2] == [2**53, 2**53 + 1, 0, 0]
         assert said["map.lines.count"].tolist() == [0, 1, 2]
         assert (said["map.lines"] != 0).any(2).sum(1).tolist() == [0, 1, 2]
         assert said["map.lines"][2, 0, 6] > said["map.lines"][2, 1, 6]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bevcask.cache.frames import FrameTable
 from bevcask.errors import TargetMismatchError
 from bevcask.fingerprint import canonical, canonical_text
-from bevcask.targets.spec import LEVELS, TargetSpec, stored_dtype
+from bevcask.targets.spec import LEVELS, TapInfo, TargetSpec, stored_dtype
 
 FORMAT = "bevcask"
 SCHEMA_VERSION = 4
@@ -32,6 +32,8 @@ _SETS = {
     "box_set": ("boxes", ("row", "box", "field")),
     "polylines": ("polylines", ("row", "polyline", "field")),
     "query_set": ("queries", ("row", "query", "channel")),
+    "query_layers": ("queries", ("row", "layer", "query", "channel")),
+    "track_ids": ("queries", ("row", "query")),
     "query_places": ("queries", ("row", "query", "place")),
     "query_points": ("queries", ("row", "query", "point")),
     "point_set": ("points", ("row", "point", "channel")),
@@ -57,7 +59,7 @@ class Encoded(Generic[ArrayT]):
 
     Attributes:
         values: (B, ...) in the spec's codec dtype.
-        scale: float32 (B, C) or (B, V, C); value = values * scale. None for float codecs.
+        scale: float32 (B, C), (B, V, C) or (B, L, C); value = values * scale. None for float codecs.
         region: bool (B, Y, X), cells that were stored. None where everything is.
         count: int64 (B,), valid entries of padded sets. None for dense kinds.
     """
@@ -76,8 +78,10 @@ class Encoded(Generic[ArrayT]):
         """Return the same on the host as numpy arrays."""
         return Encoded(*(_to_numpy(getattr(self, field.name)) for field in fields(self)))
 
-    def floats(self) -> npt.NDArray[np.float32]:
-        """Return the values of arrays on the host as float32, scaled where they are integers."""
+    def floats(self) -> npt.NDArray[Any]:
+        """Return the values on the host as float32, scaled where they have one; names as int64."""
+        if np.asarray(self.values).dtype == np.int64:
+            return np.asarray(self.values)
         values: npt.NDArray[np.float32] = np.asarray(self.values).astype(np.float32)
         if self.scale is None:
             return values
@@ -142,9 +146,21 @@ def dims_of(spec: TargetSpec) -> tuple[str, ...]:
 
 
 def scale_axes(spec: TargetSpec) -> tuple[int, ...]:
-    """Return the axes of a sample's tensor that keep a scale of their own (cameras, channels)."""
-    dims = dims_of(spec)[1:]
-    return tuple(axis for axis, dim in enumerate(dims) if dim in ("camera", "channel", "field"))
+    """Return the axes of a sample's tensor that keep a scale: cameras, layers, channels."""
+    dims, own = dims_of(spec)[1:], ("camera", "layer", "channel", "field")
+    return tuple(axis for axis, dim in enumerate(dims) if dim in own)
+
+
+def entry_axis(tap: TapInfo) -> int:
+    """Return the axis of a padded set's tensor that its count cuts."""
+    return 1 if tap.kind == "query_layers" else 0
+
+
+def valid_entries(values: ArrayT, count: Any, axis: int) -> ArrayT:
+    """Return a sample of a padded set without what lies behind its count."""
+    whole: Any = values
+    cut: ArrayT = whole[(slice(None),) * axis + (slice(int(count)),)]
+    return cut
 
 
 def is_scaled(spec: TargetSpec) -> bool:
@@ -177,6 +193,8 @@ def check_spec(spec: TargetSpec) -> None:
         problems.append("name: expected letters, digits, `.`, `_`, `-`")
     if tap.kind == "box_set" and spec.codec != "float32":
         problems.append(f"codec: boxes are stored as float32, got {spec.codec}")
+    if (spec.codec == "int64") != (tap.kind == "track_ids"):
+        problems.append(f"codec: int64 is for track_ids and nothing else, got {spec.codec}")
     if spec.codec.startswith("u") and not tap.nonnegative:
         problems.append(f"codec: {spec.codec} holds no negative values; use int8 for a signed tap")
     if spec.region.name != "all" and "y" not in _DENSE.get(tap.kind, ()):

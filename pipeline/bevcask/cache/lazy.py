@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def lazy_values(cache: "Cache", name: str, frames: int | None = None) -> dask.array.Array:
-    """Return the dequantised values of a target, float32 (frame, *shape).
+    """Return the dequantised values of a target (frame, *shape), see `Encoded.floats`.
 
     A dask chunk is so many frames of one shard, which is what is read for any part of it; without a
     number it is all of them.
     """
-    shape = cache.specs[name].tap.shape
-    return _lazy(cache, name, "values", shape, np.dtype("float32"), frames)
+    spec = cache.specs[name]
+    dtype = np.dtype("int64" if spec.codec == "int64" else "float32")
+    return _lazy(cache, name, "values", spec.tap.shape, dtype, frames)
 
 
 def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray.Dataset:

@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded, is_scaled, is_set, scale_axes
+from bevcask.cache.layout import Encoded, entry_axis, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import divisor
 from bevcask.targets.kinds import kind_of
@@ -62,6 +62,8 @@ def encode(
             f"target {spec.key!r}: expected (B, {', '.join(map(str, spec.tap.shape))}), "
             f"got {tuple(values.shape)}. The teacher's tap does not match its own description."
         )
+    if spec.codec == "int64":
+        return _names(values.detach(), spec, count, tokens)
     exact = values.detach().float()
     low, high = _extremes(exact, spec)
     if not _sound(exact, low, high, spec):
@@ -73,7 +75,7 @@ def encode(
         exact = exact * region.reshape(len(exact), *(1,) * (exact.ndim - 3), *region.shape[1:])
         low, high = _extremes(exact, spec)
     if is_set(spec) and count is None:
-        count = torch.full((len(exact),), spec.tap.shape[0], device=exact.device)
+        count = _all_entries(exact, spec)
     if is_scaled(spec):
         stored, scale = _quantize(exact, torch.maximum(high, -low), spec)
         return Encoded(stored, scale, region, count)
@@ -83,6 +85,23 @@ def encode(
             torch.isfinite(stored), spec, tokens, "beyond +-65504", "Store it with codec float32."
         )
     return Encoded(stored, None, region, count)
+
+
+def _names(
+    values: Tensor, spec: TargetSpec, count: Tensor | None, tokens: Sequence[str]
+) -> Encoded[Tensor]:
+    """Return whole numbers that are no quantities as they are."""
+    if found := kind_of(spec.tap).problems(spec.tap, values):
+        raise TargetMismatchError(f"target {spec.key!r}: {'; '.join(found)}. Nothing is stored.")
+    if count is None:
+        count = _all_entries(values, spec)
+    _check_count(count, spec, tokens)
+    return Encoded(values, None, None, count)
+
+
+def _all_entries(values: Tensor, spec: TargetSpec) -> Tensor:
+    size = spec.tap.shape[entry_axis(spec.tap)]
+    return torch.full((len(values),), size, device=values.device)
 
 
 def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
@@ -133,7 +152,7 @@ def _find_fault(
 
 
 def _check_count(count: Tensor, spec: TargetSpec, tokens: Sequence[str]) -> None:
-    size = spec.tap.shape[0]
+    size = spec.tap.shape[entry_axis(spec.tap)]
     good_B = (count >= 0) & (count <= size)
     if not bool(good_B.all()):
         first = int((~good_B).nonzero()[0])
@@ -176,14 +195,14 @@ def _refuse(
 
 
 def dequantize(values: Tensor, scale: Tensor | None) -> Tensor:
-    """Return float32 values on the device of `values`.
+    """Return float32 values on the device of `values`; int64, which are names, as they are.
 
     Args:
-        values: (B, [V,] C, [Z,] H, W), (B, N, C) or one sample of these, codec dtype.
-        scale: float32, one a (sample, [camera,] channel); None for float codecs.
+        values: (B, [V,] C, [Z,] H, W), (B, [L,] N, C) or one sample of these, codec dtype.
+        scale: float32, one a (sample, [camera or layer,] channel); None for float codecs.
     """
     if scale is None:
-        return values.float()
+        return values if values.dtype == torch.int64 else values.float()
     if values.ndim - scale.ndim == 1:  # (B, Q, C) with (B, C): the channel axis is last
         return values.float() * scale.unsqueeze(-2)
     return values.float() * scale[(..., *(None,) * (values.ndim - scale.ndim))]

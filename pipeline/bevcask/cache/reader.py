@@ -18,6 +18,8 @@ from bevcask.cache.layout import (
     Encoded,
     Layout,
     arrays_of,
+    entry_axis,
+    valid_entries,
 )
 from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
 from bevcask.cache.near import Near
@@ -213,17 +215,19 @@ class Cache:
 
     def read_float(
         self, token: str, names: Collection[str] | None = None
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    ) -> dict[str, npt.NDArray[Any]]:
         """Return the targets of one frame as the teacher said them, but for what the codec lost.
 
         Returns:
-            Target name -> float32 (spec.tap.shape), 0 outside a region; padded sets are cut to
+            Target name -> float32 (track ids: int64), 0 outside a region; padded sets are cut to
             their valid entries.
         """
         targets = {}
         for name, stored in self.read(token, names).items():
             values = stored.floats()
-            targets[name] = values if stored.count is None else values[: int(stored.count)]
+            if stored.count is not None:
+                values = valid_entries(values, stored.count, entry_axis(self.specs[name].tap))
+            targets[name] = values
         return targets
 
     def read_batch(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevcask.cache.layout import Encoded, dims_of, group_of
+from bevcask.cache.layout import Encoded, dims_of, entry_axis, group_of, valid_entries
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.cluster import Workers
@@ -142,14 +142,16 @@ class _Shard:
             if outside:
                 add(f"{outside} values outside the stored region are not zero")
         if stored.count is not None:
-            count, size = int(stored.count), spec.tap.shape[0]
+            axis = entry_axis(spec.tap)
+            count, size = int(stored.count), spec.tap.shape[axis]
             if not 0 <= count <= size:
                 add(f"count: expected 0 to {size}, got {count}")
                 return None
-            behind = int(np.count_nonzero(host[count:].any(axis=1)))
+            entries = np.moveaxis(host, axis, 0)
+            behind = int(np.count_nonzero(entries[count:].any(axis=tuple(range(1, host.ndim)))))
             if behind:
                 add(f"{behind} entries behind the count of {count} are not zero")
-            host = host[:count]
+            host = valid_entries(host, count, axis)
             if spec.tap.kind in _SCORE and (np.diff(host[:, _SCORE[spec.tap.kind]]) > 0).any():
                 add("entries are not sorted by score, best first")
         return host if np.isfinite(host).all() else None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import group_of, is_scaled, scale_axes
+from bevcask.cache.layout import entry_axis, group_of, is_scaled, scale_axes, valid_entries
 from bevcask.cache.quantize import as_stored
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem
@@ -217,8 +217,9 @@ def _compare(
         whole = as_stored(said[spec.name], spec).float()[0]
         agreement.noise = max(agreement.noise, _gap(other, whole, bound, spec)[0].largest)
     if stored.count is not None:
-        values = values[: int(stored.count)]
-        exact = exact[: int(said[f"{spec.name}.count"][0])]
+        axis = entry_axis(spec.tap)
+        values = valid_entries(values, stored.count, axis)
+        exact = valid_entries(exact, said[f"{spec.name}.count"][0], axis)
     gap, absolute = _gap(values, exact, bound, spec)
     if spec.tap.kind == "box_set":
         verdict = judge_boxes(gap, agreement.noise, maps)

@@ -15,7 +15,7 @@ from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
 from bevcask.targets.spec import LEVELS, Alignment, Codec, Region, TapInfo, TargetSpec, stored_dtype
 
-ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}
+ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4, "int64": 8}
 SCALE_BYTES = 4  # one float32 a (row, [camera,] channel)
 COUNT_BYTES = 8  # one int64 a row
 ROUNDING = 2.0**-10  # of half precision: a probability may pass 1 by this much

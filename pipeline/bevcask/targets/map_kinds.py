@@ -8,7 +8,7 @@ from torch import Tensor
 from bevcask.config import AugmentConfig
 from bevcask.targets.box_code import CODE_SIZE, TASKS
 from bevcask.targets.kinds import ROUNDING, Kind, moves_bev, turns_or_scales
-from bevcask.targets.spec import Alignment, Codec, Region, RegionName, TapInfo
+from bevcask.targets.spec import VALUE_CODECS, Alignment, Codec, Region, RegionName, TapInfo
 
 _COLUMN_REGIONS = ("all", "foreground", "union")
 _MOST_LABELS = 2048  # whole numbers that half precision tells apart
@@ -18,7 +18,7 @@ class DenseBEV(Kind):
     """A feature map (C, Y, X) on a BEV grid."""
 
     axes: tuple[str, ...] = ("C", "Y", "X")
-    codecs: tuple[Codec, ...] = get_args(Codec)
+    codecs: tuple[Codec, ...] = VALUE_CODECS
 
     def describe_problems(self, tap: TapInfo) -> list[str]:
         found = super().describe_problems(tap)
@@ -188,7 +188,7 @@ class ImageFeature(Kind):
     """Features of every camera (V, C, H, W); they change with the pixels, never with the BEV."""
 
     axes: tuple[str, ...] = ("V", "C", "H", "W")
-    codecs: tuple[Codec, ...] = get_args(Codec)
+    codecs: tuple[Codec, ...] = VALUE_CODECS
 
     def describe_problems(self, tap: TapInfo) -> list[str]:
         found = super().describe_problems(tap)

@@ -1,12 +1,11 @@
 """Kinds of padded sets: boxes, map elements, and what queries say, know of their place or read."""
 
-from typing import get_args
-
+import torch
 from torch import Tensor
 
 from bevcask.config import AugmentConfig
 from bevcask.targets.kinds import Kind, moves_bev
-from bevcask.targets.spec import Alignment, Codec, Region, TapInfo
+from bevcask.targets.spec import VALUE_CODECS, Alignment, Codec, Region, TapInfo
 
 BOX_COLUMNS = 11  # nine box fields, score, class
 PLACE_COLUMNS = 3  # x, y, weight
@@ -93,7 +92,7 @@ class QuerySet(Kind):
     """Query states (Q, C), zeros behind the count. Features cannot be moved in closed form."""
 
     axes: tuple[str, ...] = ("Q", "C")
-    codecs: tuple[Codec, ...] = get_args(Codec)
+    codecs: tuple[Codec, ...] = VALUE_CODECS
     padded = True
 
     def codec(self, tap: TapInfo, region: Region) -> Codec:
@@ -105,6 +104,38 @@ class QuerySet(Kind):
 
     def scales(self, tap: TapInfo) -> int:
         return tap.shape[1]
+
+
+class QueryLayers(QuerySet):
+    """Query states layer by layer (L, Q, C); the count is of queries, the same in each layer."""
+
+    axes: tuple[str, ...] = ("L", "Q", "C")
+
+    def scales(self, tap: TapInfo) -> int:
+        return tap.shape[0] * tap.shape[2]
+
+
+class TrackIds(Kind):
+    """Which track each query follows (Q,), int64; negative for none, zeros behind the count.
+
+    A name, not a number: stored as it is, and nothing moves it.
+    """
+
+    axes: tuple[str, ...] = ("Q",)
+    codecs: tuple[Codec, ...] = ("int64",)
+    padded = True
+
+    def problems(self, tap: TapInfo, values: Tensor) -> list[str]:
+        if values.dtype == torch.int64:
+            return super().problems(tap, values.double())
+        found = super().problems(tap, values)
+        return [*found, f"{tap.name}: expected whole numbers, int64, got {values.dtype}"]
+
+    def codec(self, tap: TapInfo, region: Region) -> Codec:
+        return "int64"
+
+    def bev_alignment(self, tap: TapInfo, augment: AugmentConfig) -> Alignment:
+        return "exact"
 
 
 class QueryPlaces(Kind):

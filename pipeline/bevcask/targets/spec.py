@@ -1,14 +1,26 @@
 """Descriptions without tensors: what a tap is, what a method needs, what a cache stores."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bevcask.geometry import Grid
 
 Alignment = Literal["exact", "aligned", "replay", "approximate"]
 Codec = Literal[
-    "uint8", "uint6", "uint5", "uint4", "int8", "int6", "int5", "int4", "float16", "float32"
+    "uint8",
+    "uint6",
+    "uint5",
+    "uint4",
+    "int8",
+    "int6",
+    "int5",
+    "int4",
+    "float16",
+    "float32",
+    "int64",
 ]
+VALUE_CODECS: tuple[Codec, ...] = tuple(codec for codec in get_args(Codec) if codec != "int64")
+"""Of numbers; `int64` is for names."""
 # The largest integer of each codec that has a scale. Fewer levels still take a byte in memory;
 # entropy coding makes them small on disk, and no reader has to unpack anything.
 LEVELS: dict[Codec, int] = {
@@ -36,10 +48,9 @@ class TapInfo:
         name: tap name, e.g. `bev.neck`, `head.heatmap`, `head.boxes`, `query.last`, `image.fpn0`.
         kind: a key of `registry.KINDS`.
         shape: of one sample: dense_bev, heatmap and box_code (C, Y, X); occupancy (C, Z, Y, X),
-            voxel_labels (1, Z, Y, X); box_set (N_max, 11); polylines
-            (N_max, 2 P + 2);
-            query_set (Q, C); query_places and query_points (Q, 3 a place or point);
-            image_feature (V, C, H, W); point_set (P, 5).
+            voxel_labels (1, Z, Y, X); box_set (N_max, 11); polylines (N_max, 2 P + 2);
+            query_set (Q, C); query_layers (L, Q, C); track_ids (Q,); query_places and
+            query_points (Q, 3 a place or point); image_feature (V, C, H, W); point_set (P, 5).
         grid: the BEV grid of dense kinds, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap, occupancy) or per label (box_set, polylines,

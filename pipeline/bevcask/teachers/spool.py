@@ -12,6 +12,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bevcask.cache.layout import entry_axis, valid_entries
 from bevcask.config import Config as AnyConfig
 from bevcask.config import PathText
 from bevcask.detectors.base import Batch, Inputs
@@ -115,11 +116,14 @@ class SpoolTeacher(Teacher):
             own = [sample[name] for sample in samples]
             padded = kind_of(tap).padded
             stacked = torch.zeros if padded else torch.empty
-            found[name] = stacked((len(own), *tap.shape), dtype=torch.float32)
+            dtype = torch.int64 if tap.kind == "track_ids" else torch.float32
+            found[name] = stacked((len(own), *tap.shape), dtype=dtype)
+            axis = entry_axis(tap)
             for row, values in zip(found[name], own, strict=True):
-                row[: len(values)].copy_(values)  # converted on the way
+                size = values.shape[axis]
+                valid_entries(row, size, axis).copy_(values)  # converted on the way
             if padded:
-                found[f"{name}.count"] = torch.tensor([len(rows) for rows in own])
+                found[f"{name}.count"] = torch.tensor([rows.shape[axis] for rows in own])
         return {name: value.to(self._device) for name, value in found.items()}
 
     def _sample(self, token: str, names: list[str]) -> dict[str, Tensor]:
@@ -153,8 +157,10 @@ class SpoolTeacher(Teacher):
         expected, got = said.shape, tuple(value.shape)
         if said.kind == "box_set":
             expected, got = (len(self.manifest.boxes.columns),), got[1:]
-        elif kind_of(self.manifest.tap(name)).padded and got and got[0] <= expected[0]:
-            expected, got = expected[1:], got[1:]
+        elif kind_of(tap := self.manifest.tap(name)).padded and len(got) == len(expected):
+            axis = entry_axis(tap)
+            if got[axis] <= expected[axis]:  # fewer than the most
+                got = (*got[:axis], expected[axis], *got[axis + 1 :])
         if got != expected:
             raise DataError(
                 f"{path}: tap {name!r} is {tuple(value.shape)}, the manifest says "

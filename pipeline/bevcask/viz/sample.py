@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.cache import Cache
+from bevcask.cache.layout import entry_axis, is_set
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.images import read_image
@@ -15,7 +16,6 @@ from bevcask.data.lidar import read_points
 from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.registry import suggest
-from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TargetSpec
 from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, LineLayer, Picture
 
@@ -55,8 +55,8 @@ def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
     number = list(cache.frames.tokens).index(token)
     rows = {}
     for name, values in cache.read_float(token).items():
-        kind = cache.specs[name].tap.kind
-        exact = (values[:, SCORE] if kind == "box_set" else values).astype(np.float64)
+        spec = cache.specs[name]
+        exact = (values[:, SCORE] if spec.tap.kind == "box_set" else values).astype(np.float64)
         if not exact.size:
             exact = np.zeros(1)
         rows[name] = {
@@ -64,7 +64,7 @@ def describe_sample(cache: Cache, token: str) -> dict[str, Any]:
             "std": float(exact.std()),
             "min": float(exact.min()),
             "max": float(exact.max()),
-            "count": len(values) if kind_of(cache.specs[name].tap).padded else None,
+            "count": values.shape[entry_axis(spec.tap)] if is_set(spec) else None,
         }
     return {
         "token": token,

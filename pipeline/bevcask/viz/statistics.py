@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dask.callbacks import Callback
 
 from bevcask.cache import Cache
-from bevcask.cache.layout import dims_of
+from bevcask.cache.layout import dims_of, valid_entries
 from bevcask.progress import Ticker, progress_bar
 
 # dask ships type information without types; these three are called as if it shipped none.
@@ -97,9 +97,9 @@ def _summarise_channels(
 ) -> npt.NDArray[np.float64]:
     """Return (1, C, 6) `_MOMENTS` of a shard; `count` cuts the entries of padded sets."""
     if count is not None:
-        values = np.concatenate(
-            [frame[: int(n)] for frame, n in zip(values, count.reshape(-1), strict=True)]
-        )[None]
+        along = values.ndim - 3  # queries lie before channels
+        own = zip(values, count.reshape(-1), strict=True)
+        values = np.concatenate([valid_entries(frame, n, along) for frame, n in own], along)[None]
     channels = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
     table = np.zeros((1, len(channels), len(_MOMENTS)))
     if channels.shape[1]:
