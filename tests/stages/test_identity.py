@@ -268,7 +268,7 @@ def test_student_refuses_another_class_order(
         plan=theirs.plan,
         provenance=theirs.provenance,
     )
-    from bevcask.cache.layout import Encoded, concatenate
+    from bevcask.cache.encoded import Encoded, concatenate
 
     for shard in writer.missing():
         rows = [theirs.read(token) for token in writer.tokens(shard)]

@@ -150,6 +150,7 @@ class TestTrackIds(KindContract):
         values = self.good()
         values[0, 0] = -1
         stored = encode(values, TargetSpec(self.tap, "int64"))
+        assert dequantize(stored.values, stored.scale).dtype == torch.int64
         assert torch.equal(dequantize(stored.values, stored.scale), values)
         assert np.array_equal(stored.numpy().floats(), values.numpy())
         with pytest.raises(TargetMismatchError, match="int64"):

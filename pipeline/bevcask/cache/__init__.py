@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bevcask.cache.begin import create, stored_targets
+    from bevcask.cache.encoded import Encoded, concatenate
     from bevcask.cache.frames import FrameTable
     from bevcask.cache.identity import check_identity
-    from bevcask.cache.layout import Encoded, Layout, concatenate
+    from bevcask.cache.layout import Layout
     from bevcask.cache.quantize import dequantize, encode
     from bevcask.cache.reader import Cache, open_cache
     from bevcask.cache.verify_bytes import Problem, Report, verify
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "check_identity": "identity",
-    "Encoded": "layout",
+    "Encoded": "encoded",
     "FrameTable": "frames",
     "Layout": "layout",
-    "concatenate": "layout",
+    "concatenate": "encoded",
     "dequantize": "quantize",
     "encode": "quantize",
     "Cache": "reader",

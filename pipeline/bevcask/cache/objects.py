@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from bevcask.cache.chunks import encode_chunk, join_rows
 from bevcask.cache.commit import Committed
-from bevcask.cache.layout import ArraySpec, Encoded, Layout, arrays_of, group_of, is_set
+from bevcask.cache.encoded import Encoded
+from bevcask.cache.layout import ArraySpec, Layout, arrays_of, group_of, is_set
 from bevcask.errors import TargetMismatchError
 from bevcask.targets.spec import TargetSpec
 

@@ -20,7 +20,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded, entry_axis, is_scaled, is_set, scale_axes
+from bevcask.cache.encoded import Encoded
+from bevcask.cache.layout import entry_axis, is_scaled, is_set, scale_axes
 from bevcask.errors import TargetMismatchError
 from bevcask.geometry import divisor
 from bevcask.targets.kinds import kind_of

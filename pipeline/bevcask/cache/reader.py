@@ -13,14 +13,9 @@ import numpy.typing as npt
 
 from bevcask.cache.chunks import REPAIR
 from bevcask.cache.commit import Commit
+from bevcask.cache.encoded import Encoded, valid_entries
 from bevcask.cache.files import Files
-from bevcask.cache.layout import (
-    Encoded,
-    Layout,
-    arrays_of,
-    entry_axis,
-    valid_entries,
-)
+from bevcask.cache.layout import Layout, arrays_of, entry_axis
 from bevcask.cache.metadata import PROVENANCE, ROOT, open_json, read_frames, read_root, read_small
 from bevcask.cache.near import Near
 from bevcask.cache.schema import said

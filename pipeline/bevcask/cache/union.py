@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.cache.near import Near
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.errors import ConfigError, UnknownNameError

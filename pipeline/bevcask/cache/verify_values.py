@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevcask.cache.layout import Encoded, dims_of, entry_axis, group_of, valid_entries
+from bevcask.cache.encoded import Encoded, valid_entries
+from bevcask.cache.layout import dims_of, entry_axis, group_of
 from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.cluster import Workers

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded, concatenate
+from bevcask.cache.encoded import Encoded, concatenate
 from bevcask.cache.near import Near
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import entry_axis, group_of, is_scaled, scale_axes, valid_entries
+from bevcask.cache.encoded import valid_entries
+from bevcask.cache.layout import entry_axis, group_of, is_scaled, scale_axes
 from bevcask.cache.quantize import as_stored
 from bevcask.cache.reader import Cache
 from bevcask.cache.verify_bytes import Problem

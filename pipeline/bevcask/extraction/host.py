@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 
 
 class HostCopies:

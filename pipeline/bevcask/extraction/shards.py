@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.cache.quantize import encode_targets
 from bevcask.detectors.base import Batch
 from bevcask.detectors.memory import Stream

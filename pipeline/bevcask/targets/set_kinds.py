@@ -46,8 +46,9 @@ class BoxSet(Kind):
 class Polylines(Kind):
     """Map elements (N, 2 P + 2): x, y of P points, score, class; best first.
 
-    Zeros behind the count. Metres, canonical frame, in the order in which the teacher walks along them; a closed one says
-    its first point again. Moving keeps that order, so a flip turns the sense of rotation round.
+    Zeros behind the count. Metres, canonical frame, in the order in which the teacher walks along
+    them; a closed one says its first point again. Moving keeps that order, so a flip turns the
+    sense of rotation round.
     """
 
     axes: tuple[str, ...] = ("N", "2 P + 2")

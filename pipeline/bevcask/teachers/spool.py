@@ -12,7 +12,8 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bevcask.cache.layout import entry_axis, valid_entries
+from bevcask.cache.encoded import valid_entries
+from bevcask.cache.layout import entry_axis
 from bevcask.config import Config as AnyConfig
 from bevcask.config import PathText
 from bevcask.detectors.base import Batch, Inputs

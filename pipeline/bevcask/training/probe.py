@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bevcask.cache.chunks import decode_chunk, encode_chunk
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.cache.quantize import encode_targets
 from bevcask.config import StoreConfig
 from bevcask.data.join import TrainBatch, dequantised

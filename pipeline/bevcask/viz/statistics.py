@@ -14,7 +14,8 @@ import numpy.typing as npt
 from dask.callbacks import Callback
 
 from bevcask.cache import Cache
-from bevcask.cache.layout import dims_of, valid_entries
+from bevcask.cache.encoded import valid_entries
+from bevcask.cache.layout import dims_of
 from bevcask.progress import Ticker, progress_bar
 
 # dask ships type information without types; these three are called as if it shipped none.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bevcask.cache import Cache
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.viz.html.collect import change, line, spread
 from bevcask.viz.html.pages import SCRIPTS
 from bevcask.viz.html.report import Asked, write_report

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevcask.cache import Cache
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.data.index.frames import Frames
 from bevcask.errors import CacheCorruptError
 from bevcask.processes import cores

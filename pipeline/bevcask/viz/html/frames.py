@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bevcask.cache.layout import Encoded
+from bevcask.cache.encoded import Encoded
 from bevcask.data.images import read_image
 from bevcask.data.index.frames import Frames
 from bevcask.data.lidar import read_points
