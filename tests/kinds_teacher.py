@@ -10,6 +10,7 @@ from bevcask.config import Config
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.geometry import Grid
 from bevcask.methods.base import Method, Pair
+from bevcask.targets.moments import channel_moments
 from bevcask.targets.spec import Region, TapInfo
 from bevcask.teachers.base import Teacher
 
@@ -32,6 +33,7 @@ TAPS = {
         TapInfo("query.layers", "query_layers", (3, 6, 5)),
         TapInfo("query.centres", "query_points", (6, 3)),
         TapInfo("query.tracks", "track_ids", (6,)),
+        TapInfo("occ.moments", "channel_moments", (2, 3), GRID),
     )
 }
 
@@ -51,6 +53,7 @@ def said_of(token: str) -> dict[str, Tensor]:
     lines[:count, 9] = torch.arange(count) % 2
     return {
         "occ.classes": classes,
+        "occ.moments": channel_moments(classes[None])[0],
         "occ.seen": (torch.rand((1, *NUM_VOXELS), generator=generator) > 0.3).float(),
         "occ.labels": classes.argmax(0, keepdim=True).float(),
         "map.lines": lines,

@@ -50,6 +50,7 @@ KINDS = {
     "query_places": "bevcask.targets.set_kinds:QueryPlaces",
     "query_points": "bevcask.targets.set_kinds:QueryPoints",
     "point_set": "bevcask.targets.pixels:PointSet",
+    "channel_moments": "bevcask.targets.moments:ChannelMoments",
     "image_feature": "bevcask.targets.map_kinds:ImageFeature",
     "image_transform": "bevcask.targets.map_kinds:ImageTransform",
 }

@@ -16,6 +16,7 @@ from bevcask.data.samples import Key, SampleReader
 from bevcask.detectors.base import Inputs
 from bevcask.geometry import bev_matrix
 from bevcask.targets.align import Align
+from bevcask.targets.moments import channel_moments
 from bevcask.targets.region import box_mask
 from bevcask.targets.target import Target
 from bevcask.viz.pictures import draw
@@ -161,6 +162,16 @@ def test_what_is_read_ends_at_the_count(cache: Cache, frames: Frames) -> None:
             for own in frames.tokens]  # fmt: skip
     assert found["mean"] == pytest.approx(float(torch.cat(said, 1).mean()), abs=1e-3)
     assert cache.dask("query.tracks").compute().dtype == np.int64
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_moments_are_those_of_the_flipped_student(
+    targets: dict[str, Target], said: dict[str, torch.Tensor], flip: str
+) -> None:
+    assert torch.equal(targets["occ.moments"].values, said["occ.moments"])
+    dims = [dim for axis, dim in (("x", -1), ("y", -2)) if flip in (axis, "both")]
+    student = channel_moments(said["occ.classes"].flip(dims))
+    torch.testing.assert_close(student, targets["occ.moments"].values, rtol=0, atol=1e-6)
 
 
 def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: Path) -> None:

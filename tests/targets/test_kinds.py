@@ -10,7 +10,7 @@ from bevcask.registry import KINDS
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import TapInfo, TargetSpec
 from contracts.kind import FLIPS, PIXELS, TURNS, KindContract
-from targets import test_map_kinds, test_set_kinds
+from targets import test_map_kinds, test_moments, test_set_kinds
 
 
 class TestPointSet(KindContract):
@@ -42,7 +42,7 @@ class TestPointSet(KindContract):
 
 
 def test_every_kind_has_a_contract_test() -> None:
-    modules = (globals(), vars(test_map_kinds), vars(test_set_kinds))
+    modules = (globals(), vars(test_map_kinds), vars(test_set_kinds), vars(test_moments))
     tested = {
         value.tap.kind
         for module in modules

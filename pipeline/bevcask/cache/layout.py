@@ -45,6 +45,7 @@ _DENSE = {
     "occupancy": ("row", "channel", "z", "y", "x"),
     "voxel_labels": ("row", "channel", "z", "y", "x"),
     "image_feature": ("row", "camera", "channel", "v", "u"),
+    "channel_moments": ("row", "moment", "channel"),
     "image_transform": ("row", "camera", "to", "from"),
 }
 _CHUNK = re.compile(r"c\.(0|[1-9][0-9]*)(?:\.0)*")

@@ -50,7 +50,7 @@ def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray
         "scene": ("frame", np.array(table.scenes.names)[table.scenes.codes_N]),
         "timestamp": ("frame", table.timestamps, {"long_name": "time", "unit": "seconds"}),
     }
-    if spec.tap.grid is not None:
+    if spec.tap.grid is not None and "y" in dims:
         centres_YX2 = spec.tap.grid.centres()
         coordinates["x"] = ("x", centres_YX2[0, :, 0], {"units": "m", "long_name": "right"})
         coordinates["y"] = ("y", centres_YX2[:, 0, 1], {"units": "m", "long_name": "forward"})

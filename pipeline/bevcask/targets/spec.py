@@ -50,8 +50,9 @@ class TapInfo:
         shape: of one sample: dense_bev, heatmap and box_code (C, Y, X); occupancy (C, Z, Y, X),
             voxel_labels (1, Z, Y, X); box_set (N_max, 11); polylines (N_max, 2 P + 2);
             query_set (Q, C); query_layers (L, Q, C); track_ids (Q,); query_places and
-            query_points (Q, 3 a place or point); image_feature (V, C, H, W); point_set (P, 5).
-        grid: the BEV grid of dense kinds, else None.
+            query_points (Q, 3 a place or point); image_feature (V, C, H, W); channel_moments
+            (2, C); point_set (P, 5).
+        grid: the BEV grid of dense kinds and of moments of them, else None.
         nonnegative: values are >= 0 by construction (after a ReLU or sigmoid).
         classes: class name per channel (heatmap, occupancy) or per label (box_set, polylines,
             voxel_labels),

@@ -20,8 +20,8 @@ class Target:
             (B, C, Y, X); occupancy, voxel_labels (B, C, Z, Y, X); box_set (B, N, 11): nine box
             fields, score, class; polylines (B, N, 2 P + 2): x, y of P points, score, class;
             query_set, query_places and query_points (B, Q, C); query_layers (B, L, Q, C);
-            track_ids (B, Q), int64; image_feature (B, V, C, H, W); point_set (B, P, 5),
-            `pixels.FIELDS`.
+            track_ids (B, Q), int64; image_feature (B, V, C, H, W); channel_moments
+            (B, 2, C); point_set (B, P, 5), `pixels.FIELDS`.
         region_BYX: bool, cells that were stored; None where everything is.
         count_B: int64, valid rows of padded sets; None otherwise.
     """
