@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bevcask.cache.reader import open_cache
+from bevcask.cache.reader import Cache, open_cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
@@ -29,6 +29,7 @@ from bevcask.evaluation.report import score_report
 from bevcask.outputs import output_folder
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
+from bevcask.targets.plan import BOXES
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
 from bevcask.training.record import write_json
@@ -68,7 +69,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: neither or both of a cache and a checkpoint; an info file instead of tables;
-            something is expected where nothing can be scored.
+            something is expected where nothing can be scored; a cache of a teacher that was given
+            the labels.
         CacheIdentityError: the cache is of another dataset or class order.
         CacheIncompleteError: the cache is not sealed.
         CheckpointError: the checkpoint is missing or belongs to another architecture.
@@ -171,6 +173,7 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     dataset = config.dataset.over(cache.plan.get("dataset", {}))
     require_tables(dataset.infos)
     check_classes(cache)
+    _require_honest(cache)
     check_dataset(cache, dataset, annotations=False)
     frames = frames_of(dataset, cache)
     read = cache.fingerprint["preprocessing"]
@@ -180,4 +183,21 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
         with progress_bar("read boxes", len(frames)) as bar:
             return cached_boxes(cache, frames.tokens, bar)
 
-    return Boxes(f"cache {url} {cache.id[:12]}", dataset, frames, uses, find)
+    future = BOXES in cache.specs and "future" in cache.specs[BOXES].tap.given
+    note = ", of a teacher that was shown future frames" if future else ""
+    return Boxes(f"cache {url} {cache.id[:12]}{note}", dataset, frames, uses, find)
+
+
+def _require_honest(cache: Cache) -> None:
+    """Refuse to score boxes whose teacher was shown what they are scored against.
+
+    Raises:
+        ConfigError: it was given labels.
+    """
+    if BOXES in cache.specs and "labels" in cache.specs[BOXES].tap.given:
+        raise ConfigError(
+            f"cache {cache.url}: the teacher of {BOXES} was given the labels of the frame, so its "
+            "mAP would say how well it copies, not how well it detects. Score a student instead "
+            "(student.checkpoint=FILE); whether the boxes lie where they should, bevcask verify "
+            "check=meaning tells."
+        )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bevcask.config import Config
 from bevcask.detectors.base import Batch, Inputs
-from bevcask.geometry import Grid
+from bevcask.geometry import CLASSES, Grid
 from bevcask.methods.base import Method, Pair
 from bevcask.targets.moments import channel_moments
 from bevcask.targets.spec import Region, TapInfo
@@ -30,6 +30,8 @@ TAPS = {
             "occ.labels", "voxel_labels", (1, *NUM_VOXELS), GRID, True, VOXEL_CLASSES, bins=HEIGHTS
         ),
         TapInfo("map.lines", "polylines", (6, 2 * 4 + 2), classes=("divider", "crossing")),
+        TapInfo("bev.labels", "dense_bev", (1, *GRID.shape_YX), GRID, True, given=("labels",)),
+        TapInfo("head.boxes", "box_set", (2, 11), classes=CLASSES, given=("labels", "future")),
         TapInfo("query.layers", "query_layers", (3, 6, 5)),
         TapInfo("query.centres", "query_points", (6, 3)),
         TapInfo("query.tracks", "track_ids", (6,)),
@@ -53,6 +55,9 @@ def said_of(token: str) -> dict[str, Tensor]:
     lines[:count, 9] = torch.arange(count) % 2
     return {
         "occ.classes": classes,
+        "bev.labels": classes[:1, 0],
+        "head.boxes": torch.zeros(2, 11),
+        "head.boxes.count": torch.tensor(0),
         "occ.moments": channel_moments(classes[None])[0],
         "occ.seen": (torch.rand((1, *NUM_VOXELS), generator=generator) > 0.3).float(),
         "occ.labels": classes.argmax(0, keepdim=True).float(),

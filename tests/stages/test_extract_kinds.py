@@ -1,5 +1,6 @@
 """Kinds that no detector of ours says go into a cache and meet a moved student all the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bevcask.targets.moments import channel_moments
 from bevcask.targets.region import box_mask
 from bevcask.targets.target import Target
 from bevcask.viz.pictures import draw
+from bevcask.viz.report import describe
 from bevcask.viz.sample import compose_picture, describe_sample
 from bevcask.viz.statistics import statistics
 from kinds_teacher import GRID, HEIGHTS, TAPS, VOXEL_CLASSES, said_of
@@ -197,3 +199,27 @@ def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: 
         taken = [label for label in labels[::-1, y, x] if VOXEL_CLASSES[int(label)] != "free"]
         shown = panels["occ.labels"].values_YX[y, x]
         assert shown == taken[0] if taken else np.isnan(shown)
+
+
+def test_boxes_of_a_teacher_that_saw_the_labels_have_no_score(
+    cache: Cache, call: Any, tiny_world: Path, tmp_path: Path
+) -> None:
+    code, _, err = call("evaluate", f"cache={cache.url}", f"run={tmp_path / 'run'}")
+    assert code == 2
+    assert "the teacher of head.boxes was given the labels of the frame" in err
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    words = ["verify", cache.url, "check=meaning", f"dataset.root={tiny_world}"]
+    code, out, _ = call(*words, "--json")
+    given = json.loads(out)["meaning"]["given"]
+    assert given == {"bev.labels": ["labels"], "head.boxes": ["labels", "future"]}
+    assert "its teacher was shown labels" in " ".join(call(*words)[1].split())
+
+
+def test_what_was_given_is_shown(cache: Cache, call: Any) -> None:
+    rows = {row["name"]: row for row in describe(cache)["targets"]}
+    assert rows["bev.labels"]["given"] == ["labels"]
+    assert rows["occ.seen"]["given"] == []
+    told = {row["name"]: row["reads"] for row in cache.plan["targets"]}
+    assert (told["bev.labels"], told["occ.seen"]) == ("labels", "none")
+    _, out, _ = call("inspect", cache.url)
+    assert "context" in out

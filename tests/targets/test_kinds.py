@@ -1,5 +1,6 @@
 """All kinds keep the contract."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -63,3 +64,16 @@ def test_bins_survive_json_and_leave_other_taps_as_they_were() -> None:
     assert spec.to_dict()["tap"]["bins"] == (1.5, 2.5)
     assert TargetSpec.from_dict(spec.to_dict()) == spec
     assert "bins" not in TargetSpec(test_map_kinds.TestImageFeature.tap, "float16").to_dict()["tap"]
+
+
+def test_what_a_teacher_was_given_is_part_of_a_spec_and_of_no_other() -> None:
+    tap = replace(test_map_kinds.TestDenseBEV.tap, given=("labels",), context="window of 2")
+    spec = TargetSpec(tap, "uint8")
+    assert spec.to_dict()["tap"]["given"] == ("labels",)
+    assert TargetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert tap.reads == "window of 2, labels"
+    plain = TargetSpec(test_map_kinds.TestDenseBEV.tap, "uint8")
+    assert "given" not in plain.to_dict()["tap"]
+    assert (plain.tap.reads, replace(tap, context="none").reads) == ("none", "labels")
+    [problem] = kind_of(tap).describe_problems(replace(tap, given=("luck",)))
+    assert "given 'luck', expected one of labels, future" in problem

@@ -134,7 +134,15 @@ def test_voxels_by_hand() -> None:
 
 def test_a_manifest_of_before_is_the_same_teacher() -> None:
     """What it could not say yet is no part of its identity."""
-    assert "classes" not in Manifest.model_validate({"taps": TAPS}).model_dump()["taps"]["bev.neck"]
+    own = Manifest.model_validate({"taps": TAPS}).model_dump()["taps"]["bev.neck"]
+    assert not {"classes", "given", "of"} & set(own)
+
+
+def test_gifts_and_moments_are_said_of_taps() -> None:
+    moments = {"kind": "channel_moments", "shape": [2, 2], "of": "bev.neck", "given": ["future"]}
+    manifest = Manifest.model_validate({"taps": TAPS | {"bev.moments": moments}})
+    assert manifest.tap("bev.moments").given == ("future",)
+    assert manifest.tap("bev.moments").grid == manifest.tap("bev.neck").grid
 
 
 def test_cameras_are_put_in_our_order() -> None:

@@ -38,11 +38,13 @@ class Meaning:
         findings: of each target.
         official: target -> reading (`as declared`, `best`) -> scores of the devkit, of boxes.
         not_judged: targets of kinds that ground truth says nothing of.
+        given: judged target -> what its teacher was shown that no detector in a car has.
     """
 
     findings: list[Finding]
     official: dict[str, dict[str, dict[str, float]]]
     not_judged: list[str]
+    given: dict[str, list[str]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -73,7 +75,8 @@ def meaning(cache: Cache, frames: Frames, tokens: Sequence[str], bar: Ticker) ->
             found = _judge_map(spec, rows, truth)
         findings += found
     left = [name for name in cache.specs if name not in _judged(cache)]
-    return Meaning(findings, {name: own for name, own in official.items() if own}, left)
+    given = {name: list(own.tap.given) for name, own in _judged(cache).items() if own.tap.given}
+    return Meaning(findings, {name: own for name, own in official.items() if own}, left, given)
 
 
 def _judged(cache: Cache) -> dict[str, TargetSpec]:

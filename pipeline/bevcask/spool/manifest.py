@@ -17,7 +17,11 @@ MAX_BOXES = 500
 LAYERED = ("occupancy", "voxel_labels")
 DENSE = ("dense_bev", "heatmap", *LAYERED)
 _USUAL: Any = ("C", "Y", "X")
-_SAYS_NOTHING: dict[str, Any] = {"classes": ()}  # of fields that came later
+_SAYS_NOTHING: dict[str, Any] = {
+    "classes": (),
+    "given": (),
+    "of": None,
+}  # of fields that came later
 _NAMED = ("box_set", "heatmap")  # with classes of the detection task
 _COLUMNS = (*BOX_FIELDS, "score", "label")
 _NOT_RECORDED = ("box_code",)
@@ -40,6 +44,8 @@ class SpoolTap(Config):
         axes: of a dense map, `C`, `Y`, `X` (and `Z` of voxels) in the recorded order; `-Y` where
             rows count against y.
         grid: of a dense map.
+        given: what no detector in a car has: `labels` of the frame, `future` frames.
+        of: the map that channel moments are of, by name.
         values: of a heatmap or occupancy.
         classes: of occupancy, voxel labels and polylines, in the recorded order.
         nonnegative: values are never below zero (behind a ReLU).
@@ -53,6 +59,8 @@ class SpoolTap(Config):
     grid: SpoolGrid | None = None
     values: Literal["probabilities", "logits"] = "probabilities"
     classes: tuple[str, ...] = ()
+    given: tuple[Literal["labels", "future"], ...] = ()
+    of: str | None = None
     nonnegative: bool = False
     depends_on_images: bool = False
     bins: tuple[float, ...] = ()
@@ -165,6 +173,8 @@ class Manifest(Config):
             assert said.grid is not None
             own = said.grid
             grid = Grid(own.x_min, own.y_min, own.cell, size["X"], size["Y"])
+        if said.of in self.taps and self.taps[said.of].of is None:
+            grid = self.tap(said.of).grid
         if said.kind == "box_set":
             shape = (MAX_BOXES, len(BOX_FIELDS) + 2)
         return TapInfo(
@@ -176,6 +186,7 @@ class Manifest(Config):
             classes=CLASSES if said.kind in _NAMED else said.classes,
             depends_on_images=said.depends_on_images,
             bins=said.bins,
+            given=said.given,
             context="none" if said.kind == "image_feature" else self.memory,
         )
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from bevcask.config import AugmentConfig, ImageAugmentConfig
 from bevcask.errors import TargetMismatchError
 from bevcask.registry import load_class
-from bevcask.targets.spec import LEVELS, Alignment, Codec, Region, TapInfo, TargetSpec, stored_dtype
+from bevcask.targets.spec import (
+    GIVEN,
+    LEVELS,
+    Alignment,
+    Codec,
+    Region,
+    TapInfo,
+    TargetSpec,
+    stored_dtype,
+)
 
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4, "int64": 8}
 SCALE_BYTES = 4  # one float32 a (row, [camera,] channel)
@@ -33,6 +42,8 @@ class Kind(ABC):
         """Return what is wrong with a tap's description; empty when it is fine."""
         if len(tap.shape) != len(self.axes) or min(tap.shape, default=0) < 1:
             return [f"{tap.name}: {tap.kind} has shape ({', '.join(self.axes)}), got {tap.shape}"]
+        if unknown := [own for own in tap.given if own not in GIVEN]:
+            return [f"{tap.name}: given {unknown[0]!r}, expected one of {', '.join(GIVEN)}"]
         return []
 
     def problems(self, tap: TapInfo, values: Tensor) -> list[str]:

@@ -88,6 +88,8 @@ class Plan:
                 "region": str(spec.region),
                 "alignment": spec.alignment,
                 "context": spec.tap.context,
+                "given": list(spec.tap.given),
+                "reads": spec.tap.reads,
                 "bytes_per_frame": size[spec.key],
                 "bytes": size[spec.key] * self.num_frames,
             }

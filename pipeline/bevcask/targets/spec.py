@@ -40,6 +40,9 @@ def stored_dtype(codec: Codec) -> str:
     return codec[:-1] + "8" if codec in LEVELS else codec
 
 
+GIVEN = ("labels", "future")
+
+
 @dataclass(frozen=True)
 class TapInfo:
     """What a detector says about one of its taps, without weights or data.
@@ -64,6 +67,9 @@ class TapInfo:
         context: which other frames the value depends on: `none`, `window of N` keyframes before
             this one, or `scene`, all of them since its first, or `scene in N parts`, since the
             first of that part.
+        given: what its teacher was shown that no detector in a car has, of `GIVEN`: `labels`,
+            ground truth of the frame (LabelDistill), or `future`, later frames. It is a target like
+            any other; boxes of a teacher that was given labels are not scored.
     """
 
     name: str
@@ -75,6 +81,13 @@ class TapInfo:
     depends_on_images: bool = False
     bins: tuple[float, ...] = ()
     context: str = "none"
+    given: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> str:
+        """What else the value depends on, for tables: `none`, `scene`, `window of 2, labels`."""
+        other = (self.context,) if self.context != "none" else ()
+        return ", ".join((*other, *self.given)) or "none"
 
     @property
     def in_order(self) -> bool:
@@ -218,7 +231,7 @@ class TargetSpec:
         return self.region.covers(needed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data; what has no bins, context or other size says nothing of them."""
+        """Return plain JSON data; what came later and says nothing is left out."""
         data = asdict(self) | {"region": self.region.to_dict()}
         if self.said_HW is None:
             del data["said_HW"]
@@ -226,6 +239,8 @@ class TargetSpec:
             del data["tap"]["bins"]
         if self.tap.context == "none":
             del data["tap"]["context"]
+        if not self.tap.given:
+            del data["tap"]["given"]
         return data
 
     @classmethod
@@ -235,6 +250,7 @@ class TargetSpec:
         tap["shape"] = tuple(tap["shape"])
         tap["classes"] = tuple(tap["classes"])
         tap["bins"] = tuple(tap.get("bins", ()))
+        tap["given"] = tuple(tap.get("given", ()))
         tap["grid"] = Grid(**tap["grid"]) if tap["grid"] else None
         return cls(
             tap=TapInfo(**tap),

@@ -11,9 +11,9 @@ from rich.table import Table
 def render(result: dict[str, Any]) -> Group:
     """Show the plan as a table with totals."""
     table = Table(title="targets (uncompressed: an upper bound)")
-    remembered = any(row["context"] != "none" for row in result["targets"])
+    told = any(row["reads"] != "none" for row in result["targets"])
     words = ["target", "kind", "shape", "codec", "region", "alignment"]
-    for column in words + ["context"] * remembered:
+    for column in words + ["context"] * told:
         table.add_column(column)
     for column in ("MB a frame", "GB"):
         table.add_column(column, justify="right")
@@ -25,7 +25,7 @@ def render(result: dict[str, Any]) -> Group:
             row["codec"],
             row["region"],
             row["alignment"],
-            *([row["context"]] if remembered else []),
+            *([row["reads"]] if told else []),
             f"{row['bytes_per_frame'] / 1e6:.3f}",
             gigabytes(row["bytes"] / 1e9),
         )

@@ -61,6 +61,8 @@ def _describe_target(cache: Cache, name: str) -> dict[str, Any]:
         "region": spec.region.name,
         "alignment": spec.alignment,
         "context": spec.tap.context,
+        "given": list(spec.tap.given),
+        "reads": spec.tap.reads,
         "cell": spec.tap.grid.cell if spec.tap.grid else None,
         "raw_bytes": raw,
         "stored_bytes": stored,
@@ -104,9 +106,9 @@ def _headline(result: dict[str, Any]) -> Text:
 
 
 def _targets(result: dict[str, Any]) -> Table:
-    remembered = any(row["context"] != "none" for row in result["targets"])
+    told = any(row["reads"] != "none" for row in result["targets"])
     words = ("target", "kind", "shape", "stored as", "region", "alignment")
-    left = words + ("context",) * remembered
+    left = words + ("context",) * told
     right = ("raw MB", "stored MB", "ratio")
     table = _table(f"targets of {result['committed_frames']} frames, raw = float32", left, right)
     for row in result["targets"]:
@@ -114,7 +116,7 @@ def _targets(result: dict[str, Any]) -> Table:
         sizes = (f"{row[key] / 1e6:,.2f}" for key in ("raw_bytes", "stored_bytes"))
         table.add_row(
             row["name"], row["kind"], row["sizes"], row["dtype"], row["region"], row["alignment"],
-            *([row["context"]] if remembered else []), *sizes, ratio,
+            *([row["reads"]] if told else []), *sizes, ratio,
         )  # fmt: skip
     if len(result["targets"]) > 1 and result["stored_bytes"]:
         table.add_section()

@@ -93,6 +93,10 @@ def _meaning(found: dict[str, Any]) -> list[Any]:
         ]
         names = list(next(iter(next(iter(official.values())).values())))
         parts.append(_table("official scores", ["target", "read", *names], rows))
+    for name, given in found["given"].items():
+        parts.append(
+            f"{name}: its teacher was shown {' and '.join(given)}; that it fits is no score"
+        )
     if others := found["not_judged"]:
         parts.append(f"not judged by ground truth: {', '.join(others)}")
     return parts
