@@ -33,18 +33,18 @@ from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError, PlanError
 from bevcask.extraction.fill import Bar, Filled, Job, fill, write_missing
 from bevcask.extraction.identity import checkpoint_of, fingerprint, frame_table, made_by
+from bevcask.extraction.views import check_views
 from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
 from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import command, hardware, pick_device
 from bevcask.scheduler import share
 from bevcask.stages.evaluate import expected_of_cache, require_scores
-from bevcask.targets.kinds import changes_pixels
 from bevcask.targets.plan import BOXES, Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
 from bevcask.teachers.reckoning import prepare
-from bevcask.training.identity import check_dataset
+from bevcask.training.identity import check_dataset, spoken_of
 from bevcask.verbs import ExtractConfig
 from bevcask.worker import kept, one_at_a_time, own_device, require_children, unwanted
 
@@ -195,8 +195,9 @@ def _machine(config: ExtractConfig) -> dict[str, Any]:
 
 
 def _source(config: ExtractConfig, url: str) -> tuple[Frames, Teacher]:
-    frames = Frames.select(config.dataset)
     teacher = build_teacher(config.teacher, config.seed)
+    frames = Frames.select(config.dataset)
+    frames = spoken_of(frames, teacher.caches(), config.dataset, config.on_missing)
     return _present_frames(config, url, frames, teacher), teacher
 
 
@@ -212,7 +213,7 @@ def ask(config: ExtractConfig, frames: Frames, teacher: Teacher) -> Asked:
     what = plan(method.needs(), teacher.offers(), len(frames.tokens), config.store, None)
     what = what.with_stored(stored)
     if config.store.views:
-        _check_views(config, what)
+        check_views(config, what, teacher)
     old = _open_reused(config)
     tree = fingerprint(config, teacher, frames, [*what.specs, *stored])
     return Asked(config, frames, teacher, what, tree, old)
@@ -293,34 +294,6 @@ def _present_frames(config: ExtractConfig, url: str, frames: Frames, teacher: Te
     if config.on_missing == "raise" and partial:
         return frames
     return readable_frames(frames, teacher.reads(), "dataset", config.on_missing)
-
-
-def _check_views(config: ExtractConfig, what: Plan) -> None:
-    views = f"store.views={config.store.views}"
-    clean = [spec.name for spec in what.specs if spec.tap.in_order and what.roles[spec.key]]
-    viewed = any(spec.view for spec in what.specs)
-    if clean and not viewed:
-        raise ConfigError(
-            f"{views}: this teacher remembers the frames before, a scene cannot be shown in "
-            f"several views at once, and {', '.join(clean)} depends on memory. Use store.views=0, "
-            "or show it windows: teacher.memory=window."
-        )
-    if clean:
-        _log.warning(
-            "%s: %s depends on the memory of whole scenes and is stored of the clean frames; "
-            "image levels are stored of each view. To have everything of each view, show the "
-            "teacher windows: teacher.memory=window.",
-            views,
-            ", ".join(clean),
-        )
-    if not viewed:
-        _log.info("%s changes nothing: this teacher does not look at images", views)
-    elif not changes_pixels(config.augment):
-        raise ConfigError(
-            f"{views}: all views would be alike, for augment changes no image. Give what the "
-            "student will: augment.resize, crop, image_flip, image_rotation, photometric, "
-            "grid_mask; or store.views=0."
-        )
 
 
 def _mention(frames: Frames, teacher: Teacher) -> None:

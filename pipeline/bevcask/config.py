@@ -141,8 +141,8 @@ class TeacherConfig(NativeTeacherConfig):
 
     type: str = Field(
         "native",
-        description="native: a bevcask detector and its checkpoint | spool: who ran elsewhere, "
-        "teacher.folder=DIR | module:Class",
+        description="native: a bevcask detector and its checkpoint | spool: ran elsewhere, "
+        "teacher.folder=DIR | ensemble: teacher.of=CACHE,CACHE | module:Class",
     )
 
     @model_validator(mode="after")

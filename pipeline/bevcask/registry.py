@@ -25,6 +25,7 @@ DETECTORS = {
 TEACHERS = {
     "native": "bevcask.teachers.native:NativeTeacher",
     "spool": "bevcask.teachers.spool:SpoolTeacher",
+    "ensemble": "bevcask.teachers.ensemble:EnsembleTeacher",
 }
 METHODS = {
     "none": "bevcask.methods.none:NoDistillation",

@@ -136,3 +136,9 @@ def test_boxes_for_denoising_come_from_the_one_that_has_them() -> None:
     step = CASES["near"].step()
     assert method.denoises
     assert method.pseudo_labels(step.targets, step.labels, step.align).boxes == []
+
+
+def test_a_method_may_read_one_map_of_somebody_else() -> None:
+    of = {"distillbev": {"type": "distillbev", "cache": "lidar", "heatmap": "both/head.heatmap"}}
+    method = build_method({"type": "several", "of": of})
+    assert {need.tap for need in method.needs()} >= {"both/head.heatmap", "lidar/bev.neck"}

@@ -163,8 +163,12 @@ class Caches:
 
 
 def labelled(name: str, label: str) -> str:
-    """Return what a run calls a target of a labelled cache, or teacher."""
-    return f"{label}/{name}" if label and name not in OF_NO_TEACHER else name
+    """Return what a run calls a target of a labelled cache, or teacher.
+
+    A name that has a label keeps it: a method may read one map of somebody else.
+    """
+    plain = not label or name in OF_NO_TEACHER or "/" in name
+    return name if plain else f"{label}/{name}"
 
 
 def _told(spec: TargetSpec, label: str) -> TargetSpec:

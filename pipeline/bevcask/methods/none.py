@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pydantic import Field
 from torch import Tensor
 
 from bevcask import config as configuration
@@ -14,13 +15,18 @@ class NoDistillation(Method):
     """Needs nothing, adds nothing."""
 
     class Config(configuration.Config):
-        """No settings."""
+        """What is stored for others to read."""
+
+        heatmap: str | None = Field(
+            None, description="teacher tap, a heatmap that is stored whole beside the boxes"
+        )
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self._heatmap = config.heatmap
 
     def pairs(self) -> list[Pair]:
-        return []
+        return [] if self._heatmap is None else [Pair("stored", None, self._heatmap, "heatmap")]
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """What a teacher is: taps it can be asked for, an identity, and a forward in inference mode."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,10 @@ class Teacher(ABC):
     def head(self) -> dict[str, Tensor]:
         """Return the head's task branches (`head.tasks.*`) a student may start from; or nothing."""
         return {}
+
+    def caches(self) -> Sequence["Cache"]:
+        """Return the caches that it reads in place of sensor data; most teachers read none."""
+        return ()
 
     def sealed(self, tokens: Collection[str]) -> None:
         """Hear that a cache of these frames is whole; most teachers keep nothing of them."""

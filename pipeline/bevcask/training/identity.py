@@ -1,8 +1,8 @@
 """Is this the cache of that teacher and of this dataset? Refuses by leaf; loads no model."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,11 +12,13 @@ from bevcask.config import DatasetConfig, Resampling, TeacherConfig
 from bevcask.data.images import RESAMPLING
 from bevcask.data.index.arrays import pose_tolerance
 from bevcask.data.index.frames import Frames
+from bevcask.data.join import cached_frames
 from bevcask.detectors.base import Inputs
 from bevcask.errors import CacheIdentityError, DataError
 from bevcask.geometry import CLASSES
 
 _log = logging.getLogger(__name__)
+OnMissing = Literal["raise", "skip"]
 
 
 def check_classes(cache: Cache) -> None:
@@ -127,6 +129,21 @@ def check_teacher(cache: Cache, teacher: TeacherConfig) -> str:
         plugin.matches(own, cache)
     stored = cache.fingerprint["teacher"]
     return f"{stored['type']}, weights {str(stored['weights'])[:12]}"
+
+
+def spoken_of(
+    frames: Frames, caches: Sequence[Cache], dataset: DatasetConfig, on_missing: OnMissing
+) -> Frames:
+    """Return the frames that a teacher which reads caches can speak of.
+
+    Raises:
+        CacheIdentityError: a cache is of other frames, poses or calibration than the dataset.
+        TokenNotCachedError: frames have no row, unless `on_missing` is `skip`.
+    """
+    for cache in caches:
+        check_dataset(cache, dataset)
+        frames = cached_frames(frames, cache, on_missing)
+    return frames
 
 
 def frames_of(dataset: DatasetConfig, cache: Cache) -> Frames:

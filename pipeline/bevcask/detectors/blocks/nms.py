@@ -34,6 +34,23 @@ def circle_nms(xy_N2: Tensor, radius: float | Tensor, valid_N: Tensor | None = N
     return _greedy(silences_NN & valid_N[..., None]) & valid_N
 
 
+def union_nms(xy_N2: Tensor, radius_N: Tensor, class_N: Tensor, source_N: Tensor) -> Tensor:
+    """Silence boxes that another list says better; boxes of one list never silence each other.
+
+    Args:
+        xy_N2: float (N, 2) centres, metres, best first.
+        radius_N: metres, how far the centre of the same object may lie.
+        class_N: int64 (N,); boxes of different classes are of different objects.
+        source_N: int64 (N,), the list that each box is of.
+
+    Returns:
+        bool (N,), True for boxes that stay.
+    """
+    near_NN = torch.cdist(xy_N2.double(), xy_N2.double()) <= radius_N[:, None]
+    same_NN = class_N[:, None] == class_N
+    return _greedy(near_NN & same_NN & (source_N[:, None] != source_N))
+
+
 def rotated_nms(boxes_N9: Tensor, overlap: float) -> Tensor:
     """Silence boxes whose footprint has an IoU above `overlap` with that of a kept, better one.
 
