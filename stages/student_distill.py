@@ -35,7 +35,7 @@ from bevcask.methods import build_method
 from bevcask.methods.base import Method
 from bevcask.outputs import output_folder
 from bevcask.paths import head_of, split_url
-from bevcask.provenance import pick_device
+from bevcask.provenance import peak_memory, pick_device
 from bevcask.ranks import by_first, num_ranks, rank
 from bevcask.targets.pixels import PIXELS
 from bevcask.training.callbacks import StepClock
@@ -319,6 +319,7 @@ def finish(folder: RunFolder, clock: StepClock, about: Mapping[str, Any]) -> dic
         **{key: scores[key] for key in _SCORES if key in scores},
         "seconds_per_step": clock.seconds_per_step,
         "loader_share": clock.loader_share,
+        "peak_memory_gb": peak_memory() / 1e9,
         "wall_time": clock.wall_time(),
         "step": exported["step"],
         "weights": str(folder.student),

@@ -13,6 +13,7 @@ from bevcask.verbs import (
     ExtractConfig,
     InspectConfig,
     PlanConfig,
+    ReportConfig,
     SynthesizeConfig,
     VerifyConfig,
     WeightsConfig,
@@ -69,6 +70,13 @@ VERBS = {
         "student_distill",
         "Train a detector, imitating cached targets (or none: method=none trains a teacher).",
         groups={"method": "distillbev", "trainer": "default"},
+    ),
+    "report": Verb(
+        ReportConfig,
+        "report",
+        "Compare trainings: curves, terms, official scores, classes, seconds, memory: "
+        "bevcask report run=A run=B html=FILE",
+        None,
     ),
     "evaluate": Verb(
         EvaluateConfig,

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from bevcask.commands import VERBS
-from bevcask.config import Config, ConfigT, validate
+from bevcask.config import Config, ConfigT, PathText, validate
 from bevcask.consent import refuse_consent_of_files, require_consent
 from bevcask.errors import ConfigError
 from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
@@ -40,6 +40,7 @@ def compose(
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    words, repeated = _repeated(model, words)
     words, several = _several(words)
     words, teachers = _teachers(words)
     several |= teachers
@@ -69,9 +70,20 @@ def compose(
     named = {str(key): value for key, value in plain.items()}
     for key, value in literals.items():
         assign(named, key, value)
+    named |= repeated
     config = validate(model, named, where="")
     require_consent(_plugin_sections(config), getattr(config, "trust_code", False))
     return config
+
+
+def _repeated(model: type[Config], words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Part the words of keys that hold texts and are said once for each: `run=A run=B`."""
+    fields = model.model_fields.items()
+    keys = {name for name, field in fields if field.annotation == tuple[PathText, ...]}
+    pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words]
+    found = {key: [value for own, value in pairs if own == key] for key in keys}
+    rest = [word for word, (key, _) in zip(words, pairs, strict=True) if key not in keys]
+    return rest, {key: values for key, values in found.items() if values}
 
 
 def _several(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

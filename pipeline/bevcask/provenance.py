@@ -94,3 +94,15 @@ def pick_device(name: str) -> "torch.device":
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: this torch sees no CUDA device. Use device=cpu.")
     return device
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process had: on its GPU if it used one, else at home."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.max_memory_allocated()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -220,6 +220,15 @@ class InspectConfig(EngineConfig, PageConfig):
     picture: PathText | None = Field(None, description="write the picture to this PNG")
 
 
+class ReportConfig(Config):
+    """What `report` reads."""
+
+    run: tuple[PathText, ...] = Field(
+        (), description="folder of a training (its run=DIR); say it once a training"
+    )
+    html: PathText | None = Field(None, description="write the comparison to this page")
+
+
 class VerifyConfig(EngineConfig):
     """What `verify` reads."""
 
