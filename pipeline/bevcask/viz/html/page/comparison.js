@@ -1,7 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#1f77d0", "#d1495b", "#2e9e5b", "#b07d00", "#8a5cd1", "#4b8f8c", "#c2547d", "#6b7785"];
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [360, 200, 52, 10, 26, 24];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [360, 208, 52, 10, 36, 24];
 const colour = index => COLOURS[index % COLOURS.length];
 const dash = index => DASHES[Math.floor(index / COLOURS.length) % DASHES.length];
 
@@ -23,15 +23,15 @@ const known = value => value !== null && value !== undefined;
 const shown = (value, digits = 4) => known(value) ? Number(value).toPrecision(digits) : "";
 const fixed = (value, digits) => known(value) ? Number(value).toFixed(digits) : "";
 
-function fill(id, head, rows) {
+function fill(id, head, rows, kind = "number") {
   const table = document.getElementById(id);
   const line = element("tr");
-  head.forEach((word, index) => line.append(element("th", word, {scope: "col", class: index ? "number" : ""})));
+  head.forEach((word, index) => line.append(element("th", word, {scope: "col", class: index ? kind : ""})));
   table.append(line);
   for (const row of rows) {
     const own = element("tr");
     row.forEach((cell, index) =>
-      own.append(index ? element("td", cell, {class: "number"}) : element("th", cell, {scope: "row"})));
+      own.append(index ? element("td", cell, {class: kind}) : element("th", cell, {scope: "row"})));
     table.append(own);
   }
 }
@@ -52,7 +52,7 @@ function overview() {
     [name, ...data.runs.map(run => fixed(run.scores.per_class?.[name]?.AP, 4))]));
   if (!classes.length) document.getElementById("classes").append(element("caption", "No run was validated."));
   fill("differences", ["key", ...data.runs.map(run => run.name)], data.differences.map(row =>
-    [row.key, ...row.values.map(value => known(value) ? JSON.stringify(value) : "")]));
+    [row.key, ...row.values.map(value => known(value) ? JSON.stringify(value) : "")]), "wide");
   document.getElementById("subtitle").textContent = data.runs.map(run => run.name).join(" · ");
 }
 
