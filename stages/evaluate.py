@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bevcask.cache.reader import Cache, open_cache
+from bevcask.cache.reader import open_cache
 from bevcask.catalog import resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
@@ -30,6 +30,7 @@ from bevcask.outputs import output_folder
 from bevcask.progress import progress_bar
 from bevcask.provenance import pick_device
 from bevcask.targets.plan import BOXES
+from bevcask.targets.spec import TapInfo
 from bevcask.training.checkpoint import open_detector
 from bevcask.training.identity import check_classes, check_dataset, frames_of
 from bevcask.training.record import write_json
@@ -173,7 +174,7 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     dataset = config.dataset.over(cache.plan.get("dataset", {}))
     require_tables(dataset.infos)
     check_classes(cache)
-    _require_honest(cache)
+    require_honest({name: spec.tap for name, spec in cache.specs.items()}, f"cache {cache.url}")
     check_dataset(cache, dataset, annotations=False)
     frames = frames_of(dataset, cache)
     read = cache.fingerprint["preprocessing"]
@@ -188,16 +189,16 @@ def boxes_of_cache(config: EvaluateConfig, name: str) -> Boxes:
     return Boxes(f"cache {url} {cache.id[:12]}{note}", dataset, frames, uses, find)
 
 
-def _require_honest(cache: Cache) -> None:
+def require_honest(offers: Mapping[str, TapInfo], whose: str) -> None:
     """Refuse to score boxes whose teacher was shown what they are scored against.
 
     Raises:
         ConfigError: it was given labels.
     """
-    if BOXES in cache.specs and "labels" in cache.specs[BOXES].tap.given:
+    if BOXES in offers and "labels" in offers[BOXES].given:
         raise ConfigError(
-            f"cache {cache.url}: the teacher of {BOXES} was given the labels of the frame, so its "
-            "mAP would say how well it copies, not how well it detects. Score a student instead "
+            f"{whose}: the teacher of {BOXES} was given the labels of the frame, so its mAP would "
+            "say how well it copies, not how well it detects. Score a student instead "
             "(student.checkpoint=FILE); whether the boxes lie where they should, bevcask verify "
             "check=meaning tells."
         )

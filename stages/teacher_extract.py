@@ -39,7 +39,7 @@ from bevcask.paths import head_of, split_url
 from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import command, hardware, pick_device
 from bevcask.scheduler import share
-from bevcask.stages.evaluate import expected_of_cache, require_scores
+from bevcask.stages.evaluate import expected_of_cache, require_honest, require_scores
 from bevcask.targets.plan import BOXES, Plan, plan
 from bevcask.teachers import build_teacher
 from bevcask.teachers.base import Teacher
@@ -112,6 +112,8 @@ def _check_expected(config: ExtractConfig, frames: Frames, teacher: Teacher) -> 
             f"expect.map={config.expect.map:g}: this teacher offers no {BOXES} to score. It offers "
             f"{', '.join(teacher.offers())}."
         )
+    if config.expect.map is not None:
+        require_honest(teacher.offers(), f"expect.map={config.expect.map:g}")
 
 
 def _expected(config: ExtractConfig, url: str, found: dict[str, Any]) -> dict[str, Any]:

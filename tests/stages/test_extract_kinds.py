@@ -35,15 +35,21 @@ FLIPS = {
 
 
 @pytest.fixture(scope="module")
-def cache(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, call: Any) -> Cache:
-    """Two frames of everything that the stub says."""
+def words(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `teacher-extract` needs to store everything that the stub says of two frames."""
     folder = tmp_path_factory.mktemp("kinds")
     (folder / "all.yaml").write_text("type: kinds_teacher:WantsAll\n")
-    words = [
+    return [
         "teacher.type=kinds_teacher:Stub", f"method={folder / 'all.yaml'}", "trust_code=true",
         "dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=synthetic_val",
         "dataset.limit=2", "loader.num_workers=0",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(words: list[str], tmp_path_factory: pytest.TempPathFactory, call: Any) -> Cache:
+    """Two frames of everything that the stub says."""
+    folder = tmp_path_factory.mktemp("kinds")
     code, _, err = call("teacher-extract", str(folder / "c.zarr"), *words)
     assert code == 0, err
     return open_cache(str(folder / "c.zarr"))
@@ -202,17 +208,21 @@ def test_a_picture_has_a_panel_for_each(cache: Cache, frames: Frames, tmp_path: 
 
 
 def test_boxes_of_a_teacher_that_saw_the_labels_have_no_score(
-    cache: Cache, call: Any, tiny_world: Path, tmp_path: Path
+    cache: Cache, call: Any, words: list[str], tiny_world: Path, tmp_path: Path
 ) -> None:
+    code, _, err = call("teacher-extract", str(tmp_path / "c.zarr"), *words, "expect.map=0.1")
+    assert code == 2
+    assert "expect.map=0.1: the teacher of head.boxes was given the labels" in err
+    assert not (tmp_path / "c.zarr").exists()
     code, _, err = call("evaluate", f"cache={cache.url}", f"run={tmp_path / 'run'}")
     assert code == 2
     assert "the teacher of head.boxes was given the labels of the frame" in err
     assert not (tmp_path / "run" / "evaluation.json").exists()
-    words = ["verify", cache.url, "check=meaning", f"dataset.root={tiny_world}"]
-    code, out, _ = call(*words, "--json")
+    asked = ["verify", cache.url, "check=meaning", f"dataset.root={tiny_world}"]
+    code, out, _ = call(*asked, "--json")
     given = json.loads(out)["meaning"]["given"]
     assert given == {"bev.labels": ["labels"], "head.boxes": ["labels", "future"]}
-    assert "its teacher was shown labels" in " ".join(call(*words)[1].split())
+    assert "its teacher was shown labels" in " ".join(call(*asked)[1].split())
 
 
 def test_what_was_given_is_shown(cache: Cache, call: Any) -> None:
