@@ -32,7 +32,7 @@ from bevcask.data.presence import readable_frames
 from bevcask.detectors.weights import weights_file
 from bevcask.errors import ConfigError, PlanError
 from bevcask.extraction.fill import Bar, Filled, Job, fill, write_missing
-from bevcask.extraction.identity import checkpoint_of, fingerprint, frame_table, made_by
+from bevcask.extraction.identity import fingerprint, frame_table, made_by
 from bevcask.extraction.views import check_views
 from bevcask.methods import build_method
 from bevcask.paths import head_of, split_url
@@ -147,14 +147,10 @@ class Asked:
     def begin(self, machine: Mapping[str, Any]) -> Job:
         """Begin the cache, or go on with it; `machine` is recorded."""
         config, frames, teacher = self.config, self.frames, self.teacher
-        planned = (
-            self.what.to_dict()
-            | checkpoint_of(config.teacher)
-            | {
-                "dataset": config.dataset.model_dump(mode="json"),
-                "offers": sorted(teacher.offers()),
-            }
-        )
+        planned = self.what.to_dict() | {
+            "dataset": config.dataset.model_dump(mode="json"),
+            "offers": sorted(teacher.offers()),
+        }
         begun = begin(
             str(config.cache),
             list(self.what.specs),

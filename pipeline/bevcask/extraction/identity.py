@@ -6,7 +6,6 @@ from typing import Any
 
 from bevcask.cache.frames import FrameTable
 from bevcask.catalog import resolve
-from bevcask.config import TeacherConfig
 from bevcask.data.augment import image_ranges
 from bevcask.data.can_bus import CanBus
 from bevcask.data.images import RESAMPLING
@@ -36,17 +35,19 @@ def made_by(teacher: Teacher, frames: Frames, machine: Mapping[str, Any]) -> dic
             "missing_sweeps": frames.missing_sweeps(inputs.num_sweeps),
             "pose_precision": frames.index.precision,
         }
+        | _checkpoint(teacher)
     )
     if inputs.can_bus:
         made["frames_without_can_bus"] = CanBus(frames.index).without(frames.rows)
     return made
 
 
-def checkpoint_of(teacher: TeacherConfig) -> dict[str, Any]:
+def _checkpoint(teacher: Teacher) -> dict[str, Any]:
     """Return which file the weights come from, and its digest; nothing where they are no file."""
-    if teacher.checkpoint == "random":
+    name = getattr(teacher.config, "checkpoint", "random")
+    if name == "random":
         return {}
-    path = resolve("checkpoint", teacher.checkpoint)
+    path = resolve("checkpoint", name)
     try:
         sha256 = file_digest(path)
     except DataError:  # of a teacher that means something else by it

@@ -185,7 +185,7 @@ def of_dataset(cache: Cache, frames: Frames) -> list[Notice]:
 
 def of_weights(cache: Cache) -> list[Notice]:
     """Say so where the file the teacher's weights came from is another now, or gone."""
-    recorded = cache.plan.get("checkpoint")
+    recorded = cache.provenance.get("checkpoint")
     if not recorded:
         return []
     name = str(recorded["file"])
