@@ -9,7 +9,7 @@ PIP_ARGS ?=
 READY := $(VENV)/.ready
 READY_MMDET3D := $(VENV)/.ready-mmdet3d
 
-.PHONY: help setup demo test test-lowest test-next test-slow mmdet3d test-mmdet3d lint types format clean
+.PHONY: help setup demo test test-lowest test-next test-slow test-browser mmdet3d test-mmdet3d lint types format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,10 @@ test-next:  ## default tests with the newest Python and dependencies, numpy 2 am
 
 test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(READY)  ## reports in a real Chromium (Debian: apt install chromium; else BEVCASK_CHROMIUM=FILE)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 $(READY_MMDET3D): $(READY) mmdet3d.sh constraints-mmdet3d.txt
 	./mmdet3d.sh $(VENV)

@@ -23,7 +23,7 @@ from bevcask.targets.plan import BOXES
 from bevcask.viz.html import notices
 from bevcask.viz.html.calibration import judge_cameras
 from bevcask.viz.html.collect import Collected, choose_content, collect, spread
-from bevcask.viz.html.frames import MIN_SCORE, POINT_STEP
+from bevcask.viz.html.frames import MIN_SCORE, POINT_STEP, Content
 from bevcask.viz.html.matching import DISTANCE
 from bevcask.viz.html.pages import Page, add_cameras
 from bevcask.viz.report import describe
@@ -130,6 +130,15 @@ def _scores(cache: Cache, frames: Frames, tokens: Sequence[str]) -> dict[str, An
         return None
 
 
+def _drawn(content: Content, frames: Frames | None) -> list[str]:
+    """Return what is drawn beside rasters."""
+    kinds = {spec.tap.kind for spec in content.specs.values()}
+    drawn = ["points"] if frames is not None else []
+    drawn += ["queries"] if kinds & {"query_points", "query_places"} else []
+    drawn += ["truth"] if frames is not None and frames.has_labels else []
+    return drawn + (["teacher"] if "box_set" in kinds else [])
+
+
 def _data(cache: Cache, asked: Asked, found: Collected, looked: Looked) -> dict[str, Any]:
     """Return everything the page says that is not of one frame."""
     content, table = found.content, cache.frames
@@ -150,6 +159,7 @@ def _data(cache: Cache, asked: Asked, found: Collected, looked: Looked) -> dict[
             for own in looked.findings
         ],
         "lacks": list(asked.lacks),
+        "drawn": _drawn(content, asked.frames),
         "min_score": MIN_SCORE,
         "distance": DISTANCE,
         "point_step": POINT_STEP,

@@ -177,7 +177,7 @@ function layersOf() {
     dots(context, scale, frame.queries || [], QUERY, 3 * devicePixelRatio) });
   layers.push(boxLayer("ground truth", "truth", TRUTH, false));
   layers.push(boxLayer("teacher", "teacher", TEACHER, true));
-  return layers;
+  return layers.filter((own) => own.tiles || DATA.drawn.includes(own.id));
 }
 
 function paintOrder(id) {

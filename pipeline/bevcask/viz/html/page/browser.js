@@ -109,9 +109,13 @@ function moveCross(event) {
   redraw();
 }
 
-function setTheme(name) {
-  document.documentElement.dataset.theme = name;
-  byId("theme").setAttribute("aria-pressed", String(name === "dark"));
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.dataset.theme || (systemDark.matches ? "dark" : "light")) === "dark";
+const tellTheme = () => byId("theme").setAttribute("aria-pressed", String(isDark()));
+
+function switchTheme() {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  tellTheme();
 }
 
 function fromHash() {
@@ -136,9 +140,9 @@ function start() {
   byId("next").addEventListener("click", () => step(1));
   byId("bev").addEventListener("mousemove", pointAt);
   byId("bev").addEventListener("keydown", moveCross);
-  byId("theme").addEventListener("click", () =>
-    setTheme(byId("theme").getAttribute("aria-pressed") === "true" ? "light" : "dark"));
-  byId("theme").setAttribute("aria-pressed", String(matchMedia("(prefers-color-scheme: dark)").matches));
+  byId("theme").addEventListener("click", switchTheme);
+  systemDark.addEventListener("change", tellTheme);
+  tellTheme();
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
     if (event.key === "n") step(1);

@@ -1,0 +1,202 @@
+"""Reports in a real Chromium: silent, self-contained, usable by keyboard, legible at two widths."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+Call = Callable[..., tuple[int, str, str]]
+WIDTHS = (1280, 390)
+TABS = 80
+OVERLAPS = """() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode, parent = node.parentElement;
+    if (!node.textContent.trim() || parent.closest("script,option,noscript,.skip")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const frame = parent.closest(".scroll")?.getBoundingClientRect();
+    for (const r of range.getClientRects()) {
+      const box = { left: r.left, right: r.right, top: r.top, bottom: r.bottom, node };
+      if (frame) {
+        box.left = Math.max(box.left, frame.left); box.right = Math.min(box.right, frame.right);
+        box.top = Math.max(box.top, frame.top); box.bottom = Math.min(box.bottom, frame.bottom);
+      }
+      if (box.right - box.left > 1 && box.bottom - box.top > 1) found.push(box);
+    }
+  }
+  const bad = [];
+  for (let i = 0; i < found.length; i++) for (let j = i + 1; j < found.length; j++) {
+    const a = found[i], b = found[j];
+    if (a.node === b.node) continue;
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (wide > 1 && high > 3) bad.push([a.node.textContent, b.node.textContent]);
+  }
+  return [found.length, bad];
+}"""
+PIXELS = "() => document.getElementById('bev').toDataURL()"
+REACHABLE = """() => [...document.querySelectorAll(
+  'a[href],button:not(:disabled),select,input,summary,[tabindex="0"]')]
+  .filter((own) => !own.closest("details:not([open]) > :not(summary)"))
+  .map((own, i) => { own.dataset.stop = i; return i; })"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs bevcask[browser]")
+    names = (os.environ.get("BEVCASK_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if name and (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium: apt install chromium, or set BEVCASK_CHROMIUM to one")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+def report(call: Call, folder: Path, *data: str) -> Path:
+    """Extract with a trained tiny teacher, and write a report."""
+    url, page = folder / "c.zarr", folder / "r.html"
+    code, _, err = call(
+        "teacher-extract", url, "teacher=centerpoint_tiny", "method=distillbev",
+        "teacher.checkpoint=catalog:centerpoint_tiny_synthetic", "loader.num_workers=0", *data,
+    )  # fmt: skip
+    assert code == 0, err
+    code, _, err = call("inspect", url, f"html={page}")
+    assert code == 0, err
+    return page
+
+
+@pytest.fixture(scope="module")
+def synthetic(tiny_world: Path, call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = ("dataset=synthetic", f"dataset.root={tiny_world}", "dataset.split=all")
+    return report(call, tmp_path_factory.mktemp("synthetic"), *data)
+
+
+@pytest.fixture(scope="module")
+def real(nuscenes_root: Path, call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = ("dataset=mini", f"dataset.root={nuscenes_root}", "dataset.split=all")
+    return report(call, tmp_path_factory.mktemp("real"), *data)
+
+
+@pytest.fixture(params=["synthetic", pytest.param("real", marks=pytest.mark.nuscenes)])
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def opened(browser: Any, path: Path) -> Iterator[Any]:
+    """The page as a user opens it; whatever it complains of or asks for fails the test."""
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda asked: said.append(asked.url))
+    page.goto(path.as_uri())
+    settle(page)
+    yield page
+    page.close()
+    asked = {own.partition("#")[0] for own in said if not own.startswith("data:")}
+    assert asked == {path.as_uri()}
+
+
+def settle(page: Any) -> None:
+    page.wait_for_function("document.body.dataset.shown")
+    page.wait_for_function("[...document.querySelectorAll('#cameras canvas')].length === 6")
+
+
+def layers(page: Any) -> list[str]:
+    boxes = page.query_selector_all("#layers input")
+    return [f"[id='{own.get_attribute('id')}']" for own in boxes]
+
+
+def test_every_layer_toggles(opened: Any) -> None:
+    names = layers(opened)
+    assert len(names) >= 10
+    for name in names:
+        opened.uncheck(name)
+    bare = opened.evaluate(PIXELS)
+    for name in names:
+        opened.check(name)
+        assert opened.evaluate(PIXELS) != bare, name
+        opened.uncheck(name)
+        assert opened.evaluate(PIXELS) == bare, name
+
+
+def test_boxes_toggle_in_the_images(opened: Any) -> None:
+    look = "() => [...document.querySelectorAll('#cameras canvas')].map((own) => own.toDataURL())"
+    opened.wait_for_timeout(300)
+    before = opened.evaluate(look)
+    opened.uncheck("#layer-truth")
+    opened.uncheck("#layer-teacher")
+    after = opened.evaluate(look)
+    assert sum(a != b for a, b in zip(before, after, strict=True)) >= 3
+
+
+def test_the_keyboard_reaches_everything(opened: Any) -> None:
+    wanted = set(opened.evaluate(REACHABLE))
+    reached = set()
+    for _ in range(TABS):
+        opened.keyboard.press("Tab")
+        stop = opened.evaluate("document.activeElement.dataset.stop ?? null")
+        reached |= set() if stop is None else {int(stop)}
+    assert reached == wanted
+    opened.focus("#bev")
+    opened.keyboard.press("ArrowUp")
+    first = opened.text_content("#reading")
+    assert "y 1.0 m" in first or "y 0." in first
+    opened.keyboard.press("ArrowRight")
+    assert opened.text_content("#reading") != first
+    assert "energy ≈" in first
+
+
+def test_frames_are_walked_and_kept_in_the_address(opened: Any) -> None:
+    first = opened.evaluate("document.body.dataset.shown")
+    opened.keyboard.press("n")
+    opened.wait_for_function(f"document.body.dataset.shown !== '{first}'")
+    second = opened.evaluate("document.body.dataset.shown")
+    assert opened.url.endswith(f"#frame={second}")
+    opened.reload()
+    settle(opened)
+    assert opened.evaluate("document.body.dataset.shown") == second
+    opened.keyboard.press("p")
+    opened.wait_for_function(f"document.body.dataset.shown === '{first}'")
+    opened.select_option("#order", "worst")
+    rows = opened.evaluate("DATA.frames.map((own) => own.misses + own.alarms)")
+    opened.wait_for_function(f"state.number === {rows.index(max(rows))}")
+
+
+def test_the_pointer_reads_metres_cells_and_values(opened: Any) -> None:
+    opened.locator("#bev").scroll_into_view_if_needed()
+    box = opened.locator("#bev").bounding_box()
+    opened.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.25)
+    text = opened.text_content("#reading")
+    assert "x 25." in text
+    assert "row " in text
+    assert "energy ≈" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_neither_overlaps_nor_runs_out(opened: Any, width: int, scheme: str) -> None:
+    opened.set_viewport_size({"width": width, "height": 844})
+    opened.emulate_media(color_scheme=scheme)
+    opened.click("#boxes-details summary")
+    opened.wait_for_timeout(200)
+    number, overlaps = opened.evaluate(OVERLAPS)
+    assert number > 100
+    assert overlaps == []
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    captions = [own.text_content() for own in opened.query_selector_all("figure > figcaption")]
+    assert len(captions) == len(opened.query_selector_all("figure"))
+    assert all("Look for" in own for own in captions)
+    before = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    opened.click("#theme")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != before
