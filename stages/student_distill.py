@@ -38,6 +38,7 @@ from bevcask.paths import head_of, split_url
 from bevcask.provenance import peak_memory, pick_device
 from bevcask.ranks import by_first, num_ranks, rank
 from bevcask.targets.pixels import PIXELS
+from bevcask.targets.spec import TapInfo
 from bevcask.training.callbacks import StepClock
 from bevcask.training.checkpoint import export, make_note, start
 from bevcask.training.keeper import Validation
@@ -45,6 +46,7 @@ from bevcask.training.launch import joined, ranks_to_start
 from bevcask.training.loops import Steps
 from bevcask.training.module import Distillation
 from bevcask.training.order import Order, order_of, training_order
+from bevcask.training.panels import Pictures
 from bevcask.training.record import RunFolder
 from bevcask.training.spawn import run_ranks
 from bevcask.training.sync_norms import sync_norms
@@ -116,7 +118,7 @@ def _train(config: DistillConfig) -> dict[str, Any]:
         readable_frames(teaching.frames, inputs, "dataset")
     for reader in teaching.readers.values():
         readable_frames(teaching.frames, reader.inputs, "dataset")
-    validation = open_validation(config, inputs)
+    validation = open_validation(config, inputs, detector.describe_taps(own), teaching.cache)
     student = detector(own)
     loaded = start(student, config.student)
     _mention_head(config, teaching)
@@ -255,8 +257,16 @@ def num_batches(config: DistillConfig) -> int:
     return config.trainer.max_steps * config.trainer.accumulate
 
 
-def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
+def open_validation(
+    config: DistillConfig, inputs: Inputs, taps: Mapping[str, TapInfo], cache: str | None
+) -> Validation | None:
     """Return what scores the student; nothing without `val`.
+
+    Args:
+        config: of the run.
+        inputs: of the student.
+        taps: of the student.
+        cache: URLs of what it learns from, drawn beside it.
 
     Raises:
         ConfigError: the frames come from an info file.
@@ -271,8 +281,9 @@ def open_validation(config: DistillConfig, inputs: Inputs) -> Validation | None:
     loader = frame_batches(frames, inputs, config.loader, pick_device(config.device), own)
     evaluation = Evaluation(frames, split_size(config.val)) if rank() == 0 else None
     trainer = config.trainer
+    pictures = Pictures(trainer.pictures, frames, taps, cache) if trainer.pictures else None
     every, last = trainer.validate_every, trainer.max_steps
-    return Validation(loader, frames.tokens, evaluation, senses(inputs), every, last)
+    return Validation(loader, frames.tokens, evaluation, senses(inputs), every, last, pictures)
 
 
 def _mention_head(config: DistillConfig, teaching: Teaching) -> None:

@@ -11,6 +11,7 @@ STUDENT = (
     "student.detector.neck_channels=[8,8,8]",
     "student.detector.head.channels=8",
     "trainer=tiny",
+    "trainer.pictures=0",
     "loader.num_workers=0",
     "loader.batch_size=2",
     "device=cpu",

@@ -88,6 +88,12 @@ class TrainerConfig(Config):
     validate_every: int = Field(
         0, ge=0, description="steps between validations; 0: only at the end"
     )
+    pictures: int = Field(
+        1,
+        ge=0,
+        description="every so many validations one frame of them goes to TensorBoard, student "
+        "beside teacher; 0: none",
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
     log_every: int = Field(10, ge=1)
     profile: int = Field(

@@ -1,6 +1,7 @@
 """The recipe from the command line: results, logs, resume, refusals."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -9,12 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib import colors
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bevcask.cache.reader import open_cache
+from bevcask.viz import layers
 from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
@@ -55,6 +61,7 @@ def finished(
         "trainer.max_steps=5",
         "trainer.validate_every=2",
         "trainer.checkpoint_every=2",
+        "trainer.pictures=2",
         "--json",
     ]
     code, out, err = call(*command)
@@ -106,6 +113,31 @@ def test_every_term_is_logged(finished: tuple[Path, list[str], dict[str, Any]]) 
         assert float(row["train/lr"]) > 0
     assert all(row["time/seconds_per_step"] for row in rows[1:2])
     assert list((run / "logs" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_every_other_validation_and_the_last_is_a_picture(
+    finished: tuple[Path, list[str], dict[str, Any]],
+) -> None:
+    run, _, _ = finished
+    events = EventAccumulator(str(run / "logs" / "tensorboard"), {"images": 0})
+    events.Reload()
+    pictures = events.Images("val/bev")
+    assert [own.step for own in pictures] == [4, 5]
+    was_HW3, now_HW3 = (
+        np.asarray(Image.open(io.BytesIO(own.encoded_image_string))).astype(int) for own in pictures
+    )
+    assert now_HW3.shape == (532, 5 * 434, 3)
+    for colour in (
+        layers.TRUTH,
+        layers.TEACHER,
+        layers.STUDENT,
+    ):  # in the legend, if no box has such a score yet
+        assert (np.abs(now_HW3 / 255 - colors.to_rgb(colour)).max(-1) < 0.1).any(), colour
+    changed = [
+        (was_HW3[120:, 434 * panel : 434 * (panel + 1)] != now_HW3[120:, 434 * panel :][:, :434])
+        for panel in range(5)
+    ]
+    assert [bool(own.any()) for own in changed] == [False, False, False, True, True]
 
 
 def test_exported_student_has_no_adapters_and_records_the_cache(

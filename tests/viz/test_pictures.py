@@ -9,8 +9,7 @@ from matplotlib import colors
 from PIL import Image
 
 from bevcask.geometry import CAMERAS, Grid
-from bevcask.viz.pictures import (
-    NEAR_PLANE,
+from bevcask.viz.layers import (
     TEACHER,
     TRUTH,
     UNSEEN_ALPHA,
@@ -18,6 +17,9 @@ from bevcask.viz.pictures import (
     BoxLayer,
     CameraView,
     Picture,
+)
+from bevcask.viz.pictures import (
+    NEAR_PLANE,
     box_corners,
     draw,
     project_wireframe,

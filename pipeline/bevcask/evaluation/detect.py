@@ -1,6 +1,6 @@
 """Boxes by sample token: from a detector, or from the boxes a cache holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,11 +11,13 @@ from bevcask.data.index.frames import Frames
 from bevcask.data.lanes import in_lanes
 from bevcask.data.loader import AnyLoader, FrameSource, build_loader, in_order
 from bevcask.data.samples import SampleReader
-from bevcask.detectors.base import Batch, Detections, Detector, Inputs
+from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.memory import Stream
 from bevcask.errors import PlanError
 from bevcask.progress import Ticker
 from bevcask.targets.plan import BOXES
+
+Watch = Callable[[Batch, Output, Sequence[Detections]], None]
 
 
 def detect(
@@ -23,6 +25,7 @@ def detect(
     batches: Iterable[Batch],
     device: torch.device,
     bar: Ticker | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Detections]:
     """Run a detector over clean batches in evaluation mode; the mode of every part is restored.
 
@@ -33,6 +36,7 @@ def detect(
         batches: canonical frame, on the host; see `frame_batches`.
         device: where it runs.
         bar: moved by one a frame.
+        watch: shown each batch, what the detector said of it and the boxes of its samples.
 
     Returns:
         Boxes on the host by token, canonical LIDAR_TOP frame.
@@ -43,7 +47,10 @@ def detect(
     stream = Stream()
     with torch.inference_mode():
         for batch in batches:
-            boxes = detector.decode(stream.show(detector, batch.to(device)))
+            output = stream.show(detector, batch.to(device))
+            boxes = detector.decode(output)
+            if watch is not None:
+                watch(batch, output, boxes)
             found |= dict(zip(batch.tokens, (on_host(b) for b in boxes), strict=True))
             if bar is not None:
                 bar.advance(len(batch.tokens))

@@ -19,16 +19,17 @@ from torch import distributed
 
 from bevcask.data.loader import AnyLoader
 from bevcask.detectors.base import Batch, Detections, Detector
-from bevcask.evaluation.detect import detect
+from bevcask.evaluation.detect import Watch, detect
 from bevcask.evaluation.nuscenes import Evaluation, Sense
 from bevcask.paths import write_whole
 from bevcask.progress import Ticker
-from bevcask.ranks import by_first, most, num_ranks, to_first
+from bevcask.ranks import by_first, most, num_ranks, rank, to_first
 from bevcask.signals import Stop
 from bevcask.trainer_config import TrainerConfig
 from bevcask.training.callbacks import Bar, MovingAverage
 from bevcask.training.checkpoint import student_in
 from bevcask.training.module import Distillation
+from bevcask.training.panels import Pictures
 from bevcask.training.record import RunFolder
 from bevcask.training.saving import keep
 
@@ -45,6 +46,7 @@ class Validation:
         uses: what the student looks with.
         every: steps between validations; 0 for none but the last.
         last: the last step.
+        pictures: drawn of a frame that is validated; None draws none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Validation:
         uses: Collection[Sense],
         every: int,
         last: int,
+        pictures: Pictures | None = None,
     ) -> None:
         self._batches = batches
         self._tokens = tokens
@@ -62,6 +65,7 @@ class Validation:
         self._uses = uses
         self._every = every
         self._last = last
+        self._pictures = pictures
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -70,16 +74,37 @@ class Validation:
         """Return whether the weights after a step are validated."""
         return step == self._last or (self._every > 0 and step > 0 and step % self._every == 0)
 
+    def pictures(self, step: int) -> Pictures | None:
+        """Return what is drawn of the validation after a step; rank 0 draws."""
+        if self._pictures is None or rank():
+            return None
+        number = -(-step // self._every) if self._every else 1
+        return self._pictures if step == self._last or self._pictures.due(number) else None
+
     def score(
-        self, detector: Detector, device: torch.device, folder: Path, ticker: Ticker, stop: Stop
+        self,
+        detector: Detector,
+        device: torch.device,
+        folder: Path,
+        ticker: Ticker,
+        stop: Stop,
+        watch: Watch | None = None,
     ) -> dict[str, Any]:
         """Return the scores; also written to `metrics.json` in `folder`, with the devkit's files.
+
+        Args:
+            detector: on `device`.
+            device: where it runs.
+            folder: of this validation.
+            ticker: moved by one a batch.
+            stop: whether to end.
+            watch: see `detect`.
 
         Raises:
             Stopped: a signal came.
         """
         batches = _watched(self._batches, ticker, stop)
-        found = to_first(detect(detector, batches, device))
+        found = to_first(detect(detector, batches, device, watch=watch))
 
         def written() -> dict[str, Any]:
             assert self._evaluation is not None
@@ -193,6 +218,7 @@ class Keeper(Checkpoint):
         assert self._validation is not None
         for value in student.buffers() if num_ranks() > 1 else ():
             distributed.broadcast(value, 0)  # batch norms see other batches on other ranks
+        pictures = self._validation.pictures(step)
         precision: AbstractContextManager[None] = trainer.precision_plugin.val_step_context()
         with self._bar.aside("validate", len(self._validation)) as ticker, precision:
             result = self._validation.score(
@@ -201,9 +227,12 @@ class Keeper(Checkpoint):
                 self._folder.validation_at(step),
                 ticker,
                 self._stop,
+                pictures.watch if pictures else None,
             )
         for logger in trainer.loggers:
             logger.log_metrics({"val/mAP": result["mAP"], "val/NDS": result["NDS"]}, step)
+        if pictures:
+            pictures.log(trainer.loggers, step)
 
     def _keep_best(self, step: int, path: Path) -> None:
         def kept() -> None:

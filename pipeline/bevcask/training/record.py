@@ -197,7 +197,7 @@ def _spelled(name: str) -> str:
 
 _NO_MATTER = {
     "loader": ("num_workers", "prefetch", "local", "local_gb"),
-    "trainer": ("checkpoint_every", "log_every", "profile", "devices", "nodes"),
+    "trainer": ("checkpoint_every", "log_every", "pictures", "profile", "devices", "nodes"),
 }
 
 

@@ -6,7 +6,6 @@ panel. Takes arrays only: nothing here reads a dataset or a cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,163 +22,71 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon, Rectangle
 
 from bevcask.geometry import CAMERAS, Grid, box_corners_bev, transform_points
+from bevcask.viz.layers import BevMap, BoxLayer, CameraView, Floats, LineLayer, Picture
 
-Floats = npt.NDArray[np.floating[Any]]
-TRUTH = "#3ddc84"
-TEACHER = "#ff9f1c"
 BACKGROUND = "#101418"
 PANEL = "#171c22"
 FAINT = "#8b949e"
 INK = "#e6edf3"
 NEAR_PLANE = 0.3  # metres; wireframes are cut here
-UNSEEN_ALPHA = 0.35  # ground truth without a LiDAR point
 _NAMED_PIXELS = 40  # boxes that are lower in an image are too far away to be named
 _TITLE_LETTERS = 80  # more would run into the legend
 _EGO_OUTLINE = np.array([[0, 2.4], [0.95, 1.2], [0.95, -2.4], [-0.95, -2.4], [-0.95, 1.2]])
 
 
-@dataclass(frozen=True)
-class BoxLayer:
-    """Boxes of one source.
-
-    Attributes:
-        boxes_N9: float, `geometry.BOX_FIELDS`, canonical LIDAR_TOP frame.
-        alpha_N: opacity of each box, 0..1.
-        names: class of each box.
-        label: text of the legend, e.g. `ground truth (31)`.
-        colour: matplotlib colour.
-        dashed: dashed outlines.
-    """
-
-    boxes_N9: Floats
-    alpha_N: Floats
-    names: Sequence[str]
-    label: str
-    colour: str
-    dashed: bool = False
-
-    @classmethod
-    def truth(
-        cls, boxes_N9: Floats, num_lidar_points_N: npt.NDArray[Any], names: Sequence[str]
-    ) -> "BoxLayer":
-        """Return the ground-truth layer; boxes without a LiDAR point are faint."""
-        alpha_N = np.where(num_lidar_points_N > 0, 1.0, UNSEEN_ALPHA)
-        unseen = int((num_lidar_points_N == 0).sum())
-        note = f", {unseen} of them without a LiDAR point: faint" if unseen else ""
-        return cls(boxes_N9, alpha_N, names, f"ground truth ({len(boxes_N9)}{note})", TRUTH)
-
-    @classmethod
-    def teacher(
-        cls, boxes_N9: Floats, scores_N: Floats, names: Sequence[str], min_score: float
-    ) -> "BoxLayer":
-        """Return the layer of teacher boxes with at least `min_score`."""
-        kept = scores_N >= min_score
-        best = f"best {scores_N.max():.2f}" if len(scores_N) else "no box at all"
-        label = f"teacher, score ≥ {min_score:g} ({int(kept.sum())} of {len(scores_N)}, {best})"
-        shown = [name for name, keep in zip(names, kept, strict=True) if keep]
-        return cls(boxes_N9[kept], np.ones(int(kept.sum())), shown, label, TEACHER, dashed=True)
-
-
-@dataclass(frozen=True)
-class LineLayer:
-    """Polylines of one source, drawn from above.
-
-    Attributes:
-        lines: (points, 2) each, metres, canonical LIDAR_TOP frame.
-        label: text of the legend.
-    """
-
-    lines: Sequence[Floats]
-    label: str
-    colour: str = "#4cc9f0"
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class CameraView:
-    """One camera.
-
-    Attributes:
-        image_HW3: uint8 RGB.
-        intrinsics_33: camera matrix, pixels of this image.
-        lidar_to_camera_44: canonical LIDAR_TOP frame to camera frame (z forward).
-    """
-
-    image_HW3: npt.NDArray[np.uint8]
-    intrinsics_33: Floats
-    lidar_to_camera_44: Floats
-
-
-@dataclass(frozen=True)
-class BevMap:
-    """A scalar map seen from above.
-
-    Attributes:
-        values_YX: float, rising y and x, canonical LIDAR_TOP frame.
-        grid: the grid it lies on.
-        title: what it shows.
-        colour_map: name of a matplotlib colour map.
-        limits: values of the darkest and brightest colour; None takes the map's own range.
-    """
-
-    values_YX: Floats
-    grid: Grid
-    title: str
-    colour_map: str = "magma"
-    limits: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Everything that is drawn.
-
-    Attributes:
-        title: first line: token and scene.
-        subtitle: second line: teacher, dataset, whether it is synthetic.
-        cameras: by name, `geometry.CAMERAS`.
-        points_P5: keyframe LiDAR points, canonical frame (x, y, z, intensity, ...).
-        maps: teacher maps to draw from above.
-        layers: boxes, drawn in this order in every panel.
-        lines: polylines, drawn in every panel from above.
-    """
-
-    title: str
-    subtitle: str
-    cameras: dict[str, CameraView]
-    points_P5: Floats
-    maps: Sequence[BevMap]
-    layers: Sequence[BoxLayer] = field(default_factory=list)
-    lines: Sequence[LineLayer] = ()
-
-
 def draw(picture: Picture, path: Path) -> None:
     """Draw a picture into a PNG; `path` is replaced in one step."""
-    columns = max(3, 1 + len(picture.maps))
     with mpl.rc_context(_STYLE):
-        layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.0, wspace=0.0)
-        figure = Figure(figsize=(6.2 * columns, 14.6), dpi=100, layout=layout)
-        FigureCanvasAgg(figure)
+        figure = _figure(picture, 14.6, dpi=100)
         parts: Any = figure.subfigures(3, 1, height_ratios=(0.9, 7.0, 6.7))
         header, cameras, maps = parts
         _draw_header(header, picture)
         for name, axes in zip(CAMERAS, cameras.subplots(2, 3).flat, strict=True):
             _draw_camera(axes, name, picture.cameras[name], picture.layers)
-        first, *others = maps.subplots(1, columns).flat
-        extent = _common_extent(picture.maps)
-        _draw_points(first, picture.points_P5, extent)
-        for axes, bev in zip(others, picture.maps, strict=False):
-            _draw_map(axes, bev)
-        for axes in (first, *others[: len(picture.maps)]):
-            _draw_footprints(axes, picture.layers, named=axes is first)
-            for own in picture.lines:
-                _draw_lines(axes, own, own.lines, np.ones(len(own.lines)))
-            _draw_ego(axes, extent)
-        for axes in others[len(picture.maps) :]:
-            axes.set_axis_off()
+        _draw_from_above(maps, picture)
         partial = path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
         partial.replace(path)
+
+
+def drawn_from_above(picture: Picture) -> npt.NDArray[np.uint8]:
+    """Return the panels from above alone, without cameras: (H, W, 3) RGB."""
+    with mpl.rc_context(_STYLE):
+        figure = _figure(picture, 7.6, dpi=70)
+        parts: Any = figure.subfigures(2, 1, height_ratios=(0.9, 6.7))
+        header, maps = parts
+        _draw_header(header, picture)
+        _draw_from_above(maps, picture)
+        figure.canvas.draw()
+        rgba_HW4 = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+    return rgba_HW4[..., :3].copy()
+
+
+def _columns(picture: Picture) -> int:
+    return max(3, 1 + len(picture.maps))
+
+
+def _figure(picture: Picture, height: float, dpi: int) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.0, wspace=0.0)
+    figure = Figure(figsize=(6.2 * _columns(picture), height), dpi=dpi, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_from_above(figure: Any, picture: Picture) -> None:
+    first, *others = figure.subplots(1, _columns(picture)).flat
+    extent = _common_extent(picture.maps)
+    _draw_points(first, picture.points_P5, extent)
+    for axes, bev in zip(others, picture.maps, strict=False):
+        _draw_map(axes, bev)
+    for axes in (first, *others[: len(picture.maps)]):
+        _draw_footprints(axes, picture.layers, named=axes is first)
+        for own in picture.lines:
+            _draw_lines(axes, own, own.lines, np.ones(len(own.lines)))
+        _draw_ego(axes, extent)
+    for axes in others[len(picture.maps) :]:
+        axes.set_axis_off()
 
 
 _STYLE: dict[Any, Any] = {

@@ -1,5 +1,6 @@
 """One cached sample beside the frame it was made from: what `pictures` draws."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bevcask.errors import ConfigError, TokenNotCachedError
 from bevcask.geometry import CAMERAS, CLASSES
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
-from bevcask.viz.pictures import BevMap, BoxLayer, CameraView, LineLayer, Picture
+from bevcask.viz.layers import BevMap, BoxLayer, CameraView, LineLayer, Picture
 
 SCORE = 9  # column of a box set, behind the nine box fields
 MIN_SCORE = 0.3  # of the teacher boxes that are drawn
@@ -111,13 +112,7 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         CacheIncompleteError: its shard is not committed.
     """
     targets = cache.read_float(token)
-    boxes, classes, num_lidar_points = frames.labels(token)
-    layers = [BoxLayer.truth(boxes, num_lidar_points, [CLASSES[own] for own in classes])]
-    for name, spec in first_views(cache).items():
-        if spec.tap.kind == "box_set":
-            said = targets[name]
-            names = [(spec.tap.classes or CLASSES)[int(own)] for own in said[:, SCORE + 1]]
-            layers.append(BoxLayer.teacher(said[:, :9], said[:, SCORE], names, MIN_SCORE))
+    layers = [true_boxes(frames, token), *teacher_boxes(cache, targets)]
     teacher = cache.fingerprint["teacher"]
     scene = cache.frames.scenes[list(cache.frames.tokens).index(token)]
     checkpoint = str(teacher.get("checkpoint", ""))
@@ -128,10 +123,43 @@ def compose_picture(cache: Cache, frames: Frames, token: str) -> Picture:
         f"dataset {frames.version}   cache {cache.id[:12]}",
         cameras=_cameras(frames, token),
         points_P5=read_points(frames, token, 1),
-        maps=[*_energy(cache, targets), *_heatmaps(cache, targets), *_voxels(cache, targets)],
+        maps=[
+            *maps_from_above("teacher", first_views(cache), targets),
+            *_voxels(cache, targets),
+        ],
         layers=layers,
         lines=_polylines(cache, targets),
     )
+
+
+def true_boxes(frames: Frames, token: str) -> BoxLayer:
+    """Return ground truth of a frame."""
+    boxes_N9, classes_N, num_lidar_points_N = frames.labels(token)
+    return BoxLayer.truth(boxes_N9, num_lidar_points_N, [CLASSES[own] for own in classes_N])
+
+
+def teacher_boxes(cache: Cache, targets: Mapping[str, npt.NDArray[np.float32]]) -> list[BoxLayer]:
+    """Return the boxes that a cache holds of a frame, whose values are `targets`."""
+    layers = []
+    for name, spec in first_views(cache).items():
+        if spec.tap.kind == "box_set":
+            said = targets[name]
+            names = [(spec.tap.classes or CLASSES)[int(own)] for own in said[:, SCORE + 1]]
+            layers.append(BoxLayer.teacher(said[:, :9], said[:, SCORE], names, MIN_SCORE))
+    return layers
+
+
+def maps_from_above(
+    who: str, specs: Mapping[str, TargetSpec], values: Mapping[str, npt.NDArray[np.float32]]
+) -> list[BevMap]:
+    """Return the energy of one map and the peaks of all heatmaps.
+
+    Args:
+        who: said them, for the titles.
+        specs: by name; one of each tap.
+        values: (C, Y, X) float of each dense map and heatmap, by name.
+    """
+    return [*_energy(who, specs, values), *_heatmaps(who, specs, values)]
 
 
 def _cameras(frames: Frames, token: str) -> dict[str, CameraView]:
@@ -163,28 +191,29 @@ def _seen(spec: TargetSpec) -> str:
     return f", view {spec.view} (augmented images)" if spec.view else ""
 
 
-def _energy(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
-    dense = {n: spec for n, spec in first_views(cache).items() if spec.tap.kind == "dense_bev"}
+def _energy(
+    who: str, specs: Mapping[str, TargetSpec], values: Mapping[str, npt.NDArray[np.float32]]
+) -> list[BevMap]:
+    dense = {name: spec for name, spec in specs.items() if spec.tap.kind == "dense_bev"}
     if not dense:
         return []
     name = next((n for n, spec in dense.items() if spec.tap.name in _ENERGY_TAPS), [*dense][-1])
-    values_CYX, tap, grid = targets[name], dense[name].tap, dense[name].tap.grid
+    values_CYX, tap, grid = values[name], dense[name].tap, dense[name].tap.grid
     assert grid is not None
     seen = _seen(dense[name])
-    title = f"teacher {tap.name}: mean |value| over {len(values_CYX)} channels{seen}"
+    title = f"{who} {tap.name}: mean |value| over {len(values_CYX)} channels{seen}"
     return [BevMap(np.abs(values_CYX).mean(0), grid, title)]
 
 
-def _heatmaps(cache: Cache, targets: dict[str, npt.NDArray[np.float32]]) -> list[BevMap]:
+def _heatmaps(
+    who: str, specs: Mapping[str, TargetSpec], values: Mapping[str, npt.NDArray[np.float32]]
+) -> list[BevMap]:
     maps = []
-    for name, spec in first_views(cache).items():
+    for name, spec in specs.items():
         if spec.tap.kind == "heatmap":
             assert spec.tap.grid is not None
-            title = (
-                f"teacher {spec.tap.name}: maximum over {spec.tap.shape[0]} classes{_seen(spec)}"
-            )
-            peak_YX = targets[name].max(0)
-            maps.append(BevMap(peak_YX, spec.tap.grid, title, "inferno", (0.0, 1.0)))
+            title = f"{who} {spec.tap.name}: maximum over {spec.tap.shape[0]} classes{_seen(spec)}"
+            maps.append(BevMap(values[name].max(0), spec.tap.grid, title, "inferno", (0.0, 1.0)))
     return maps
 
 
