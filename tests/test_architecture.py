@@ -30,6 +30,7 @@ RANKS = {
     "wall_time": 0,
     "groups": 0.5,
     "outputs": 0.5,
+    "notebook": 0.5,
     "signals": 0.5,
     "consent": 0.5,
     "disk_rate": 0.5,

@@ -73,6 +73,13 @@ def test_xarray_has_coordinates(sealed: str) -> None:
     assert data["x"].values.tolist() == [-3.5 + i for i in range(8)]
     assert data["y"].values.tolist() == [-2.5 + i for i in range(6)]
     assert data["x"].attrs["units"] == "m"
+    spec = cache.specs["head.heatmap"]
+    said = {
+        "target": spec.key,
+        "region": str(spec.region),
+        "weights": cache.fingerprint["teacher"]["weights"],
+    }
+    assert said.items() <= data.attrs.items()
     here = data["values"].isel(frame=2).sel(x=1.5, y=-0.5).values
     sample = cache.read(cache.frames.tokens[2])["head.heatmap"]
     np.testing.assert_array_equal(here, sample.values[:, 2, 5] * sample.scale)
@@ -85,6 +92,7 @@ def test_xarray_of_sets_and_images(sealed: str) -> None:
     boxes = cache.xarray("head.boxes")
     assert boxes["values"].dims == ("frame", "box", "field")
     assert boxes["count"].values.tolist() == [1, 2, 3, 4, 1, 2]
+    assert boxes["field"].values.tolist()[-3:] == ["vy", "score", "class"]
     assert cache.xarray("query.last")["values"].dims == ("frame", "query", "channel")
     image = cache.xarray("image.fpn0")
     assert image["values"].dims == ("frame", "camera", "channel", "v", "u")

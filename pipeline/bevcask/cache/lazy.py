@@ -9,6 +9,8 @@ import numpy.typing as npt
 import xarray
 
 from bevcask.cache.layout import dims_of, is_set
+from bevcask.geometry import BOX_FIELDS, CAMERAS
+from bevcask.targets.spec import TargetSpec
 
 if TYPE_CHECKING:
     from bevcask.cache.reader import Cache
@@ -31,7 +33,9 @@ def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray
     Chunks are those of `lazy_values`.
 
     Coordinates: `sample_token`, `scene`, `timestamp` (seconds) along `frame`; `y`, `x` (metres,
-    cell centres) where the target has a BEV grid, `z` where it has layers.
+    cell centres) where the target has a BEV grid, `z` where it has layers; `field` of boxes,
+    `camera` of image features, `channel` of heatmaps. Attributes say what it is, how it is stored,
+    who said it and in which frame coordinates are.
     """
     spec = cache.specs[name]
     dims = ("frame", *dims_of(spec)[1:])
@@ -58,8 +62,28 @@ def lazy_dataset(cache: "Cache", name: str, frames: int | None = None) -> xarray
         coordinates["z"] = ("z", np.array(spec.tap.bins), {"units": "m", "long_name": "up"})
     if spec.tap.kind in ("heatmap", "occupancy") and spec.tap.classes:
         coordinates["channel"] = ("channel", np.array(spec.tap.classes))
-    attributes = {"kind": spec.tap.kind, "codec": spec.codec, "cache": cache.id}
-    return xarray.Dataset(variables, coordinates, attributes)
+    if spec.tap.kind == "box_set":
+        coordinates["field"] = ("field", np.array([*BOX_FIELDS, "score", "class"]))
+    if "camera" in dims and spec.tap.shape[dims.index("camera") - 1] == len(CAMERAS):
+        coordinates["camera"] = ("camera", np.array(CAMERAS))
+    return xarray.Dataset(variables, coordinates, _attributes(cache, spec))
+
+
+def _attributes(cache: "Cache", spec: TargetSpec) -> dict[str, str | int]:
+    teacher = cache.fingerprint["teacher"]
+    return {
+        "target": spec.key,
+        "kind": spec.tap.kind,
+        "codec": spec.codec,
+        "region": str(spec.region),
+        "alignment": spec.alignment,
+        "view": spec.view,
+        "context": spec.tap.reads,
+        "teacher": str(teacher.get("type")),
+        "weights": str(teacher["weights"]),
+        "cache": cache.id,
+        "frame": "canonical LIDAR_TOP of the keyframe: x right, y forward, z up, metres",
+    }
 
 
 def _lazy(

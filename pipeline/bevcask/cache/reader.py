@@ -27,6 +27,7 @@ from bevcask.errors import (
     TokenNotCachedError,
     UnknownNameError,
 )
+from bevcask.notebook import html_table
 from bevcask.registry import suggest
 from bevcask.targets.spec import TargetSpec
 
@@ -124,6 +125,25 @@ class Cache:
             f"scenes, {state}; teacher {teacher.get('type')}, weights "
             f"{str(teacher['weights'])[:12]}; {targets})"
         )
+
+    def _repr_html_(self) -> str:
+        teacher, coverage = self.fingerprint["teacher"], self.coverage.values()
+        done, total = (sum(numbers) for numbers in zip(*coverage, strict=True))
+        scenes = len(self.frames.scenes.names)
+        state = "sealed" if self.sealed else f"not sealed, {done} frames can be read"
+        return html_table(
+            f"{self.url}: {total:,} frames of {scenes:,} scenes, {state}",
+            ("target", "kind", "shape", "stored as", "region", "alignment", "context", "MB"),
+            [
+                (
+                    name, spec.tap.kind, spec.sizes, spec.codec, spec.region, spec.alignment,
+                    spec.tap.reads, self.stored_bytes(name) / 1e6,
+                )
+                for name, spec in self.specs.items()
+            ],
+            f"teacher {teacher.get('type')}, weights {str(teacher['weights'])[:12]}; "
+            f"cache {self.id[:12]}",
+        )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache, (self.url, self._allow_unsealed, ROOT, False, self._near)

@@ -9,6 +9,7 @@ from bevcask.config import AugmentConfig, DatasetConfig, StoreConfig
 from bevcask.errors import ConfigError, PlanError
 from bevcask.geometry import CAMERAS
 from bevcask.groups import group_members, load_group
+from bevcask.notebook import html_table
 from bevcask.registry import suggest
 from bevcask.targets.kinds import kind_of
 from bevcask.targets.spec import LEVELS, Codec, Need, Region, TapInfo, TargetSpec
@@ -95,6 +96,22 @@ class Plan:
             }
             for spec in self.specs
         ]
+
+    def _repr_html_(self) -> str:
+        rows = self.table()
+        return html_table(
+            f"{self.num_frames:,} frames, at most {self.total_bytes / 1e9:,.2f} GB",
+            ("target", "role", "kind", "shape", "codec", "region", "alignment", "MB a frame", "GB"),
+            [
+                (
+                    row["name"], ", ".join(row["roles"]), row["kind"], row["sizes"], row["codec"],
+                    row["region"], row["alignment"], row["bytes_per_frame"] / 1e6,
+                    row["bytes"] / 1e9,
+                )
+                for row in rows
+            ],
+            "uncompressed: an upper bound",
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; the attrs of a cache keep it."""

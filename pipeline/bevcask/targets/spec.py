@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from bevcask.geometry import Grid
+from bevcask.notebook import html_table
 
 Alignment = Literal["exact", "aligned", "replay", "approximate"]
 Codec = Literal[
@@ -207,6 +208,25 @@ class TargetSpec:
     alignment: Alignment = "exact"
     view: int = 0
     said_HW: tuple[int, int] | None = None
+
+    def _repr_html_(self) -> str:
+        tap, grid = self.tap, self.tap.grid
+        rows: list[tuple[str, object]] = [
+            ("kind", tap.kind),
+            ("shape", self.sizes),
+            ("stored as", self.codec),
+            ("region", self.region),
+            ("alignment", self.alignment),
+            ("depends on other frames", tap.reads),
+        ]
+        if grid is not None:
+            extent = f"x {grid.x_min:g} to {grid.x_max:g} m, y {grid.y_min:g} to {grid.y_max:g} m"
+            rows.append(("grid", f"{extent}, cells of {grid.cell:g} m"))
+        if self.view:
+            rows.append(("view", f"{self.view}: the teacher saw augmented images"))
+        if tap.classes:
+            rows.append(("classes", ", ".join(tap.classes)))
+        return html_table(self.key, (), rows)
 
     @property
     def name(self) -> str:

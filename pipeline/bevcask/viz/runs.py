@@ -9,6 +9,7 @@ from typing import Any
 
 from bevcask.errors import ConfigError
 from bevcask.fingerprint import differences
+from bevcask.notebook import html_table
 
 _POINTS = 400  # of a curve: as many as a page shows apart
 _PREFIX = "train/"
@@ -16,7 +17,38 @@ _NEEDED = "config.json"
 Curve = list[tuple[int, float]]
 
 
-def compare(folders: Sequence[str]) -> dict[str, Any]:
+class Comparison(dict[str, Any]):
+    """What `compare` returns: plain JSON data that a notebook shows as tables."""
+
+    def _repr_html_(self) -> str:
+        scores = html_table(
+            "runs, best validation by NDS",
+            ("run", "step", "best at", "mAP", "NDS", "s a step", "peak GB"),
+            [
+                (
+                    run["name"] + ("" if run["ended"] else " (not ended)"),
+                    run["step"],
+                    *(_blank(value) for value in (
+                        run["best_step"], run["scores"].get("mAP"), run["scores"].get("NDS"),
+                        run["result"].get("seconds_per_step"), run["result"].get("peak_memory_gb"),
+                    )),
+                )
+                for run in self["runs"]
+            ],
+        )  # fmt: skip
+        differing = html_table(
+            "what differs in their configuration",
+            ("key", *(run["name"] for run in self["runs"])),
+            [(row["key"], *map(str, row["values"])) for row in self["differences"]],
+        )
+        return scores + differing if self["differences"] else scores
+
+
+def _blank(value: object) -> object:
+    return "" if value is None else value
+
+
+def compare(folders: Sequence[str]) -> Comparison:
     """Read what `student-distill` left in run folders, ended or not.
 
     Returns:
@@ -33,7 +65,7 @@ def compare(folders: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"run={', '.join(folders)}: expected different run folders.")
     runs = [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     configs = [run.pop("config") for run in runs]
-    return {"runs": runs, "differences": _differing(configs)}
+    return Comparison(runs=runs, differences=_differing(configs))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
