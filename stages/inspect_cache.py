@@ -1,11 +1,13 @@
 """inspect: what a cache holds, who made it, how complete it is, a picture, a report."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bevcask.cache import Cache, open_cache
 from bevcask.catalog import resolve
 from bevcask.cluster import workers_of
-from bevcask.errors import BevcaskError, ConfigError
+from bevcask.data.index.frames import Frames
+from bevcask.errors import BevcaskError, CacheIdentityError, ConfigError
 from bevcask.outputs import output_file
 from bevcask.verbs import InspectConfig
 from bevcask.viz.report import describe, render
@@ -13,6 +15,7 @@ from bevcask.viz.statistics import statistics
 
 if TYPE_CHECKING:
     from bevcask.viz.html.report import Asked
+    from bevcask.viz.html.student import Student
 
 __all__ = ["render", "run"]
 
@@ -34,6 +37,8 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if config.cache is None:
         raise ConfigError("inspect needs a cache URL: bevcask inspect URL.")
     picture = None if config.picture is None else output_file("picture", config.picture, ".png")
+    if config.run is not None and config.html is None:
+        raise ConfigError(f"run={config.run}: is shown in a report; say html=FILE too.")
     page = None if config.html is None else output_file("html", config.html, ".html")
     cache = open_cache(resolve("cache", config.cache), allow_unsealed=True)
     result = describe(cache) | {"sample": None, "picture": None, "html": None}
@@ -73,5 +78,48 @@ def asked_of(cache: Cache, config: InspectConfig) -> "Asked":
     except BevcaskError as error:
         if config.dataset.model_fields_set:
             raise
+        if config.run is not None:
+            raise ConfigError(f"run={config.run}: a student is shown frames. {error}") from error
         lacks.append(f"camera images, LiDAR points, ground truth, scores, calibration: {error}")
-    return Asked(cache.url, frames, lacks, config.html_frames, int(config.html_mb * 1e6))
+    student = None if frames is None else student_of(cache, config, frames)
+    size = int(config.html_mb * 1e6)
+    return Asked(cache.url, frames, lacks, config.html_frames, size, student)
+
+
+def student_of(cache: Cache, config: InspectConfig, frames: Frames) -> "Student | None":
+    """Open the student of `run`, if one is named.
+
+    Raises:
+        ConfigError: no training has ended there, or its student remembers.
+        CacheIdentityError: it learned from another cache.
+    """
+    if config.run is None:
+        return None
+    from bevcask.config import DetectorConfig
+    from bevcask.training.checkpoint import open_detector
+    from bevcask.training.record import RunFolder
+    from bevcask.viz.html.student import Student
+
+    folder = RunFolder(Path(config.run))
+    result = folder.finished()
+    if result is None or not folder.student.is_file():
+        raise ConfigError(
+            f"run={config.run}: expected the folder of a training that has ended (metrics.json and "
+            "student.safetensors). Name the run= of student-distill, or leave it out."
+        )
+    taught_by = result.get("cache_id")
+    if taught_by and cache.id not in str(taught_by):
+        raise CacheIdentityError(
+            f"run={config.run}: its student learned from cache {result.get('cache')} "
+            f"({str(taught_by)[:12]}), this one is {cache.url} ({cache.id[:12]}). Name the cache "
+            "it learned from, or another run."
+        )
+    plugin, own, detector = open_detector(DetectorConfig(checkpoint=str(folder.student)))
+    inputs = plugin.inputs(own)
+    if inputs.memory:
+        raise ConfigError(
+            f"run={config.run}: its student remembers the frames before, and a report shows single "
+            "ones. Leave run out."
+        )
+    taps = plugin.describe_taps(own)
+    return Student(folder.path.name, detector.eval(), taps, frames, inputs, config.html_augment)

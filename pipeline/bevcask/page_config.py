@@ -1,5 +1,7 @@
 """Keys of a report of a cache as one HTML file."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from bevcask.config import Config, PathText
@@ -16,4 +18,10 @@ class PageConfig(Config):
     )
     html_mb: float = Field(
         20.0, ge=1, description="size of the report at most; camera images give way first"
+    )
+    run: PathText | None = Field(
+        None, description="folder of a training: its student, beside the teacher in the report"
+    )
+    html_augment: Literal["flip x", "flip y", "rotate 5", "rotate 22.5", "scale 1.05"] = Field(
+        "rotate 22.5", description="BEV augmentation that the student is also shown, and aligned"
     )

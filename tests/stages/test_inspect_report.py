@@ -1,9 +1,14 @@
 """`bevcask inspect html=` from the outside: a page of a real cache, and mistakes."""
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
 from rich.console import Console
 
 from bevcask.cache import open_cache
@@ -59,3 +64,54 @@ def test_a_recorded_dataset_that_is_gone_is_told(tmp_path: Path, call: Call) -> 
     data = elements(tmp_path / "r.html")["data"]
     assert "gone/v1.0-synthetic (recorded in the cache) is not there" in data["lacks"][0]
     assert open_cache(cache.url).id == data["about"]["id"]
+
+
+def test_a_run_that_cannot_be_shown_is_refused(
+    cached_world: Path, tmp_path: Path, call: Call
+) -> None:
+    page, run = tmp_path / "r.html", tmp_path / "run"
+    words = ("inspect", cached_world, f"run={run}")
+    code, _, err = call(*words)
+    assert (code, "say html=FILE too" in err) == (2, True)
+    code, _, err = call(*words, f"html={page}")
+    assert code == 2
+    assert "expected the folder of a training that has ended" in err
+    run.mkdir()
+    (run / "student.safetensors").write_bytes(b"")
+    (run / "metrics.json").write_text(json.dumps({"cache": "other.zarr", "cache_id": "ab" * 32}))
+    code, _, err = call(*words, f"html={page}")
+    assert code == 2
+    assert "learned from cache other.zarr (abababababab)" in err
+    assert not page.exists()
+
+
+@pytest.mark.slow
+def test_a_student_stands_beside_its_teacher(
+    cached_world: Path, tiny_world: Path, tmp_path: Path, call: Call
+) -> None:
+    page, run = tmp_path / "r.html", tmp_path / "run"
+    code, _, err = call(
+        "student-distill", cached_world, "student=bevdepth_tiny", "method=distillbev_tiny",
+        "student.checkpoint=catalog:bevdepth_tiny_start", f"run={run}", "trainer=tiny",
+        "trainer.max_steps=1", "loader.batch_size=1", "loader.num_workers=0", "dataset=synthetic",
+        f"dataset.root={tiny_world}", "dataset.split=all",
+    )  # fmt: skip
+    assert code == 0, err
+    words = ("inspect", cached_world, f"html={page}", f"run={run}")
+    code, _, err = call(*words, "html_augment=flip x")
+    assert code == 0, err
+    found = elements(page)
+    data = found["data"]
+    assert data["shown_student"] == list(range(6))
+    assert (data["student"]["name"], data["student"]["augmentation"]) == ("run", "flip x")
+    assert 0 < data["student"]["read"] < 1
+    assert all(0 < row["gap"] < 1.2 for row in data["frames"])
+    tiles = {own["role"]: own for own in data["student_tiles"]}
+    strip = Image.open(io.BytesIO(base64.b64decode(found["student-0"]["strip"]))).convert("L")
+    cells = {
+        role: np.asarray(strip, np.float64)[:, own["x"] : own["x"] + own["num_x"]]
+        for role, own in tiles.items()
+    }
+    apart = np.abs(cells["energy"] - cells["moved"]).mean()
+    assert np.abs(cells["energy"] - cells["aligned"]).mean() < 0.8 * apart
+    assert all(len(box) == 11 for box in found["student-0"]["boxes"])

@@ -8,7 +8,7 @@ import pytest
 
 from bevcask.cache import Cache
 from bevcask.cache.encoded import Encoded
-from bevcask.viz.html.collect import change, line, spread
+from bevcask.viz.html.collect import change, codec_error, line, spread
 from bevcask.viz.html.pages import SCRIPTS
 from bevcask.viz.html.report import Asked, write_report
 from viz.cached import DEAD_CHANNEL, build, frame_table
@@ -82,6 +82,14 @@ def test_change_is_of_cells_that_both_frames_store() -> None:
     assert next(change(Encoded(values), Encoded(other))) > 0.5
     assert list(change(Encoded(values, region=region), Encoded(other, region=region))) == [0.0]
     assert list(change(Encoded(values, region=region), Encoded(values, region=~region))) == []
+
+
+def test_codec_error_is_that_of_even_rounding() -> None:
+    exact = np.random.default_rng(0).normal(size=(1, 100, 100)).astype(np.float32)
+    scale = np.array([0.05], np.float32)
+    stored = Encoded(np.round(exact / 0.05).astype(np.int8), scale)
+    measured = np.sqrt(np.square(stored.floats() - exact).mean() / np.square(exact).mean())
+    assert codec_error({"a": stored, "b": Encoded(exact)}) == pytest.approx(measured, rel=0.05)
 
 
 def test_scripts_are_there_and_short() -> None:

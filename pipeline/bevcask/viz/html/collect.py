@@ -130,7 +130,8 @@ def _read_block(
             before = None
             continue
         data = record(content, stored, frames, token)
-        done.frames.append((_row(token, data), line(data)))
+        row = _row(token, data) | {"codec": codec_error(stored)}
+        done.frames.append((row, line(data)))
         if before is not None:
             for name, own in done.changes.items():
                 own += list(change(before[name], stored[name]))
@@ -148,6 +149,20 @@ def _row(token: str, data: Mapping[str, Any]) -> dict[str, Any]:
         row["misses"] = data["found"].count(0)
         row["alarms"] = sum(data["alarms"])
     return row
+
+
+def codec_error(stored: Mapping[str, Encoded[Any]]) -> float:
+    """Return what rounding to integers leaves open, at most of any target: rms of half steps / rms.
+
+    The numbers before rounding are gone; errors within a step are taken to be spread evenly.
+    """
+    errors = [0.0]
+    for own in stored.values():
+        if own.scale is not None:
+            size = float(np.sqrt(np.square(own.floats()).mean()))
+            step = float(np.sqrt(np.square(own.scale, dtype=np.float64).mean() / 12))
+            errors.append(step / size if size > 0 else 0.0)
+    return round(max(errors), 5)
 
 
 def change(one: Encoded[Any], other: Encoded[Any]) -> Iterator[float]:

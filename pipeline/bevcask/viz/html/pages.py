@@ -14,7 +14,7 @@ from bevcask.progress import progress_bar
 from bevcask.viz.html.collect import line
 from bevcask.viz.html.frames import cameras
 
-SCRIPTS = ("model.js", "overview.js", "bev.js", "cameras.js", "browser.js")
+SCRIPTS = ("model.js", "overview.js", "student.js", "bev.js", "cameras.js", "browser.js")
 _WIDTHS = (400, 256)  # pixels of a camera image: the first is taken if all frames fit
 _TRIED = 3
 
@@ -38,7 +38,7 @@ def add_cameras(
         fit = int(max(0, budget) / max(1, *map(len, tried)))
         if fit >= len(able):
             break
-    chosen = _choose(rows, able, fit)
+    chosen = choose(rows, able, fit)
     written, kept = 0, []
     with out.open("wb") as file, progress_bar("images", len(chosen), silent_for=2.0) as bar:
         for number in chosen:
@@ -51,7 +51,8 @@ def add_cameras(
     return kept
 
 
-def _choose(rows: Sequence[Mapping[str, Any]], able: Sequence[int], fit: int) -> list[int]:
+def choose(rows: Sequence[Mapping[str, Any]], able: Sequence[int], fit: int) -> list[int]:
+    """Return so many numbers of rows: half of most misses and false alarms, half evenly spaced."""
     if fit >= len(able):
         return list(able)
 
@@ -73,11 +74,13 @@ class Page:
         data: plain JSON data of the whole page.
         frames: file with a line of JSON a frame.
         images: file with a line of JSON for each of `data["cameras"]`.
+        students: file with a line of JSON for each of `data["shown_student"]`.
     """
 
     data: Mapping[str, Any]
     frames: Path
     images: Path
+    students: Path
 
     def write(self, path: Path) -> None:
         """Write the file; `path` is replaced in one step."""
@@ -96,6 +99,7 @@ class Page:
                 _script(file, "data", line(self.data))
                 self._lines(file, "frame", range(len(self.data["frames"])), self.frames)
                 self._lines(file, "images", self.data["cameras"], self.images)
+                self._lines(file, "student", self.data["shown_student"], self.students)
                 file.write(before.encode() + scripts.encode() + tail.encode())
             os.replace(partial, path)
         finally:

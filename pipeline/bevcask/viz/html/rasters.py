@@ -20,7 +20,9 @@ from bevcask.targets.spec import TargetSpec
 
 Floats = npt.NDArray[np.floating[Any]]
 Bytes = npt.NDArray[np.uint8]
-Role = Literal["energy", "heatmap", "component", "class", "region"]
+Role = Literal[
+    "energy", "heatmap", "component", "class", "region", "difference", "moved", "aligned"
+]
 COMPONENTS = 6
 SHOWN_CLASS = 0.05  # of a heatmap, below which no class is told
 _RANGE = (2.0, 99.5)  # percentiles

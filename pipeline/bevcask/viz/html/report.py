@@ -25,7 +25,8 @@ from bevcask.viz.html.calibration import judge_cameras
 from bevcask.viz.html.collect import Collected, choose_content, collect, spread
 from bevcask.viz.html.frames import MIN_SCORE, POINT_STEP, Content
 from bevcask.viz.html.matching import DISTANCE
-from bevcask.viz.html.pages import Page, add_cameras
+from bevcask.viz.html.pages import Page, add_cameras, choose
+from bevcask.viz.html.student import FRAMES, Beside, Student, show
 from bevcask.viz.report import describe
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Asked:
         lacks: why something is left out, a sentence each.
         limit: frames at most.
         budget: bytes of the file at most.
+        student: to be shown beside the teacher.
     """
 
     url: str
@@ -52,6 +54,7 @@ class Asked:
     lacks: Sequence[str]
     limit: int
     budget: int
+    student: Student | None = None
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,37 @@ def write_report(asked: Asked, path: Path) -> dict[str, Any]:
         content = choose_content(cache, asked.frames, tokens, budget)
         with progress_bar("report", len(tokens)) as bar:
             found = collect(cache, asked.frames, tokens, content, lines, bar)
-        left = asked.budget - SCRIPTS - found.bytes
+        students = Path(folder) / "students"
+        beside = _beside(asked, cache, found, students)
+        left = asked.budget - SCRIPTS - found.bytes - students.stat().st_size
         with_cameras = add_cameras(asked.frames, found.rows, Path(folder) / "cameras", left)
         said = notices.in_order([*looked.notices, *notices.of_changes(found.changes)])
         data = _data(cache, asked, found, looked) | {"warnings": said, "cameras": with_cameras}
-        Page(data, lines, Path(folder) / "cameras").write(path)
+        data |= {
+            "shown_student": beside.numbers if beside else [],
+            "student_tiles": beside.tiles if beside else [],
+            "student": beside.about if beside else None,
+        }
+        Page(data, lines, Path(folder) / "cameras", students).write(path)
     return {
         "html": str(path),
         "html_bytes": path.stat().st_size,
         "html_frames": len(tokens),
         "warnings": said,
     }
+
+
+def _beside(asked: Asked, cache: Cache, found: Collected, out: Path) -> Beside | None:
+    """Show a student some of the frames; its gap joins their rows."""
+    if asked.student is None:
+        out.write_bytes(b"")
+        return None
+    rows, frames = found.rows, asked.student.frames
+    able = [n for n, row in enumerate(rows) if row["token"] in frames and "damaged" not in row]
+    beside = show(asked.student, cache, found.content, rows, out, choose(rows, able, FRAMES))
+    for number, gap in (beside.gaps if beside else {}).items():
+        rows[number]["gap"] = round(gap, 4)
+    return beside
 
 
 def _look(cache: Cache, asked: Asked, tokens: Sequence[str]) -> Looked:

@@ -177,6 +177,7 @@ function layersOf() {
     dots(context, scale, frame.queries || [], QUERY, 3 * devicePixelRatio) });
   layers.push(boxLayer("ground truth", "truth", TRUTH, false));
   layers.push(boxLayer("teacher", "teacher", TEACHER, true));
+  if (DATA.student) layers.push({ ...boxLayer("student", "student_boxes", STUDENT, true), tiles: [] });
   return layers.filter((own) => own.tiles || DATA.drawn.includes(own.id));
 }
 

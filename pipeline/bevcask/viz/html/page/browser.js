@@ -1,9 +1,11 @@
 // Which frame, which layers, which place: everything a user can change.
 const ORDERS = {
   time: { title: "by scene and time", key: null },
-  worst: { title: "worst first: misses and false alarms", key: (row) => (row.misses || 0) + (row.alarms || 0) },
-  misses: { title: "worst first: misses", key: (row) => row.misses || 0 },
-  alarms: { title: "worst first: false alarms", key: (row) => row.alarms || 0 },
+  worst: { title: "worst first: misses and false alarms", key: (row) => (row.misses || 0) + (row.alarms || 0), of: "misses" },
+  misses: { title: "worst first: misses", key: (row) => row.misses || 0, of: "misses" },
+  gap: { title: "worst first: what the student lacks", key: (row) => row.gap || 0, of: "gap" },
+  codec: { title: "worst first: rounding by the codec", key: (row) => row.codec || 0, of: "codec" },
+  alarms: { title: "worst first: false alarms", key: (row) => row.alarms || 0, of: "alarms" },
 };
 const state = { number: 0, list: DATA.frames.map((_, i) => i), cross: null, frame: null };
 const isShown = (id) => byId("layer-" + id).checked;
@@ -11,7 +13,8 @@ const isShown = (id) => byId("layer-" + id).checked;
 function labelOf(i) {
   const row = DATA.frames[i];
   const told = row.misses === undefined ? "" : `, ${row.misses} missed, ${row.alarms} false`;
-  const marks = (row.damaged ? ", damaged" : "") + (WITH_CAMERAS.has(i) ? ", with cameras" : "");
+  const marks = (row.damaged ? ", damaged" : "") + (WITH_CAMERAS.has(i) ? ", with cameras" : "") +
+    (SHOWN_STUDENT.has(i) ? ", with student" : "");
   return `${i + 1}. ${row.scene} ${row.token.slice(0, 8)}${told}${marks}`;
 }
 
@@ -26,6 +29,7 @@ function redraw() {
   if (!state.frame) return;
   drawBev(state.frame, isShown, state.cross);
   drawCameras(state.frame, isShown);
+  drawStudent(state.frame);
   byId("reading").textContent = state.cross
     ? reading(state.frame, state.cross, isShown)
     : "Point at the map, or focus it and use the arrow keys, to read metres, cells and values.";
@@ -55,7 +59,9 @@ async function show(number) {
   byId("frame-note").textContent = row.damaged
     ? `Frame ${row.token} cannot be read: ${row.damaged}`
     : `Sample ${row.token} of ${row.scene}` + (row.misses === undefined ? "" :
-      `: ${row.misses} of ${row.truth} true boxes missed, ${row.alarms} of ${row.boxes} false alarms`);
+      `: ${row.misses} of ${row.truth} true boxes missed, ${row.alarms} of ${row.boxes} false alarms`) +
+      (row.codec ? `; rounding by the codec: up to ${(100 * row.codec).toFixed(2)} % of a map` : "") +
+      (row.gap === undefined ? "" : `; the student lacks ${(100 * row.gap).toFixed(0)} % of the teacher's map`);
   if (location.hash !== "#frame=" + row.token) history.replaceState(null, "", "#frame=" + row.token);
   fillBoxes(frame);
   redraw();
@@ -129,9 +135,9 @@ function start() {
   fillOverview();
   fillLayers();
   fillCaptions();
-  const told = DATA.frames.some((own) => own.misses !== undefined);
+  fillStudent();
   for (const [name, own] of Object.entries(ORDERS)) {
-    if (told || !own.key) byId("order").append(element("option", { value: name }, own.title));
+    if (!own.key || DATA.frames.some((row) => row[own.of])) byId("order").append(element("option", { value: name }, own.title));
   }
   fillFrames();
   byId("order").addEventListener("change", () => { fillFrames(); if (state.list.length) show(state.list[0]); });

@@ -54,6 +54,9 @@ async function frameOf(number) {
   if (raw.values) {
     [frame.values, frame.labels] = await Promise.all([pixelsOf(raw.values), pixelsOf(raw.labels)]);
   }
+  const student = DATA.shown_student.includes(number) ? embedded("student-" + number) : null;
+  frame.student = student ? await pixelsOf(student.strip) : null;
+  frame.student_boxes = student ? student.boxes : null;
   frame.images = WITH_CAMERAS.has(number) ? embedded("images-" + number) : null;
   decoded.set(number, frame);
   if (decoded.size > KEPT_FRAMES) decoded.delete(decoded.keys().next().value);
@@ -71,7 +74,7 @@ function cellOf(tile, x, y) {
 }
 
 function byteAt(frame, tile, cell) {
-  const strip = isLabel(tile) ? frame.labels : frame.values;
+  const strip = tile.strip ? frame[tile.strip] : isLabel(tile) ? frame.labels : frame.values;
   return strip.grey[cell.row * strip.width + tile.x + cell.column];
 }
 
