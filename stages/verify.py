@@ -65,10 +65,10 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     Returns:
         `ok` (no problems), files and bytes hashed, `problems` and `suspicions` (`key`, `what`,
         `shard`, `target`, `token`), and for what was asked: `statistics` per target, `meaning`
-        (which reading of axes, grids, classes and boxes fits ground truth), `resample` per target,
-        `equivariance` per augmentation and target, `windows` per target, `repair`, `notes` on what
-        differs and is no damage; `unfinished` says what came in the way of a deeper look at a
-        damaged cache.
+        (which reading of axes, grids, classes and boxes fits ground truth; `change`: what lines of
+        a spool's manifest must say for it), `resample` per target, `equivariance` per augmentation
+        and target, `windows` per target, `repair`, `notes` on what differs and is no damage;
+        `unfinished` says what came in the way of a deeper look at a damaged cache.
 
     Raises:
         ConfigError: no cache URL, or no teacher where one is needed.

@@ -222,7 +222,11 @@ def test_boxes_of_a_teacher_that_saw_the_labels_have_no_score(
     code, out, _ = call(*asked, "--json")
     given = json.loads(out)["meaning"]["given"]
     assert given == {"bev.labels": ["labels"], "head.boxes": ["labels", "future"]}
-    assert "its teacher was shown labels" in " ".join(call(*asked)[1].split())
+    shown = " ".join(call(*asked)[1].split())
+    assert "its teacher was shown labels" in shown
+    why = "query.centres, query.layers, query.tracks (no label says which object a query is of)"
+    assert why in shown
+    assert json.loads(out)["meaning"]["not_judged"]["map.lines"] in shown
 
 
 def test_what_was_given_is_shown(cache: Cache, call: Any) -> None:

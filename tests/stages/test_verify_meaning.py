@@ -1,6 +1,7 @@
 """Manifests that say something else than what was recorded: each is found, and named."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from bevcask.compose import compose
 from bevcask.data.index.frames import Frames
 from bevcask.data.samples import SampleReader, collate
 from bevcask.evaluation.box_readings import judge_boxes
+from bevcask.evaluation.changes import changes
 from bevcask.evaluation.map_readings import Truth, dense_energy, judge_maps
 from bevcask.evaluation.readings import Finding
 from bevcask.geometry import BOX_FIELDS, CLASSES
@@ -230,6 +233,34 @@ def test_a_wrong_manifest_is_found_and_named(recorded: Recorded, name: str) -> N
     assert {key[1] for key in wrong} == {what}
     if what in ("axes", "grid"):
         assert wrong["bev.neck", what].best == (reading,)
+    said, frames = changed(recorded, [change])
+    lines, remarks = changes(Manifest.model_validate(said), list(wrong.values()))
+    if name == "velocity":
+        assert not lines
+        assert "grid cells of 0.8 m a second, and no line of the manifest says units" in remarks[0]
+        return
+    if name == "half a cell":
+        remarks = [own for own in remarks if not own.startswith("bev.neck, shift: ")]  # coarse
+    assert not remarks
+    mended = Manifest.model_validate(with_lines(said, lines))
+    right = Manifest.model_validate(recorded.manifest)
+    for own in {key[0] for key in wrong}:
+        assert mended.tap(own) == right.tap(own)
+        for frame, true in zip(frames, recorded.values.values(), strict=True):
+            read = canonical(frame, mended, [own])[own]
+            torch.testing.assert_close(read, canonical(true, right, [own])[own])
+
+
+def with_lines(manifest: Tree, lines: Tree) -> Tree:
+    """Return a manifest that says these lines, as a person would write them; taps have dots."""
+    tree = Manifest.model_validate(manifest).model_dump(mode="json")
+    for line, value in lines.items():
+        own, rest = tree, line
+        while rest not in own:
+            key = next(key for key in own if rest.startswith(f"{key}."))
+            own, rest = own[key], rest.removeprefix(f"{key}.")
+        own[rest] = value
+    return tree
 
 
 def spool(recorded: Recorded, folder: Path, *changes: Change) -> Path:
@@ -283,6 +314,13 @@ def test_verify_names_what_a_manifest_got_wrong(
     official = found["meaning"]["official"][BOXES]
     assert official["best"]["mASE"] < official["as declared"]["mASE"] - 0.1
     assert "MISREAD" in str(render(found).renderables[0])
+    axes = {f"taps.{tap}.axes": ["C", "Y", "X"] for tap in ("bev.neck", HEATMAP)}
+    change = found["meaning"]["change"]
+    assert change == change | axes | {"boxes.columns": COLUMNS}
+    assert found["meaning"]["remarks"] == []
+    with (console := Console(width=160, markup=False)).capture() as shown:
+        console.print(render(found))
+    assert re.search(r'taps.head.heatmap.axes +│ \["C", "Y", "X"\]', shown.get())
     for own in found["meaning"]["findings"]:
         own["verdict"] = "undecided"
     untold = found | {"ok": True, "problems": []}
@@ -311,6 +349,9 @@ def test_each_is_found_in_a_cache(
     words = ["verify", url, "check=meaning", f"dataset.root={tiny_world}", "--json"]
     code, out, err = call(*words)
     found = {(own["target"], own["key"]): own["what"] for own in json.loads(out)["problems"]}
+    said = json.loads(out)["meaning"]
+    assert bool(said["change"]) == (name not in ("right", "velocity"))
+    assert any("says units" in own for own in said["remarks"]) == (name == "velocity")
     if name == "right":
         assert (code, found) == (0, {})
     else:

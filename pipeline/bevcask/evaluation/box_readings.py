@@ -15,6 +15,8 @@ from bevcask.evaluation.readings import (
     Floats,
     class_order,
     decide,
+    matrices,
+    named,
 )
 from bevcask.geometry import CLASSES
 
@@ -104,7 +106,7 @@ def judge_boxes(
     classes, best.order = class_order(target, said_MK, class_M, -0.3)
     same_M = best.order[class_M] == found_M11[:, 10]
     found_M11, true_M9, class_M = found_M11[same_M], true_M9[same_M], class_M[same_M]
-    findings = [place, classes]
+    findings = [named(place, matrices()), classes]
     findings += _judge_shape(target, found_M11, true_M9, best)
     findings += _judge_yaw(target, found_M11, true_M9, class_M, best)
     findings += _judge_velocity(target, found_M11, true_M9, best, cells)
@@ -160,7 +162,7 @@ def _judge_shape(
     height = decide(target, "z", errors, 1.0)
     if height.verdict == "wrong":
         best.height = HEIGHTS[height.best[0]]
-    return [size, height]
+    return [named(size, SIZES), named(height, HEIGHTS)]
 
 
 def _judge_yaw(
@@ -193,7 +195,8 @@ def _judge_yaw(
     turned = heading.verdict == "wrong"
     best.yaw = sign, degrees + 180 * turned
     if yaw.verdict == "ok":
-        return [yaw, heading]
+        return [yaw, replace(heading, meant=best.yaw) if turned else heading]
+    yaw = replace(yaw, meant=best.yaw)
     if heading.verdict == "undecided":
         return [replace(yaw, note="or that and 180 degrees")]
     return [replace(yaw, best=(_TURNED[yaw.best[0]], *yaw.best[1:])) if turned else yaw]
@@ -224,4 +227,4 @@ def _judge_velocity(
         best.velocity = SYMMETRIES[direction.best[0]]
     if unit.verdict == "wrong":
         best.velocity = best.velocity * scales[unit.best[0]]
-    return [direction, unit]
+    return [named(direction, matrices()), named(unit, scales)]

@@ -19,6 +19,8 @@ from bevcask.evaluation.readings import (
     Floats,
     class_order,
     decide,
+    matrices,
+    named,
 )
 from bevcask.geometry import Grid
 
@@ -102,9 +104,10 @@ def judge_maps(
         return [place]
     sizes = {own: table[name, own] for own in grids}
     scale = decide(target, "grid", sizes, margin=_GRID_MARGIN)
-    base = Reading(symmetries[name], *grids[other])
-    shift, best = _judge_shift(target, errors, base)
-    findings = [place, scale, shift]
+    believed = other if scale.verdict == "wrong" else DECLARED
+    shift, best = _judge_shift(target, errors, Reading(symmetries[name], *grids[believed]))
+    centred = {own: {"cell": cell, "centre": list(centre)} for own, (cell, centre) in grids.items()}
+    findings = [named(place, matrices()), named(scale, centred), shift]
     if heatmaps is not None:
         findings += _judge_channels(target, heatmaps, points, truth, best)
     return findings
@@ -141,7 +144,8 @@ def _judge_shift(
     finding = decide(target, "shift", {name: errors(own) for name, own in readings.items()})
     if finding.verdict != "wrong":
         return finding, base
-    x, y = (round(step / _HALF) for step in readings[finding.best[0]].shift)
+    finding = replace(finding, meant=list(readings[finding.best[0]].shift))
+    x, y = (round(step / _HALF) for step in finding.meant)
     farther: dict[str, Reading] = {}
     for cells in _FARTHER:
         farther |= _shifted(base, (x, y), cells)
@@ -150,7 +154,8 @@ def _judge_shift(
     assert finding.best_score is not None
     if means[best] >= finding.best_score:
         return finding, readings[finding.best[0]]
-    return replace(finding, best=(best,), best_score=means[best]), farther[best]
+    meant = list(farther[best].shift)
+    return replace(finding, best=(best,), best_score=means[best], meant=meant), farther[best]
 
 
 def _shifted(base: Reading, way: tuple[int, int], cells: float) -> dict[str, Reading]:
@@ -193,7 +198,7 @@ def _judge_channels(
             elsewhere = np.square(stored).sum() / max(len(at_N), 1)
             parts.append(np.square(1 - at_N) + elsewhere)
         errors[name] = np.concatenate(parts)
-    return [finding, decide(target, "values", errors)]
+    return [finding, named(decide(target, "values", errors), {n: n.split(",")[0] for n in values})]
 
 
 def _as_is(values: Floats) -> Floats:

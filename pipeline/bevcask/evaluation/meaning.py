@@ -17,6 +17,7 @@ from bevcask.cache.reader import Cache
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Detections
 from bevcask.evaluation.box_readings import BoxReading, judge_boxes
+from bevcask.evaluation.changes import changes_of
 from bevcask.evaluation.map_readings import Truth, dense_energy, judge_maps
 from bevcask.evaluation.nuscenes import Evaluation
 from bevcask.evaluation.readings import DECLARED, Finding, Floats, undecided
@@ -25,6 +26,24 @@ from bevcask.targets.spec import TargetSpec
 
 MEANING = "meaning/"  # of a problem's key, before what was found wrong
 _JUDGED = ("dense_bev", "heatmap", "box_set")
+_IN_IMAGES = "in images, and boxes are looked for on the ground alone"
+_QUERIES = "no label says which object a query is of"
+_VOXELS = "boxes label neither ground nor free space"
+_NO_TRUTH = {
+    "image_feature": _IN_IMAGES,
+    "image_transform": _IN_IMAGES,
+    "query_set": _QUERIES,
+    "query_layers": _QUERIES,
+    "query_places": _QUERIES,
+    "query_points": _QUERIES,
+    "track_ids": _QUERIES,
+    "occupancy": _VOXELS,
+    "voxel_labels": _VOXELS,
+    "polylines": "boxes label objects, not the road",
+    "box_code": "bevcask's own code of a head, no convention of a teacher",
+    "channel_moments": "of a whole map, without places",
+    "point_set": "measured, said by no teacher",
+}
 _SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE")
 _SCORE_OF = {"place": "mAP", "classes": "mAP"}
 _WORSE = 0.02  # of a score that a reading must not lose if it is to be believed
@@ -37,14 +56,19 @@ class Meaning:
     Attributes:
         findings: of each target.
         official: target -> reading (`as declared`, `best`) -> scores of the devkit, of boxes.
-        not_judged: targets of kinds that ground truth says nothing of.
+        not_judged: target that ground truth says nothing of -> why.
         given: judged target -> what its teacher was shown that no detector in a car has.
+        change: line of the spool's manifest -> what it must say, for the best readings to be the
+            declared ones.
+        remarks: on what fits otherwise and no line says, and where there is no manifest.
     """
 
     findings: list[Finding]
     official: dict[str, dict[str, dict[str, float]]]
-    not_judged: list[str]
+    not_judged: dict[str, str]
     given: dict[str, list[str]]
+    change: dict[str, Any]
+    remarks: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -74,9 +98,17 @@ def meaning(cache: Cache, frames: Frames, tokens: Sequence[str], bar: Ticker) ->
         else:
             found = _judge_map(spec, rows, truth)
         findings += found
-    left = [name for name in cache.specs if name not in _judged(cache)]
+    left = {name: _why_not(own) for name, own in cache.specs.items() if name not in _judged(cache)}
     given = {name: list(own.tap.given) for name, own in _judged(cache).items() if own.tap.given}
-    return Meaning(findings, {name: own for name, own in official.items() if own}, left, given)
+    official = {name: own for name, own in official.items() if own}
+    change, remarks = changes_of(cache.fingerprint["teacher"], findings)
+    return Meaning(findings, official, left, given, change, remarks)
+
+
+def _why_not(spec: TargetSpec) -> str:
+    if spec.view:
+        return "views, of which the clean targets are judged"
+    return _NO_TRUTH.get(spec.tap.kind, f"no rule for kind {spec.tap.kind}")
 
 
 def _judged(cache: Cache) -> dict[str, TargetSpec]:
@@ -152,4 +184,4 @@ def _last_word(finding: Finding, official: Mapping[str, Mapping[str, float]]) ->
     if after >= before - _WORSE:
         return finding
     note = f"the official {score} falls from {before:.3f} to {after:.3f} by it"
-    return replace(finding, verdict="undecided", note=note)
+    return replace(finding, verdict="undecided", note=note, meant=None)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,8 @@ class Finding:
 
     Attributes:
         target: of the cache.
-        what: place, grid, shift, classes, values, size, yaw, heading, z, velocity or its scale.
+        what: axes, grid, shift, classes or values of a map; place, classes, size, z, yaw, heading,
+            velocity or speed of boxes.
         verdict: `ok`: as declared, all others are clearly worse; `wrong`: another one is clearly
             better; `undecided`: ground truth does not tell.
         best: the reading that fits best; those that cannot be told from it follow.
@@ -34,6 +35,11 @@ class Finding:
         best_score: the same of the best reading.
         boxes: how many were looked at.
         note: why it is undecided.
+        meant: the best reading of what is wrong as plain data; None otherwise. Of axes, place and
+            velocity the matrix: what is stored lies there, seen from what is true (x, y); of grid
+            `cell` and `centre` in metres; of shift cells (x, y); of classes the channel of each
+            class; of values what they are; of size the stored column of l, w and h; of z the share
+            of the height to add; of yaw and heading a sign and degrees to add; of speed a factor.
     """
 
     target: str
@@ -44,11 +50,17 @@ class Finding:
     best_score: float | None
     boxes: int
     note: str = ""
+    meant: Any = None
 
 
 def undecided(target: str, what: str, note: str, boxes: int = 0) -> Finding:
     """Return that something was not judged."""
     return Finding(target, what, "undecided", (), None, None, boxes, note)
+
+
+def named(finding: Finding, meant: Mapping[str, Any]) -> Finding:
+    """Return a finding with what its best reading is, by name, where that is not the declared."""
+    return replace(finding, meant=meant[finding.best[0]]) if finding.verdict == "wrong" else finding
 
 
 def decide(
@@ -129,7 +141,8 @@ def class_order(
             name = _exchanges(assigned)
             orders[name], errors[name] = assigned, error
     finding = decide(target, "classes", errors, believable)
-    return finding, orders[finding.best[0] if finding.verdict == "wrong" else DECLARED]
+    believed = orders[finding.best[0] if finding.verdict == "wrong" else DECLARED]
+    return named(finding, {name: order.tolist() for name, order in orders.items()}), believed
 
 
 def _picked(said_NK: Floats, channel_N: npt.NDArray[np.int64]) -> Floats:
@@ -156,3 +169,8 @@ SYMMETRIES: dict[str, Floats] = {
     }.items()
 }
 """How what is stored lies, seen from what is true: (x, y) -> matrix (x, y)."""
+
+
+def matrices() -> dict[str, Any]:
+    """Return `SYMMETRIES` as plain data."""
+    return {name: matrix.astype(int).tolist() for name, matrix in SYMMETRIES.items()}

@@ -1,5 +1,6 @@
 """What `verify` found, as tables."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,8 +98,15 @@ def _meaning(found: dict[str, Any]) -> list[Any]:
         parts.append(
             f"{name}: its teacher was shown {' and '.join(given)}; that it fits is no score"
         )
-    if others := found["not_judged"]:
-        parts.append(f"not judged by ground truth: {', '.join(others)}")
+    if change := found["change"]:
+        title = "change in manifest.json of the spool, then extract again"
+        said = [[line, json.dumps(value)] for line, value in change.items()]
+        parts.append(_table(title, ["line", "what it must say"], said))
+    parts += found["remarks"]
+    if why := found["not_judged"]:
+        by_reason = {own: [name for name in why if why[name] == own] for own in why.values()}
+        named = [f"{', '.join(names)} ({own})" for own, names in by_reason.items()]
+        parts.append(f"not judged by ground truth: {'; '.join(named)}")
     return parts
 
 
