@@ -358,6 +358,12 @@ def test_each_is_found_in_a_cache(
         assert code == 1, err
         assert found[target, f"meaning/{what}"].startswith(f"{reading} fits")
         assert {key for _, key in found} == {f"meaning/{what}"}
+    if said["change"]:
+        path, mended = there / "manifest.json", tmp_path / "mended.zarr"
+        path.write_text(json.dumps(with_lines(json.loads(path.read_text()), said["change"])))
+        assert call(*extract(there, mended, trained_words))[0] == 0
+        code, out, _ = call("verify", mended, *words[2:])
+        assert (code, json.loads(out)["problems"]) == (0, [])
 
 
 def test_a_teacher_that_scores_less_than_expected_is_refused(
