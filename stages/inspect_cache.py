@@ -26,13 +26,14 @@ def run(config: InspectConfig) -> dict[str, Any]:
     Returns:
         Plain JSON data: `viz.report.describe`, `statistics` per target (left out where the report
         finds damage), `sample`, `picture` and `html` where asked for; with `html` also its
-        `html_bytes`, `html_frames` and `warnings`.
+        `html_bytes`, `html_frames` and `warnings`; with `mcap` what `viz.scene_file` says of it.
 
     Raises:
         ConfigError: no cache URL, or a picture without its dataset; a dataset that is named is not
             there.
         CacheCorruptError: stored bytes are damaged.
         TokenNotCachedError: `sample` has no row.
+        MissingDependencyError: `mcap=` without its package.
     """
     if config.cache is None:
         raise ConfigError("inspect needs a cache URL: bevcask inspect URL.")
@@ -40,8 +41,9 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if config.run is not None and config.html is None:
         raise ConfigError(f"run={config.run}: is shown in a report; say html=FILE too.")
     page = None if config.html is None else output_file("html", config.html, ".html")
+    film = None if config.mcap is None else output_file("mcap", config.mcap, ".mcap")
     cache = open_cache(resolve("cache", config.cache), allow_unsealed=True)
-    result = describe(cache) | {"sample": None, "picture": None, "html": None}
+    result = describe(cache) | {"sample": None, "picture": None, "html": None, "mcap": None}
     if config.sample is not None or config.picture is not None:
         from bevcask.viz.sample import compose_picture, describe_sample, open_frames, pick_token
 
@@ -53,6 +55,12 @@ def run(config: InspectConfig) -> dict[str, Any]:
             frames = open_frames(cache, config.dataset)
             draw(compose_picture(cache, frames, token), picture)
             result["picture"] = str(picture)
+    if film is not None:
+        from bevcask.viz.sample import open_frames
+        from bevcask.viz.scene_file import write_scene
+
+        frames = open_frames(cache, config.dataset)
+        result["mcap"] = {"file": str(film), **write_scene(cache, frames, config.scene, film)}
     if page is not None:
         from bevcask.viz.html.report import write_report
 

@@ -1,4 +1,4 @@
-"""Keys of a report of a cache as one HTML file."""
+"""Keys of files that show a cache: a report as one HTML file, a scene for Foxglove."""
 
 from typing import Literal
 
@@ -25,3 +25,12 @@ class PageConfig(Config):
     html_augment: Literal["flip x", "flip y", "rotate 5", "rotate 22.5", "scale 1.05"] = Field(
         "rotate 22.5", description="BEV augmentation that the student is also shown, and aligned"
     )
+
+
+class SceneConfig(Config):
+    """A scene for other viewers."""
+
+    mcap: PathText | None = Field(
+        None, description="write a scene to this MCAP file, for Foxglove; needs bevcask[mcap]"
+    )
+    scene: str | None = Field(None, description="of mcap=; none: the first of the cache")

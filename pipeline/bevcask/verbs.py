@@ -22,7 +22,7 @@ from bevcask.config import (
     TeacherConfig,
     WrittenStoreConfig,
 )
-from bevcask.page_config import PageConfig
+from bevcask.page_config import PageConfig, SceneConfig
 from bevcask.trainer_config import OnlineConfig, TrainerConfig, TrainingLoaderConfig
 
 CacheUrl = Annotated[PathText | None, Field(description="cache URL or catalog:NAME")]
@@ -210,7 +210,7 @@ class EvaluateConfig(Config):
     trust_code: TrustCode = False
 
 
-class InspectConfig(EngineConfig, PageConfig):
+class InspectConfig(EngineConfig, PageConfig, SceneConfig):
     """What `inspect` reads."""
 
     dataset: DatasetConfig = DatasetConfig()

@@ -84,6 +84,12 @@ def render(result: dict[str, Any]) -> RenderableType:
         parts.append(_sample(result["sample"]))
     if result.get("picture"):
         parts.append(f"picture: {result['picture']}")
+    if result.get("mcap"):
+        own = result["mcap"]
+        parts.append(
+            f"scene {own['scene']}: {own['file']}, {own['mcap_bytes'] / 1e6:.1f} MB, "
+            f"{own['frames']} frames, {own['topics']} topics"
+        )
     if result.get("html"):
         parts.append(_page(result))
     return Group(*parts)

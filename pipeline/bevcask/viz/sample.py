@@ -139,10 +139,10 @@ def true_boxes(frames: Frames, token: str) -> BoxLayer:
 
 
 def teacher_boxes(cache: Cache, targets: Mapping[str, npt.NDArray[np.float32]]) -> list[BoxLayer]:
-    """Return the boxes that a cache holds of a frame, whose values are `targets`."""
+    """Return the sets of boxes among `targets`, what a cache holds of a frame."""
     layers = []
     for name, spec in first_views(cache).items():
-        if spec.tap.kind == "box_set":
+        if spec.tap.kind == "box_set" and name in targets:
             said = targets[name]
             names = [(spec.tap.classes or CLASSES)[int(own)] for own in said[:, SCORE + 1]]
             layers.append(BoxLayer.teacher(said[:, :9], said[:, SCORE], names, MIN_SCORE))
