@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bevcask.cache.reader import open_cache
 from bevcask.compose import compose
+from bevcask.config import Config
 from bevcask.detectors.base import Batch, Inputs
 from bevcask.errors import CacheIdentityError, DataError
 from bevcask.extraction import fill
@@ -27,6 +28,7 @@ class Counting(Teacher):
     """Says of each frame how many of its scene it was shown; remembers that number alone."""
 
     def __init__(self) -> None:
+        super().__init__(Config(), 0)
         self.seen: list[str] = []
 
     def taps(self) -> Mapping[str, TapInfo]:
