@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.mmdet3d import recipe as recipes
+
+NAME = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d"
 
 
 def theirs(
@@ -26,6 +29,21 @@ def theirs(
     run = Compose([TRANSFORMS.build(step) for step in pipeline])
     packed: dict[str, Any] = run(info | common)
     return packed
+
+
+def untrained(name: str) -> Any:
+    """Build a shipped model as mmdet3d does, norms away from their start."""
+    from mmdet3d.registry import MODELS
+    from mmengine.config import Config
+
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(recipes.find(name)).model)
+    model.init_weights()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
 
 
 def lidar_info(frames: Frames, token: str, num_sweeps: int) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import torch
 from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.sparse import make_exact
 from bevcask.spool.recorder import Recorder
-from contracts.mmdet3d_reference import lidar_info, real, theirs
+from contracts.mmdet3d_reference import NAME, lidar_info, real, theirs
 
-NAME = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d"
 GRID = {"x_min": -51.2, "y_min": -51.2}
 
 

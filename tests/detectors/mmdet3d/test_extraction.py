@@ -11,34 +11,17 @@ from typer.testing import CliRunner
 
 from bevcask.cache.reader import open_cache
 from bevcask.cli import app
-from bevcask.detectors.mmdet3d import recipe as recipes
 from bevcask.detectors.mmdet3d.sparse import make_exact
 from bevcask.detectors.weights import read_weights
-from contracts.mmdet3d_reference import lidar_info, real, theirs
+from contracts.mmdet3d_reference import NAME, lidar_info, real, theirs, untrained
 
 pytestmark = [pytest.mark.mmdet3d, pytest.mark.nuscenes]
 
 NAMES = {
-    "pillar02": "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d",
+    "pillar02": NAME,
     "voxel01": "centerpoint_voxel01_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d",
 }
 NUM_FRAMES = 2
-
-
-def build(name: str) -> Any:
-    """Build the shipped model as mmdet3d does, norms away from their start."""
-    from mmdet3d.registry import MODELS
-    from mmengine.config import Config
-
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(recipes.find(name)).model)
-    model.init_weights()
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    make_exact(model)  # or mmdet3d is not equal to itself
-    return model.eval()
 
 
 def say(model: Any, packed: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -68,7 +51,9 @@ def say(model: Any, packed: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("size", sorted(NAMES))
 def test_cache_holds_what_mmdet3d_says(size: str, nuscenes_root: Path, tmp_path: Path) -> None:
-    model = build(NAMES[size])
+    model = untrained(NAMES[size])
+    make_exact(model)  # or mmdet3d is not equal to itself
+    model.eval()
     torch.save({"meta": {}, "state_dict": model.state_dict()}, tmp_path / "model.pth")
     url = tmp_path / "real.zarr"
     answer = CliRunner().invoke(

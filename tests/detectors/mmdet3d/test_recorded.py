@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from bevcask.cache.reader import open_cache
 from bevcask.cli import app
+from contracts.mmdet3d_reference import NAME, untrained
 
 pytestmark = [pytest.mark.mmdet3d, pytest.mark.nuscenes]
 
@@ -44,29 +45,11 @@ def extract(url: Path, root: Path, *words: str) -> Any:
     return open_cache(str(url))
 
 
-def untrained(path: Path) -> Path:
-    """Write weights of the shipped model, norms away from their start."""
-    from mmdet3d.registry import MODELS
-    from mmengine.config import Config
-
-    from bevcask.detectors.mmdet3d import recipe as recipes
-
-    torch.manual_seed(0)
-    name = "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d"
-    model = MODELS.build(Config.fromfile(recipes.find(name)).model)
-    model.init_weights()
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    torch.save({"meta": {}, "state_dict": model.state_dict()}, path)
-    return path
-
-
 def test_killed_resumed_and_extracted_is_what_it_says_here(
     nuscenes_root: Path, tmp_path: Path
 ) -> None:
-    checkpoint = untrained(tmp_path / "model.pth")
+    checkpoint = tmp_path / "model.pth"
+    torch.save({"meta": {}, "state_dict": untrained(NAME).state_dict()}, checkpoint)
     first = record(checkpoint, nuscenes_root, tmp_path / "spool", 2)
     assert first.returncode == 9, first.stderr
     assert first.stdout.count("recorded") == 2
