@@ -24,9 +24,9 @@ def run(config: InspectConfig) -> dict[str, Any]:
     """Open `config.cache` (sealed or not) and describe it.
 
     Returns:
-        Plain JSON data: `viz.report.describe`, `statistics` per target (left out where the report
-        finds damage), `sample`, `picture` and `html` where asked for; with `html` also its
-        `html_bytes`, `html_frames` and `warnings`; with `mcap` what `viz.scene_file` says of it.
+        Plain JSON data: `viz.report.describe`, `statistics` per target, `sample`, `picture` and
+        `html` where asked for. With `html` its `html_bytes`, `html_frames` and `warnings` take the
+        place of `statistics`, for which everything would be read once more.
 
     Raises:
         ConfigError: no cache URL, or a picture without its dataset; a dataset that is named is not
@@ -64,9 +64,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if page is not None:
         from bevcask.viz.html.report import write_report
 
-        result |= write_report(asked_of(cache, config), page)
-        if any(own["kind"] == "damaged" for own in result["warnings"]):
-            return result
+        return result | write_report(asked_of(cache, config), page)
     with workers_of(config):  # dask finds them by itself
         return result | {"statistics": statistics(cache)}
 

@@ -33,7 +33,7 @@ def test_a_page_with_its_dataset(cached_world: Path, tmp_path: Path, call: Call)
     assert {tile["role"] for tile in data["tiles"]} >= {"energy", "heatmap", "class", "component"}
     assert data["scores"]["coverage"].endswith("6 of 6 frames")
     row = data["frames"][0]
-    assert row["truth"] == sum(box[10] > 0 for box in frame["truth"]) > 0
+    assert row["truth"] == sum(box[8] > 0 for box in frame["truth"]) > 0
     assert row["misses"] == frame["found"].count(0)
     console = Console(width=200)
     with console.capture() as capture:
@@ -114,4 +114,4 @@ def test_a_student_stands_beside_its_teacher(
     }
     apart = np.abs(cells["energy"] - cells["moved"]).mean()
     assert np.abs(cells["energy"] - cells["aligned"]).mean() < 0.8 * apart
-    assert all(len(box) == 11 for box in found["student-0"]["boxes"])
+    assert all(len(box) == 9 for box in found["student-0"]["boxes"])

@@ -8,7 +8,8 @@ import pytest
 
 from bevcask.cache import Cache
 from bevcask.cache.encoded import Encoded
-from bevcask.viz.html.collect import change, codec_error, line, spread
+from bevcask.viz.html import notices
+from bevcask.viz.html.collect import change, codec_error, extremes, line, merge, spread, thinned
 from bevcask.viz.html.pages import SCRIPTS
 from bevcask.viz.html.report import Asked, write_report
 from viz.cached import DEAD_CHANNEL, build, frame_table
@@ -82,6 +83,28 @@ def test_change_is_of_cells_that_both_frames_store() -> None:
     assert next(change(Encoded(values), Encoded(other))) > 0.5
     assert list(change(Encoded(values, region=region), Encoded(other, region=region))) == [0.0]
     assert list(change(Encoded(values, region=region), Encoded(values, region=~region))) == []
+
+
+def test_extremes_find_dead_channels_and_numbers_that_are_none() -> None:
+    values = np.array([[[0, 2], [4, 6]], [[3, 3], [3, 3]]], np.uint8)
+    whole = {"a": extremes(Encoded(values, np.array([0.5, 1], np.float32)))}
+    assert whole["a"].tolist() == [[0, 3], [3, 3]]
+    merge(whole, {"a": np.array([[1, 3], [9, 3]], np.float32)})
+    assert whole["a"].tolist() == [[0, 3], [9, 3]]
+    assert [own.where for own in notices.of_extremes(whole)] == ["a, channels 1"]
+    merge(whole, {"a": np.array([[np.nan, 3], [np.nan, 3]], np.float32)})
+    assert [own.kind for own in notices.of_extremes(whole)] == ["values", "dead channels"]
+
+
+def test_large_maps_are_compared_at_every_fourth_cell() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 32, 64)).astype(np.float32)
+    few = thinned(Encoded(values, region=np.ones((32, 64), bool)))
+    assert few.values.shape == (2, 8, 16)
+    assert few.region is not None
+    assert few.region.shape == (8, 16)
+    small = Encoded(values[:, :16])
+    assert thinned(small) is small
+    assert next(change(Encoded(values), Encoded(-values))) > 1
 
 
 def test_codec_error_is_that_of_even_rounding() -> None:

@@ -21,8 +21,9 @@ from bevcask.viz.html.rasters import Rasters
 from bevcask.viz.sample import first_views
 
 Floats = npt.NDArray[np.float32]
-SIDES = ((128, 2000), (96, 1500), (64, 1000), (48, 500), (32, 300))
+SIDES = ((128, 2000), (96, 1500), (64, 1000), (64, 300), (48, 300), (32, 200))
 """Cells a side of a raster, LiDAR points: the first pair that fits is taken."""
+_MAP_DIMS, _MANY = 3, 32  # channel, y, x; cells a side
 _BLOCK = 4  # frames that follow each other, of which one thread compares neighbours
 _FITTED = 24  # frames that ranges and basis are fitted to
 _TRIED = 3  # frames that show how large a page becomes
@@ -37,12 +38,14 @@ class Collected:
         rows: of every frame in order: `token`, `scene`, and where told `misses`, `alarms`, `truth`,
             `boxes` (numbers), `damaged`.
         changes: target -> relative change between neighbouring frames.
+        extremes: target -> smallest and largest value of each channel, (2, C).
         bytes: of the lines that were written.
     """
 
     content: Content
     rows: list[dict[str, Any]] = field(default_factory=list)
     changes: dict[str, list[float]] = field(default_factory=dict)
+    extremes: dict[str, Floats] = field(default_factory=dict)
     bytes: int = 0
 
 
@@ -102,6 +105,7 @@ def collect(
                 bar.advance()
             for name, own in done.changes.items():
                 found.changes[name] += own
+            merge(found.extremes, done.extremes)
 
         for block in blocks:
             waiting.append(pool.submit(_read_block, cache, frames, content, block))
@@ -116,6 +120,7 @@ def collect(
 class _Done:
     frames: list[tuple[dict[str, Any], bytes]]
     changes: dict[str, list[float]]
+    extremes: dict[str, Floats] = field(default_factory=dict)
 
 
 def _read_block(
@@ -129,6 +134,7 @@ def _read_block(
             done.frames.append(({"token": token, "damaged": str(error)}, line({})))
             before = None
             continue
+        merge(done.extremes, {name: extremes(stored[name]) for name in done.changes})
         data = record(content, stored, frames, token)
         row = _row(token, data) | {"codec": codec_error(stored)}
         done.frames.append((row, line(data)))
@@ -151,13 +157,27 @@ def _row(token: str, data: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
+def extremes(stored: Encoded[Any]) -> Floats:
+    """Return the smallest and the largest value of each channel of a map, (2, C) float32."""
+    both_2C = np.stack([stored.values.min((1, 2)), stored.values.max((1, 2))]).astype(np.float32)
+    whole: Floats = both_2C if stored.scale is None else both_2C * np.float32(stored.scale)
+    return whole
+
+
+def merge(whole: dict[str, Floats], part: Mapping[str, Floats]) -> None:
+    """Bring extremes of other frames into those of some; what is not finite stays."""
+    for name, own_2C in part.items():
+        both_22C = np.stack([whole.get(name, own_2C), own_2C])
+        whole[name] = np.stack([both_22C[:, 0].min(0), both_22C[:, 1].max(0)])
+
+
 def codec_error(stored: Mapping[str, Encoded[Any]]) -> float:
     """Return what rounding to integers leaves open, at most of any target: rms of half steps / rms.
 
     The numbers before rounding are gone; errors within a step are taken to be spread evenly.
     """
     errors = [0.0]
-    for own in stored.values():
+    for own in map(thinned, stored.values()):
         if own.scale is not None:
             size = float(np.sqrt(np.square(own.floats()).mean()))
             step = float(np.sqrt(np.square(own.scale, dtype=np.float64).mean() / 12))
@@ -165,8 +185,17 @@ def codec_error(stored: Mapping[str, Encoded[Any]]) -> float:
     return round(max(errors), 5)
 
 
+def thinned(stored: Encoded[Any]) -> Encoded[Any]:
+    """Return every fourth row and column of a map that has more than a few; others as they are."""
+    if stored.values.ndim != _MAP_DIMS or min(stored.values.shape[-2:]) < _MANY:
+        return stored
+    region = None if stored.region is None else stored.region[::4, ::4]
+    return Encoded(stored.values[:, ::4, ::4], stored.scale, region)
+
+
 def change(one: Encoded[Any], other: Encoded[Any]) -> Iterator[float]:
     """Yield the relative change between two frames, over the cells both store; none of no cells."""
+    one, other = thinned(one), thinned(other)
     a, b = one.floats(), other.floats()
     if one.region is not None and other.region is not None:
         both_YX = one.region & other.region

@@ -87,7 +87,7 @@ def record(
     out: dict[str, Any] = {
         "values": webp(values),
         "labels": webp(labels, exact=True),
-        "teacher": None if said_M11 is None else rounded(said_M11),
+        "teacher": None if said_M11 is None else drawn(said_M11),
         "queries": _queries(content, stored, floats),
         "truth": None,
         "points": None,
@@ -97,7 +97,7 @@ def record(
     truth_N9, classes_N, _ = frames.labels(token)
     seen_N = frames.seen(token)
     if frames.has_labels:
-        out["truth"] = rounded(np.column_stack([truth_N9, classes_N, seen_N]))
+        out["truth"] = drawn(np.column_stack([truth_N9, classes_N, seen_N]))
         if said_M11 is not None:
             found_N, alarm_M = match(truth_N9, classes_N, seen_N, said_M11)
             out["found"], out["alarms"] = found_N.astype(int).tolist(), alarm_M.astype(int).tolist()
@@ -116,6 +116,11 @@ def boxes_of(
             rows_M11 = floats[name][: int(stored[name].count or 0)]
             return rows_M11[rows_M11[:, _SCORE] >= MIN_SCORE]
     return None
+
+
+def drawn(rows_N11: Floats) -> list[list[float]]:
+    """Return boxes for the page, which draws no velocities: x, y, z, l, w, h, yaw, two more."""
+    return rounded(np.delete(rows_N11, (7, 8), axis=1))
 
 
 def rounded(rows: Floats) -> list[list[float]]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from bevcask.cache import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.data.index.frames import Frames
@@ -74,27 +76,40 @@ def of_bytes(problems: Sequence[Problem], cache: Cache) -> list[Notice]:
     return list(found.values())
 
 
-def of_values(problems: Sequence[Problem], statistics: Mapping[str, Any]) -> list[Notice]:
-    """Name values that break a promise of their kind, and channels with one value everywhere."""
-    found = [
-        Notice(
-            "error", "values", own.what, f"{own.target}, frame {own.token}",
-            "do not train on it: look at the teacher's output of this frame, then extract again",
-        )
-        for own in problems[:_SHOWN]
-    ]  # fmt: skip
-    for name, row in statistics.items():
-        if row["dead"]:
+def of_extremes(extremes: Mapping[str, Any]) -> list[Notice]:
+    """Name channels that are not finite somewhere, and those with one value everywhere.
+
+    Args:
+        extremes: target -> smallest and largest value of each channel, (2, C).
+    """
+    found = []
+    for name, both_2C in extremes.items():
+        broken_C = ~np.isfinite(both_2C).all(0)
+        if broken_C.any():
+            found.append(
+                Notice(
+                    "error", "values", "values are not finite",
+                    f"{name}, channels {_numbers(broken_C)}",
+                    "do not train on it: bevcask verify check=meaning names the frames; look at "
+                    "what the teacher says of them, then extract again",
+                )
+            )  # fmt: skip
+        dead_C = both_2C[0] == both_2C[1]
+        if dead_C.any():
             found.append(
                 Notice(
                     "warning", "dead channels",
-                    f"{len(row['dead'])} channels have one value in all frames",
-                    f"{name}, channels {_listed([str(own) for own in row['dead']])}",
+                    f"{dead_C.sum()} channels have one value in all frames",
+                    f"{name}, channels {_numbers(dead_C)}",
                     "look at the weights: layers that were not loaded, or a ReLU that never fires; "
                     "a student learns nothing from these channels",
                 )
             )  # fmt: skip
     return found
+
+
+def _numbers(chosen_C: Any) -> str:
+    return _listed([str(own) for own in np.flatnonzero(chosen_C)])
 
 
 def of_changes(changes: Mapping[str, Sequence[float]]) -> list[Notice]:

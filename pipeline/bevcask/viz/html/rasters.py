@@ -26,7 +26,7 @@ Role = Literal[
 COMPONENTS = 6
 SHOWN_CLASS = 0.05  # of a heatmap, below which no class is told
 _RANGE = (2.0, 99.5)  # percentiles
-_QUALITY = 60  # of WebP
+_QUALITY = 50  # of WebP
 _PIXELS_A_FRAME = 2000  # that the basis of colours is fitted to
 _DENSE, _MAIN = "dense_bev", "bev.neck"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from bevcask.cache import Cache, open_cache
 from bevcask.cache.verify_bytes import verify
-from bevcask.cache.verify_values import check_values
 from bevcask.data.index.frames import Frames
 from bevcask.errors import BevcaskError
 from bevcask.evaluation.agreement import spread_tokens
@@ -31,6 +30,7 @@ from bevcask.viz.report import describe
 
 _log = logging.getLogger(__name__)
 _JUDGED = 32  # frames that are compared with ground truth
+_SCORED = 250  # frames that the official metrics are of; `evaluate` scores all
 _LOOKED_AT = 40  # frames whose images are compared with LiDAR
 _SHARE = 0.9  # of the budget, for frames without cameras
 SCRIPTS = 120_000  # bytes of everything that is no frame, about
@@ -86,7 +86,13 @@ def write_report(asked: Asked, path: Path) -> dict[str, Any]:
         beside = _beside(asked, cache, found, students)
         left = asked.budget - SCRIPTS - found.bytes - students.stat().st_size
         with_cameras = add_cameras(asked.frames, found.rows, Path(folder) / "cameras", left)
-        said = notices.in_order([*looked.notices, *notices.of_changes(found.changes)])
+        said = notices.in_order(
+            [
+                *looked.notices,
+                *notices.of_extremes(found.extremes),
+                *notices.of_changes(found.changes),
+            ]
+        )
         data = _data(cache, asked, found, looked) | {"warnings": said, "cameras": with_cameras}
         data |= {
             "shown_student": beside.numbers if beside else [],
@@ -119,10 +125,7 @@ def _look(cache: Cache, asked: Asked, tokens: Sequence[str]) -> Looked:
     """Look for everything that can be wrong with bytes, values, meaning, calibration, weights."""
     with progress_bar("digests", 0, unit="bytes", silent_for=2.0) as bar:
         damage = verify(asked.url, progress=bar.move_to).problems
-    with progress_bar("values", 0, silent_for=2.0) as bar:
-        values = check_values(cache, progress=bar.move_to)
     said = notices.of_state(cache) + notices.of_bytes(damage, cache) + notices.of_weights(cache)
-    said += notices.of_values(values.problems, values.statistics)
     frames, findings, scores = asked.frames, list[Finding](), None
     if frames is None or not tokens:
         return Looked(said, findings, scores)
@@ -136,7 +139,7 @@ def _look(cache: Cache, asked: Asked, tokens: Sequence[str]) -> Looked:
         with progress_bar("meaning", len(looked_at) * len(cache.specs), silent_for=2.0) as bar:
             findings = meaning(cache, frames, looked_at, bar).findings
         said += notices.of_meaning(findings)
-        scores = _scores(cache, frames, there)
+        scores = _scores(cache, frames, spread(there, _SCORED))
     return Looked(said, findings, scores)
 
 
@@ -145,7 +148,7 @@ def _scores(cache: Cache, frames: Frames, tokens: Sequence[str]) -> dict[str, An
     if BOXES not in cache.specs:
         return None
     try:
-        evaluation = Evaluation(frames.keep(tokens))
+        evaluation = Evaluation(frames.keep(tokens), len(cache.frames))
         with TemporaryDirectory() as folder:
             return evaluation.score(cached_boxes(cache, tokens), Path(folder))
     except BevcaskError as error:

@@ -25,7 +25,7 @@ from bevcask.progress import progress_bar
 from bevcask.targets.align import Align
 from bevcask.targets.spec import TapInfo
 from bevcask.viz.html.collect import line, spread
-from bevcask.viz.html.frames import MIN_SCORE, Content, rounded
+from bevcask.viz.html.frames import MIN_SCORE, Content, drawn
 from bevcask.viz.html.rasters import Basis, Role, Tile, energy, pool, quantise, webp
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -165,7 +165,7 @@ class _Asking:
             [found] = self.student.detector.decode(output)
         columns = [found.boxes_N9, found.scores_N[:, None], found.classes_N[:, None].float()]
         rows_M11 = torch.cat(columns, dim=1).numpy()
-        return rounded(rows_M11[rows_M11[:, 9] >= MIN_SCORE])
+        return drawn(rows_M11[rows_M11[:, 9] >= MIN_SCORE])
 
     def _read(self, output: Output, align: Align) -> Floats:
         full = self.content.specs[self.target].tap.grid

@@ -148,7 +148,7 @@ function reading(frame, [x, y], shown) {
 function boxLayer(name, key, colour, dashed) {
   return { id: key, title: name, colour, on: true, boxes: true, draw(context, scale, frame) {
     for (const box of frame[key] || []) {
-      outline(context, scale, box, colour, dashed, key === "truth" && !box[10]);
+      outline(context, scale, box, colour, dashed, key === "truth" && !box[8]);
     }
   } };
 }

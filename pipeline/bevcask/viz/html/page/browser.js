@@ -37,11 +37,11 @@ function redraw() {
 
 function fillBoxes(frame) {
   const rows = [];
-  (frame.truth || []).forEach((box, i) => rows.push(["ground truth", DATA.classes[box[9]], "",
+  (frame.truth || []).forEach((box, i) => rows.push(["ground truth", DATA.classes[box[7]], "",
     box[0].toFixed(1), box[1].toFixed(1),
-    !box[10] ? "no sensor point" : frame.found ? (frame.found[i] ? "found" : "missed") : ""]));
-  (frame.teacher || []).forEach((box, i) => rows.push(["teacher", DATA.classes[box[10]],
-    box[9].toFixed(2), box[0].toFixed(1), box[1].toFixed(1),
+    !box[8] ? "no sensor point" : frame.found ? (frame.found[i] ? "found" : "missed") : ""]));
+  (frame.teacher || []).forEach((box, i) => rows.push(["teacher", DATA.classes[box[8]],
+    box[7].toFixed(2), box[0].toFixed(1), box[1].toFixed(1),
     frame.alarms ? (frame.alarms[i] ? "false alarm" : "right") : ""]));
   fillTable("boxes", [["of"], ["class"], ["score", "number"], ["x m", "number"], ["y m", "number"], ["is"]],
     rows);

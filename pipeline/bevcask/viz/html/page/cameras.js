@@ -45,7 +45,7 @@ function drawCamera(canvas, picture, view, frame, shown) {
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   for (const layer of LAYERS.filter((own) => own.boxes && shown(own.id))) {
     for (const box of frame[layer.id] || []) {
-      wireframe(context, view, box, layer.colour, layer.id !== "truth", layer.id === "truth" && !box[10]);
+      wireframe(context, view, box, layer.colour, layer.id !== "truth", layer.id === "truth" && !box[8]);
     }
   }
 }

@@ -90,7 +90,7 @@ function titleOf(tile) {
   return tile.target + " stored region";
 }
 
-// ground truth, teacher: [x, y, z, l, w, h, yaw, vx, vy, ...]
+// ground truth: [x, y, z, l, w, h, yaw, class, seen]; teacher, student: [..., score, class]
 function footprint(box) {
   const [x, y, , l, w, , yaw] = box;
   const c = Math.cos(yaw), s = Math.sin(yaw);
