@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_what_is_missing_is_named(
     cached_world: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "scene.mcap"
-    if "mcap" in sys.modules:
+    if find_spec("mcap"):
         code, _, err = call("inspect", cached_world, f"mcap={path}", "scene=scene-0O01")
         assert code == 2
         assert "none of the 2 scenes of" in err
