@@ -11,7 +11,7 @@ import torch
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
 from bevcask.detectors.base import Batch, Detections, Output
-from bevcask.errors import DataError
+from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
 from bevcask.targets.spec import TapInfo
 from bevcask.training.keeper import Validation
@@ -45,7 +45,9 @@ def panels(tiny_world: Path) -> Pictures:
 def show(panels: Pictures, first: bool) -> None:
     token = panels._frames.tokens[0 if first else 3]
     batch = Batch([panels._frames.tokens[1], token], torch.eye(4).repeat(2, 1, 1))
-    taps = {"bev.neck": torch.full((2, 1, *GRID.shape_YX), float(first), dtype=torch.bfloat16)}
+    neck = torch.full((2, 1, *GRID.shape_YX), float(first), dtype=torch.bfloat16)
+    neck[0] = 9.0  # of the other frame
+    taps = {"bev.neck": neck}
     none = Detections(torch.zeros(0, 9), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     panels.watch(batch, Output(taps | {"query.last": torch.zeros(2, 4, 8)}), [none, none])
 
@@ -85,7 +87,7 @@ def test_what_cannot_be_drawn_is_a_warning(
     panels: Pictures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: object) -> None:
-        raise DataError("box.json: damaged.")
+        raise ConfigError("box.json: damaged.")
 
     monkeypatch.setattr(learning, "compose_learning", broken)
     show(panels, first=True)
