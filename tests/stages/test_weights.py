@@ -136,12 +136,14 @@ def test_damaged_files_are_one_message(
     torch.save(released, whole)
     save_file({"w": torch.ones(9)}, tmp_path / "w.safetensors")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    torch.save({0: torch.ones(2)}, tmp_path / "numbered.pth")
     save_file({}, tmp_path / "empty.safetensors")
     bad = {
         "cut.pth": (whole.read_bytes()[:9000], "damaged, or a pickle"),
         "text.pth": (b"<html>404</html>", "damaged, or a pickle"),
         "cut.safetensors": ((tmp_path / "w.safetensors").read_bytes()[:-4], "not a readable"),
         "empty.pth": ((tmp_path / "empty.pth").read_bytes(), "holds no tensors"),
+        "numbered.pth": ((tmp_path / "numbered.pth").read_bytes(), "holds no tensors"),
         "empty.safetensors": ((tmp_path / "empty.safetensors").read_bytes(), "holds no tensors"),
     }
     for name, (content, said) in bad.items():

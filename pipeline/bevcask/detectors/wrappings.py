@@ -34,11 +34,7 @@ def tensors_in(saved: object, path: Path) -> dict[str, Tensor]:
     state, taken, left = _opened(saved)
     for key in left:
         _log.info("%s: weights of %s; it also holds %s", path, taken[-1], key)
-    tensors = (
-        {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if isinstance(state, Mapping)
-        else {}
-    )
+    tensors = _named(state)
     if isinstance(saved, Mapping) and OURS in saved:
         tensors = {n: t for n, t in tensors.items() if n.startswith(STUDENT)}
         return {name.removeprefix(STUDENT): tensor for name, tensor in tensors.items()}
@@ -53,16 +49,23 @@ def tensors_in(saved: object, path: Path) -> dict[str, Tensor]:
 def layers_of(saved: object) -> list[str]:
     """Return what weights are wrapped in, outermost first: keys, then prefixes of all names."""
     state, taken, left = _opened(saved)
-    tensors = (
-        {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if isinstance(state, Mapping)
-        else {}
-    )
+    tensors = _named(state)
     beside = [f"{key} (beside, not read)" for key in left]
     if isinstance(saved, Mapping) and OURS in saved:
         return [*taken, *beside, STUDENT]
     prefixes = _peeled(tensors)[1]
     return [*taken, *beside, *prefixes]
+
+
+def _named(state: object) -> dict[str, Tensor]:
+    """Return tensors that have names: states of optimizers number theirs."""
+    if not isinstance(state, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
 
 
 def _opened(saved: object) -> tuple[object, list[str], list[str]]:
