@@ -90,7 +90,11 @@ def test_every_verb_has_help_with_keys(verb: str) -> None:
         (("student-distill", "trainer.max_step=3"), "Did you mean 'max_steps'"),
         (("plan", "trainer.max_step=3"), "it is for student-distill"),
         (("plan", "method=distilbev"), "Did you mean 'distillbev'"),
-        (("plan", "here"), "takes no URL"),
+        (("plan", "here"), "plan takes no URL"),
+        (
+            ("report", "here"),
+            "report takes no URL in front, got 'here'. Name each run: report run=here",
+        ),
         (("teacher-extract", "teacher=centerpoint_tiny"), "needs a cache URL"),
         (("verify",), "needs a cache URL"),
         (("synthesize",), "out: needed, and not given: folder to write"),

@@ -83,7 +83,7 @@ def _verb(name: str) -> None:
 
     def command(words: Words = None, as_json: AsJson = False) -> None:
         def work() -> tuple[dict[str, Any], Any]:
-            config = compose(verb.config, _positional(words or [], verb.url), verb.groups)
+            config = compose(verb.config, _positional(words or [], name), verb.groups)
             _connect(config)
             module = importlib.import_module(f"bevcask.stages.{verb.stage}")
             return module.run(config), module
@@ -111,13 +111,17 @@ def _connect(config: Any) -> None:
         use_options(resolve("cache", url), options)
 
 
-def _positional(words: list[str], url: str | None) -> list[str]:
-    """Turn a leading word that is no `key=value` into `url=word`."""
+def _positional(words: list[str], verb: str) -> list[str]:
+    """Turn a leading word that is no `key=value` into `url=word`, as the verb calls it."""
     if words and not _KEY.match(words[0]):
+        url = VERBS[verb].url
         if url is None:
+            said = f"{verb} takes no URL in front, got {words[0]!r}."
+            if verb == "report":
+                raise ConfigError(f"{said} Name each run: report run={words[0]} run=OTHER.")
             raise ConfigError(
-                f"plan takes no URL in front, got {words[0]!r}. cache={words[0]} asks what would "
-                "be added to a cache, and whether its disk has room."
+                f"{said} cache={words[0]} asks what would be added to a cache, and whether its "
+                "disk has room."
             )
         return [f"{url}={words[0]}", *words[1:]]
     return words
@@ -250,7 +254,7 @@ def submit(
         if name not in VERBS:
             raise ConfigError(f"submit VERB ...: got {name!r}, known: {', '.join(VERBS)}.")
         verb = VERBS[name]
-        compose(verb.config, _positional(rest, verb.url), verb.groups)  # said here, not by a node
+        compose(verb.config, _positional(rest, name), verb.groups)  # said here, not by a node
         module = importlib.import_module("bevcask.stages.submit")
         return module.run(name, rest, compose(SubmitConfig, own).slurm, dry_run), module
 
