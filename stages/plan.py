@@ -139,7 +139,7 @@ def _disk_of(config: PlanConfig) -> DiskRate | None:
     if place is None:
         return None
     try:
-        return disk_rate(place)
+        return disk_rate(place.parent)  # never in a cache that is there
     except OSError as error:
         raise DiskFullError(
             f"{place}: cannot be written ({error.strerror}). Choose another place for the cache."

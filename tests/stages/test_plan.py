@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bevcask.compose import compose
+from bevcask.disk_rate import DiskRate
 from bevcask.stages import plan
 from bevcask.verbs import PlanConfig
 from bevcask.viz import planned
@@ -95,3 +96,14 @@ def test_whether_it_pays_is_said(pays: int | None, said: str) -> None:
     assert said in lines
     assert "extraction: 66.7 min (0.5 s a frame, timed on 64 frames; bound by the loader" in lines
     assert "the disk takes 200 MB/s, and had not settled yet" in lines
+
+
+def test_the_disk_is_asked_beside_a_cache_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "c.zarr"
+    there.mkdir()
+    monkeypatch.setattr(plan, "disk_rate", lambda place: DiskRate(place, 1.0, True, 1))
+    found = plan._disk_of(PlanConfig(cache=str(there)))
+    assert found is not None
+    assert found.folder == tmp_path
