@@ -15,6 +15,7 @@ from bevcask.verbs import DistillConfig
         ("trainer.max_step=3", "trainer.max_step: unknown key. Did you mean 'max_steps'?"),
         ("dataste.limit=3", "dataste: unknown key. Did you mean 'dataset'?"),
         ("trainer.lr=fast", "trainer.lr:"),
+        ("trainer.lr=.nan", "trainer.lr: Input should be a finite number, got nan"),
         ("trainer.schedule=cosin", "trainer.schedule: Input should be 'constant', 'cosine'"),
         ("teacher=centrepoint", "teacher=centrepoint: no such teacher. Did you mean 'centerpoint'"),
         ("store.codec=uint3", "store.codec: Input should be 'auto'"),

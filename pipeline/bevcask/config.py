@@ -27,9 +27,9 @@ from bevcask.registry import load_class, suggest
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, no unknown keys."""
+    """Base of every configuration model: frozen, no unknown keys, no numbers without a value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _at_home(names: str) -> str:
