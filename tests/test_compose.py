@@ -35,7 +35,7 @@ def test_dotted_override_reaches_its_leaf() -> None:
         (["augment.bev_rotation=0.1"], "augment.bev_rotation: teacher-extract does not read"),
         (["store.budget=3"], "store.budget: teacher-extract does not read this key"),
         (["loader.sampler=cbgs"], "loader.sampler: teacher-extract does not read this key"),
-        (["run=x"], "run: teacher-extract does not read this key; it is for student-distill, "),
+        (["run=x"], "run: teacher-extract does not read this key; it is for inspect, student-dist"),
     ],
 )
 def test_a_key_of_another_verb_is_refused(words: list[str], message: str) -> None:
