@@ -189,3 +189,26 @@ def test_a_lidar_and_a_camera_teacher_train_one_student(
         weights.append(read_weights(Path(result["weights"])))
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("", "methods=NAME method.NAME.cache=LABEL, where LABEL is one of a, b"),
+        ("method.distillbev.cache=zz", "where LABEL is one of a, b"),
+        ("method.distillbev.cache=a", "method=distillbev"),
+    ],
+)
+def test_methods_and_labels_that_do_not_go_together_are_told_how_to(
+    around_boxes: Path, tiny_world: Path, call: Call, tmp_path: Path, label: str, said: str
+) -> None:
+    other = tmp_path / "other.zarr"
+    other.symlink_to(around_boxes)
+    code, _, err = call(
+        "student-distill", f"cache=a={around_boxes},b={other}", "student=bevdepth_tiny",
+        "methods=distillbev", *([label] if label else []), "dataset=synthetic",
+        f"dataset.root={tiny_world}", "dataset.split=synthetic_train", "dry_run=true",
+    )  # fmt: skip
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert "method=several" not in err

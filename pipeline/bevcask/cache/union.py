@@ -106,7 +106,7 @@ class Caches:
 
     def spec(self, name: str) -> TargetSpec:
         """Return how a target is stored where it is read from; raises as `home` does."""
-        return _told(self.home(name).specs[bare(name)], name.rpartition("/")[0])
+        return _told(self.home(name).specs[bare(name)], label_in(name))
 
     def home(self, name: str) -> Cache:
         """Return the cache that a target is read from.
@@ -156,7 +156,7 @@ class Caches:
 
     def _asked(self, name: str) -> Iterator[tuple[Cache, str]]:
         """Yield the caches that a name may be of, with their own word for it."""
-        label = name.rpartition("/")[0]
+        label = label_in(name)
         for own, cache in zip(self._labels, self, strict=True):
             if own == label or (not label and bare(name) in OF_NO_TEACHER):
                 yield cache, bare(name)
@@ -182,3 +182,12 @@ def bare(name: str) -> str:
     ('bev.neck', 'bev.neck')
     """
     return name.rpartition("/")[2]
+
+
+def label_in(name: str) -> str:
+    """Return the label of a target, empty where it has none.
+
+    >>> label_in("lidar/bev.neck"), label_in("bev.neck")
+    ('lidar', '')
+    """
+    return name.rpartition("/")[0]

@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from bevcask.cache.union import (
     OF_NO_TEACHER,
     Caches,
     bare,
+    label_in,
     labelled,
     labels_of,
     split_urls,
@@ -154,21 +156,44 @@ def _require_labels(config: DistillConfig, labels: Sequence[str]) -> None:
 def _how_to_add(caches: Caches, method: Method, config: DistillConfig) -> str:
     """Return the command that adds what a method lacks, or why no command does."""
     lacking = sorted({need.tap for need in method.needs()} - caches.specs.keys())
-    for cache in caches:
-        offered = cache.plan.get("offers", lacking)
-        if set(lacking) <= set(offered):
+    labels = labels_of(str(config.cache))
+    if told := _whose(lacking, labels):
+        return told
+    for label, cache in zip(labels, caches, strict=True):
+        own = {bare(name) for name in lacking if label_in(name) == label}
+        if own and own <= set(cache.plan.get("offers", own)):
             said = [
                 word
                 for word in shlex.split(str(cache.provenance["command"]))
                 if word.partition("=")[0] not in ("method", "part", "repair", "--json")
             ]
-            said.append(f"method={config.method['type']}")
+            said.append(f"method={_taught_by(label, config.method)}")
             return f"This adds what is missing, and changes nothing else:\n{shlex.join(said)}"
     teachers = ", ".join(str(cache.fingerprint["teacher"]["type"]) for cache in caches)
     return (
         f"Its teacher ({teachers}) offers no {', '.join(lacking)}: extract a cache of a teacher "
         "that does, and name both as cache=a,b or that one alone."
     )
+
+
+def _whose(lacking: Sequence[str], labels: Sequence[str]) -> str | None:
+    """Say how to name the cache of each method, where names and labels do not go together."""
+    asked = {label_in(name) for name in lacking}
+    if asked <= set(labels) or not any([*labels, *asked]):
+        return None
+    known = ", ".join(label for label in labels if label)
+    if not known:
+        return f"No cache has a label: cache={','.join(f'{label}=URL' for label in sorted(asked))}."
+    return (
+        "Say which of the caches teaches each method, methods=NAME method.NAME.cache=LABEL, where "
+        f"LABEL is one of {known}; or leave the labels out."
+    )
+
+
+def _taught_by(label: str, section: Mapping[str, Any]) -> str:
+    """Return the method that reads a labelled cache."""
+    members = section.get("of", {}).values()
+    return str(next((m["type"] for m in members if m.get("cache", "") == label), section["type"]))
 
 
 def _mention_approximate(specs: Mapping[str, TargetSpec]) -> None:
