@@ -44,8 +44,11 @@ def test_other_bytes_are_committed_and_sealed_anew(sealed: str, wrong: Path) -> 
     assert verify(str(wrong)).ok
 
 
-def test_cut_off_at_every_step_it_is_right_or_unsealed(sealed: str, tmp_path: Path) -> None:
-    for number in itertools.count():
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_cut_off_at_any_step_it_is_right_or_unsealed(
+    sealed: str, tmp_path: Path, stride: int
+) -> None:
+    for number in itertools.count(step=stride):
         url = tmp_path / str(number)
         with begin(url) as writer:
             for shard in writer.missing():

@@ -182,11 +182,11 @@ def test_a_validation_that_fails_costs_no_step_and_is_made_up_for(
     with monkeypatch.context() as patch:
         calls = []
 
-        def detect(*arguments: Any) -> Any:
+        def detect(*arguments: Any, **named: Any) -> Any:
             calls.append(1)
             if len(calls) == 2:
                 raise Killed
-            return found(*arguments)
+            return found(*arguments, **named)
 
         found = keeper.detect
         patch.setattr(keeper, "detect", detect)

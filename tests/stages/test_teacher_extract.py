@@ -179,7 +179,7 @@ def test_a_cache_in_any_store_has_its_head(store: str, tiny_world: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "rounds", [pytest.param(2, id="2"), pytest.param(20, id="20", marks=pytest.mark.slow)]
+    "rounds", [pytest.param(1, id="1"), pytest.param(20, id="20", marks=pytest.mark.slow)]
 )
 def test_killed_run_resumes_to_the_same_bytes(
     extracted: Path, tiny_world: Path, tmp_path: Path, rounds: int
