@@ -101,7 +101,7 @@ def test_the_command_line_names_several_teachers() -> None:
         (["teacher.checkpoint=f"], "teachers= names several"),
         (["on_missing=generate"], "fills the cache of one teacher"),
         (["teachers.lidar.type=m:C"], r"teachers\.lidar\.type=m:C: this runs code"),
-        (["teachers.lidar.detecter=1"], "detecter: unknown key. Did you mean 'detector'"),
+        (["teachers.lidar.detectors=1"], "detectors: unknown key. Did you mean 'detector'"),
     ):
         with pytest.raises(ConfigError, match=told):
             compose(DistillConfig, [*words, *wrong], {})
