@@ -186,11 +186,12 @@ def cut_off_after(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
     return done
 
 
-def test_cut_off_at_every_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_cut_off_at_any_step(tmp_path: Path, stride: int) -> None:
     """Interrupt an addition after 0, 1, 2, ... changes; the old targets must stay, all of them."""
     old, everything = (SPECS[0],), (SPECS[0], SPECS[4])
     whole = Path(build(tmp_path / "whole", specs=everything))
-    for number in itertools.count():
+    for number in itertools.count(step=stride):
         url = tmp_path / str(number)
         build(url, specs=old)
         with pytest.MonkeyPatch.context() as patch:

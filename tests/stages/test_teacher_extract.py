@@ -178,11 +178,9 @@ def test_a_cache_in_any_store_has_its_head(store: str, tiny_world: Path, tmp_pat
     assert Files(store.format(tmp_path)).size("tiny.head.safetensors")
 
 
-@pytest.mark.parametrize(
-    "rounds", [pytest.param(1, id="1"), pytest.param(20, id="20", marks=pytest.mark.slow)]
-)
-def test_killed_run_resumes_to_the_same_bytes(
-    extracted: Path, tiny_world: Path, tmp_path: Path, rounds: int
+@pytest.mark.slow  # killed parts of test_extract_together are the same in little
+def test_killed_twenty_times_it_resumes_to_the_same_bytes(
+    extracted: Path, tiny_world: Path, tmp_path: Path
 ) -> None:
     url = tmp_path / "killed.zarr"
     command = [
@@ -193,7 +191,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         str(url),
         *words(tiny_world, "store.codec=float32", "store.shard_rows=1", "store.threads=3"),
     ]
-    for round_ in range(rounds):
+    for round_ in range(20):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
         )
