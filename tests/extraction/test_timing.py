@@ -26,6 +26,12 @@ def test_the_rate_is_that_of_the_later_frames() -> None:
     assert start == pytest.approx(ticks[-1][0] - 40 * 0.5)
 
 
+def test_views_are_passes_of_the_same_frame() -> None:
+    """Forty frames, each clean and in one view: eighty passes of half a second."""
+    ticks = [(0.5 * done, done) for done in range(4, 84, 4)]
+    assert _rate(ticks, 40) == (pytest.approx(0), pytest.approx(1.0))
+
+
 def test_seconds_by_hand() -> None:
     found = timing()
     assert found.seconds(100) == pytest.approx(10 + 2 + 50)

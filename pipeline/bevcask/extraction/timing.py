@@ -7,7 +7,7 @@ command that would follow. What it takes is parted into what comes once and what
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class Timing:
         start: seconds until the first of them, as if each took as long as the later ones.
         per_frame: seconds a frame, once the rate has settled.
         end: seconds behind the last: what was queued is written.
-        teacher: seconds a frame that were waited for neither the loader nor the writer.
+        teacher: seconds a pass that were waited for neither the loader nor the writer: in a loop
+            the teacher is shown each frame once, however many views are stored.
         read: seconds in which one process reads and checks what is stored of a frame.
         stored: bytes a frame, compressed.
         shares: of the wall time: `device`, `loader`, `writer`.
@@ -112,8 +113,7 @@ def time_extraction(begin: Callable[[], Job]) -> Timing:
 
             yield Ticker(total, 0, tick)
 
-    job = begin()
-    job = Job(job.config, job.frames, job.teacher, job.begun, job.whole_scenes, bar=timed)
+    job = replace(begin(), bar=timed)
     layout = job.begun.cache.layout
     filled = fill(job, range(layout.num_shards), "the probe")
     job.begun.writer(range(0), "the seal").seal()
@@ -122,14 +122,19 @@ def time_extraction(begin: Callable[[], Job]) -> Timing:
     start, per_frame = _rate(ticks, len(job.frames))
     end = max(0.0, took - start - per_frame * len(job.frames))
     stored, read = _read(open_cache(str(job.config.cache)))
-    device = told["seconds"] * told["shares"]["device"] / len(job.frames)
-    teacher = min(per_frame, device)  # the first forward warms up
+    passes = ticks[-1][1]
+    device = told["seconds"] * told["shares"]["device"] / passes
+    teacher = min(per_frame * len(job.frames) / passes, device)  # the first forward warms up
     return Timing(len(job.frames), start, per_frame, end, teacher, read, stored, told["shares"])
 
 
 def _rate(ticks: list[tuple[float, int]], frames: int) -> tuple[float, float]:
-    """Return what comes once and what a frame costs, in seconds, of (seconds, frames done)."""
-    time_T, done_T = np.array(ticks).T
+    """Return what comes once and what a frame costs, in seconds, of (seconds, passes done).
+
+    A frame takes as many passes as it is shown in views.
+    """
+    time_T, passes_T = np.array(ticks).T
+    done_T = passes_T * frames / passes_T[-1]
     first = int(np.argmax(done_T >= _WARM * frames))
     span = done_T[-1] - done_T[first]
     per_frame = (time_T[-1] - time_T[first]) / span if span else time_T[-1] / frames
