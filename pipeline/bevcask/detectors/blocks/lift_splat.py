@@ -65,11 +65,11 @@ def frustum_rays(
     to_pixel_BV33 = cameras.image_aug_BV33 @ cameras.intrinsics_BV33
     if to_pixel_BV33.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"camera matrices must be float32 or float64, got {to_pixel_BV33.dtype}")
-    kind = {"dtype": to_pixel_BV33.dtype, "device": to_pixel_BV33.device}
+    dtype, device = to_pixel_BV33.dtype, to_pixel_BV33.device
     rows_H, columns_W = (
-        torch.linspace(0, n * stride - 1, n, **kind)  # type: ignore[call-overload]
+        torch.linspace(0, n * stride - 1, n, dtype=dtype, device=device)
         if to_borders
-        else (torch.arange(n, **kind) + 0.5) * stride - 0.5  # type: ignore[call-overload]
+        else (torch.arange(n, dtype=dtype, device=device) + 0.5) * stride - 0.5
         for n in size_HW
     )
     v_HW, u_HW = torch.meshgrid(rows_H, columns_W, indexing="ij")
