@@ -56,7 +56,7 @@ test-slow: $(READY)  ## minutes-long tests: overfitting, kill loops
 
 test-browser: $(READY)  ## reports in a real Chromium (Debian: apt install chromium; else BEVCASK_CHROMIUM=FILE)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest -m browser
+	BEVCASK_REQUIRE_CHROMIUM=1 $(BIN)/python -m pytest -m browser
 
 $(READY_MMDET3D): $(READY) mmdet3d.sh constraints-mmdet3d.txt
 	./mmdet3d.sh $(VENV)

@@ -48,7 +48,8 @@ def browser() -> Iterator[Any]:
     names = (os.environ.get("BEVCASK_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
     path = next((found for name in names if name and (found := shutil.which(name))), None)
     if path is None:
-        pytest.skip("no Chromium: apt install chromium, or set BEVCASK_CHROMIUM to one")
+        tell = pytest.fail if os.environ.get("BEVCASK_REQUIRE_CHROMIUM") else pytest.skip
+        tell("no Chromium: apt install chromium, or set BEVCASK_CHROMIUM to one")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=arguments)
