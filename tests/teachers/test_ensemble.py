@@ -117,3 +117,8 @@ def test_caches_that_do_not_go_together_are_refused(
     one, two = make(tmp_path, "one"), make(tmp_path, "two", **other)
     with pytest.raises(error, match=told):
         teacher(one, two, **keys).taps()
+
+
+def test_labels_are_refused_and_not_passed_over() -> None:
+    with pytest.raises(ConfigError, match=r"have no labels\. Give teacher\.of=x\.zarr,y\.zarr"):
+        teacher("a=x.zarr", "b=y.zarr")

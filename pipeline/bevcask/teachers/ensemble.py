@@ -13,7 +13,7 @@ from bevcask.cache.encoded import Encoded
 from bevcask.cache.identity import check_identity
 from bevcask.cache.quantize import dequantize
 from bevcask.cache.reader import Cache, open_cache
-from bevcask.cache.union import split_urls
+from bevcask.cache.union import labels_of, split_urls
 from bevcask.catalog import resolve
 from bevcask.config import Config as AnyConfig
 from bevcask.config import PathText
@@ -61,6 +61,11 @@ class EnsembleTeacher(Teacher):
         super().__init__(config, seed)
         self._own = cast(EnsembleConfig, config)
         self._urls = [resolve("cache", url) for url in split_urls(self._own.of)]
+        if any(labels_of(self._own.of)):
+            raise ConfigError(
+                f"teacher.of={self._own.of}: the caches of an ensemble have no labels. Give "
+                f"teacher.of={','.join(self._urls)}."
+            )
         weights = self._own.weights or (1.0,) * len(self._urls)
         if len(weights) != len(self._urls) or min(weights) <= 0:
             raise ConfigError(
