@@ -1,12 +1,15 @@
 """A verb takes what it reads, and says so of everything else."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from bevcask.cli import key_help
 from bevcask.commands import VERBS
-from bevcask.compose import compose, reads, takes_text, words_for
+from bevcask.compose import compose, reads, section_of, takes_text, words_for
+from bevcask.config import Config
 from bevcask.errors import ConfigError
 from bevcask.groups import GROUPS
 from bevcask.verbs import DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
@@ -42,6 +45,37 @@ def test_a_key_of_another_verb_is_refused(words: list[str], message: str) -> Non
     with pytest.raises(ConfigError) as caught:
         compose(ExtractConfig, words)
     assert message in str(caught.value)
+
+
+def _choices(model: type[Config], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, choice) of every key that is one of a few."""
+    for name, field in model.model_fields.items():
+        below = section_of(field.annotation)
+        if below is not None:
+            yield from _choices(below, f"{where}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if get_origin(kind) is Literal:
+                yield from ((f"{where}{name}", choice) for choice in get_args(kind))
+
+
+def test_every_choice_can_be_said() -> None:
+    choices = list(_choices(DistillConfig))
+    assert ("trainer.precision", "32") in choices
+    for key, choice in choices:
+        said = _composed(f"{key}={choice}")
+        if isinstance(said, ConfigError):  # a rule between keys, not of this one
+            assert f"{key}: " not in str(said)
+            continue
+        for name in key.split("."):
+            said = getattr(said, name)
+        assert said == choice, key
+
+
+def _composed(word: str) -> Any:
+    try:
+        return compose(DistillConfig, [word])
+    except ConfigError as error:
+        return error
 
 
 def test_all_foreign_keys_come_at_once() -> None:

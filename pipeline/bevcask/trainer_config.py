@@ -1,8 +1,8 @@
 """Configuration of a training: the sections that `student-distill` alone reads."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bevcask.config import Config, LoaderConfig, PathText
 
@@ -81,7 +81,7 @@ class TrainerConfig(Config):
     sync_batchnorm: bool = Field(
         False, description="batch norms see the batches of all processes together"
     )
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    precision: Annotated[Literal["32", "16-mixed", "bf16-mixed"], BeforeValidator(str)] = "32"
     deterministic: bool = Field(
         False, description="the same weights again on CUDA; slower, and not every operation can"
     )
