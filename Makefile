@@ -2,7 +2,10 @@
 # test-next takes the newest Python there is.
 # PIP_ARGS is handed to pip, e.g. to point it at the CPU or CUDA build of torch you want.
 
-PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) python3)
+# The first of these that runs: a version manager's shim is found and may still run nothing.
+first = $(shell for own in $(1); do $$own -c '' 2>/dev/null && echo $$own && break; done)
+
+PYTHON ?= $(or $(call first,python3.11 python3.12),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
@@ -41,7 +44,7 @@ test-lowest:  ## default tests with the oldest dependencies allowed, in an envir
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 NEXT := $(VENV)-next
-NEWEST ?= $(firstword $(shell command -v python3.14) $(shell command -v python3.13) $(shell command -v python3.12) $(PYTHON))
+NEWEST ?= $(call first,python3.14 python3.13 python3.12 $(PYTHON))
 test-next:  ## default tests with the newest Python and dependencies, numpy 2 among them, in an environment of its own
 	$(NEWEST) -m venv --clear $(NEXT)
 	$(NEXT)/bin/python bounds.py newest > $(NEXT)/requirements.txt
