@@ -185,3 +185,23 @@ def test_store_options_are_for_a_cache_far_away(verb: str) -> None:
     code, _, err = call(verb, "s3://a/b.zarr", "store.options.secret=x")
     assert code == 2
     assert "a secret" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan"], "interrupted; to do it, give the same command again."),
+        (["teacher-extract", "cache=x"], "interrupted; the same command goes on from what is"),
+    ],
+)
+def test_what_goes_on_is_said_of_verbs_that_save(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    for stage in ("plan", "teacher_extract"):
+        monkeypatch.setattr(f"bevcask.stages.{stage}.run", interrupted)
+    code, _, err = call(*words)
+    assert code == 130
+    assert said in err

@@ -25,7 +25,7 @@ from bevcask.commands import VERBS
 from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
-from bevcask.signals import ending, exit_code
+from bevcask.signals import AGAIN, GOES_ON, ending, exit_code
 from bevcask.verbs import SubmitConfig
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def _verb(name: str) -> None:
             module = importlib.import_module(f"bevcask.stages.{verb.stage}")
             return module.run(config), module
 
-        _finish(work, as_json)
+        _finish(work, as_json, GOES_ON if verb.resumes else AGAIN)
 
     command.__doc__ = verb.summary
     command.__name__ = verb.stage
@@ -127,8 +127,13 @@ def _positional(words: list[str], verb: str) -> list[str]:
     return words
 
 
-def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> None:
-    """Run a stage, print its result, turn errors into one message and an exit code."""
+def _finish(
+    work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool, then: str = AGAIN
+) -> None:
+    """Run a stage, print its result, turn errors into one message and an exit code.
+
+    `then` says what the same command does where this one was interrupted.
+    """
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
@@ -137,7 +142,7 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
     for chatty in ("lightning", "lightning.pytorch", "matplotlib", "distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        with ending():
+        with ending(then=then):
             result, module = work()
     except BevcaskError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -154,10 +159,7 @@ def _finish(work: Callable[[], tuple[dict[str, Any], Any]], as_json: bool) -> No
         sys.stderr.write(f"{stopped}\n")
         raise typer.Exit(exit_code(stopped.signal)) from None
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "interrupted. teacher-extract and student-distill go on from what they saved when the "
-            "same command is given again.\n"
-        )
+        sys.stderr.write(f"interrupted; {then}\n")
         raise typer.Exit(130) from None
     if not result:  # of a rank of a training that is not the first
         return

@@ -30,6 +30,7 @@ class Verb:
         summary: for `bevcask --help`.
         url: the key that a leading word without `=` stands for; None where there is none.
         groups: group members that are picked where nobody picks another.
+        resumes: goes on from what it saved where it was interrupted.
     """
 
     config: type[Config]
@@ -37,6 +38,7 @@ class Verb:
     summary: str
     url: str | None = "cache"
     groups: Mapping[str, str] = field(default_factory=dict)
+    resumes: bool = False
 
 
 VERBS = {
@@ -53,6 +55,7 @@ VERBS = {
         "Run the teacher once over a selection of frames and write its targets to a Zarr cache. "
         "Safe to interrupt: the same command resumes.",
         groups={"method": "distillbev"},
+        resumes=True,
     ),
     "inspect": Verb(
         InspectConfig,
@@ -70,6 +73,7 @@ VERBS = {
         "student_distill",
         "Train a detector, imitating cached targets (or none: method=none trains a teacher).",
         groups={"method": "distillbev", "trainer": "default"},
+        resumes=True,
     ),
     "report": Verb(
         ReportConfig,

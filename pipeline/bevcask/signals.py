@@ -14,6 +14,8 @@ from types import FrameType
 from bevcask.errors import Stopped
 
 TRY_AGAIN = 75
+GOES_ON = "the same command goes on from what is saved."
+AGAIN = "to do it, give the same command again."
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 _STDERR = 2
@@ -25,13 +27,14 @@ def exit_code(number: int) -> int:
 
 
 @contextmanager
-def ending(last: bool = False) -> Iterator[None]:
+def ending(last: bool = False, then: str = GOES_ON) -> Iterator[None]:
     """Leave the block at once where a scheduler asks for it, as Ctrl-C does.
 
     What is half written stays uncommitted, and the next run removes it.
 
     Args:
         last: behind the block the process has nothing left to do, and is not to be ended by signal.
+        then: what the same command does, for people.
 
     Raises:
         Stopped: a signal came.
@@ -41,7 +44,7 @@ def ending(last: bool = False) -> Iterator[None]:
         for each in ASKED:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
-        raise Stopped(number, f"{name}: stopped; the same command goes on from what is saved.")
+        raise Stopped(number, f"{name}: stopped; {then}")
 
     with _handled((signal.SIGINT,) if last else ASKED):
         if _can_listen():
