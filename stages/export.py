@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bevcask.detectors.weights import halve, save_weights
+from bevcask.detectors.weights import halve, is_pickle, save_weights
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.outputs import output_file
 from bevcask.provenance import command
@@ -47,7 +47,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run))
     if config.student.checkpoint is not None:
         source = Path(config.student.checkpoint)
-        if source.suffix == ".safetensors":
+        if source.is_file() and not is_pickle(source):
             raise CheckpointError(
                 f"student.checkpoint={source}: exported already. Give run=DIR of a training, or "
                 "student.checkpoint=DIR/checkpoints/best.ckpt."

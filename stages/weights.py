@@ -10,7 +10,7 @@ from torch import Tensor
 from bevcask.catalog import resolve
 from bevcask.detectors.file_families import Family, family_of
 from bevcask.detectors.fitting import is_wrapped, try_on
-from bevcask.detectors.weights import PICKLES, read_note, read_plain, read_trusted, read_weights
+from bevcask.detectors.weights import is_pickle, read_note, read_plain, read_trusted, read_weights
 from bevcask.detectors.wrappings import bare, layers_of, tensors_in
 from bevcask.errors import CheckpointError
 from bevcask.groups import group_members
@@ -52,7 +52,7 @@ def run(config: WeightsConfig) -> dict[str, Any]:
 
 def _read(path: Path, trust: bool) -> tuple[dict[str, Tensor], list[str], dict[str, Any]]:
     """Return tensors under bare names, what they were wrapped in, and the file's note."""
-    if path.suffix not in PICKLES or not path.is_file():
+    if not is_pickle(path):
         raw = read_weights(path)
         if not raw:
             raise CheckpointError(f"{path}: holds no tensors. Give a file of weights.")
@@ -118,7 +118,7 @@ def _name(tensors: Mapping[str, Tensor], family: Family | None, fits: list[str])
 def _advice(path: Path, wrapped: bool, fits: list[str]) -> str:
     teachers = [name for name in fits if name in group_members("teacher")]
     if teachers:
-        trust = " teacher.trust_checkpoint=true" if path.suffix in PICKLES else ""
+        trust = " teacher.trust_checkpoint=true" if is_pickle(path) else ""
         return f"teacher={teachers[0]} teacher.checkpoint={path}{trust}"
     if fits:
         return f"student={fits[0]} student.checkpoint={path}"

@@ -96,6 +96,19 @@ def test_pickle_is_read_with_consent_only(tmp_path: Path) -> None:
         read_tensors(tmp_path / "gone.pth", trust=True)
 
 
+def test_a_file_is_what_is_in_it_and_not_what_it_is_called(tmp_path: Path) -> None:
+    source = nn.Linear(3, 2)
+    renamed, pickled = tmp_path / "model.pth", tmp_path / "model.safetensors"
+    save_weights(source.state_dict(), tmp_path / "own.safetensors", {"command": "bevcask export"})
+    (tmp_path / "own.safetensors").rename(renamed)
+    torch.save(source.state_dict(), pickled)
+    assert torch.equal(read_tensors(renamed)["weight"], source.weight)
+    assert read_note(renamed) == {"command": "bevcask export"}
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        read_tensors(pickled)
+    assert torch.equal(read_tensors(pickled, plain=True)["weight"], source.weight)
+
+
 def test_identity_is_the_same_inside_a_wrapper() -> None:
     own = nn.Linear(3, 2).state_dict()
     assert identify(own) == identify({f"network.{name}": t for name, t in own.items()})

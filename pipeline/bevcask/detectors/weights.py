@@ -18,7 +18,8 @@ from bevcask.paths import write_whole
 
 NETWORK = "network."
 """Where a detector that wraps a foreign model keeps it; files of that model lack the prefix."""
-PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar"})
+_PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar"})
+_TORCH = (b"PK\x03\x04", b"\x80")  # a zip, or a bare pickle of protocol 2 and on
 _HALVES = (torch.float16, torch.bfloat16)
 _SHOWN = 3
 
@@ -87,11 +88,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def is_pickle(path: Path) -> bool:
+    """Tell what torch writes from safetensors: by what is in the file, whatever its name says."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # behind the length of a safetensors header
+        return False
+    return path.suffix in _PICKLES or start.startswith(_TORCH)
+
+
 def read_note(path: Path) -> dict[str, str]:
     """Return the note written beside the tensors; empty for files that others wrote."""
     from safetensors import safe_open
 
-    if path.suffix in PICKLES:
+    if is_pickle(path):
         saved = read_plain(path)
         return dict(saved.get(OURS, {})) if isinstance(saved, Mapping) else {}
     with safe_open(path, framework="pt") as file:
@@ -110,7 +122,7 @@ def read_tensors(path: Path, trust: bool = False, plain: bool = False) -> dict[s
         CheckpointError: the file is missing, unreadable, holds no tensors, or is a pickle that may
             not be read.
     """
-    if path.suffix not in PICKLES or not path.is_file():
+    if not is_pickle(path):
         return bare(read_weights(path))
     if trust:
         return tensors_in(read_trusted(path), path)
@@ -131,7 +143,8 @@ def read_trusted(path: Path) -> object:
         CheckpointError: damaged, or made of classes that are not installed.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        with path.open("rb") as file:  # by a path torch goes by its name
+            return torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:  # a pickle may raise anything
         said = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: cannot read ({said}).") from error
@@ -144,7 +157,8 @@ def read_plain(path: Path) -> object:
         CheckpointError: damaged, or it asks for more.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         raise CheckpointError(
             f"{path}: not a torch file of tensors alone ({type(error).__name__}; "
