@@ -34,6 +34,7 @@ RANKS = {
     "signals": 0.5,
     "consent": 0.5,
     "disk_rate": 0.5,
+    "wording": 0.5,
     "config": 1,
     "trainer_config": 1.2,
     "page_config": 1.2,

@@ -17,19 +17,36 @@ from pydantic import (
     PlainSerializer,
     SerializationInfo,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from bevcask.errors import ConfigError, UnknownNameError
 from bevcask.groups import group_members
-from bevcask.registry import load_class, suggest
+from bevcask.registry import load_class
+from bevcask.wording import in_words, takes_number
+
+_LARGEST = 2**63 - 1  # what torch, numpy and zarr count with
 
 
 class Config(BaseModel):
     """Base of every configuration model: frozen, no unknown keys, no numbers without a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_that_count(cls, value: object, info: ValidationInfo) -> object:
+        if not takes_number(cls.model_fields[str(info.field_name)].annotation):
+            return value
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, bool) for number in numbers):
+            raise PydanticCustomError("number_type", "true and false are no numbers")
+        if any(isinstance(number, int) and abs(number) > _LARGEST for number in numbers):
+            raise ValueError(f"expected at most {_LARGEST}")
+        return value
 
 
 def _at_home(names: str) -> str:
@@ -149,9 +166,7 @@ class TeacherConfig(NativeTeacherConfig):
     def _keys_are_known(self) -> "TeacherConfig":
         unknown = list(self.model_extra or {})
         if unknown and self.type == "native":
-            known = list(type(self).model_fields)
-            near = suggest(unknown[0], known)
-            raise ValueError(f"{unknown[0]}: unknown key.{near} Known: {', '.join(known)}")
+            raise PydanticCustomError("extra_forbidden", "unknown key", {"key": unknown[0]})
         return self
 
 
@@ -374,27 +389,4 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], where: str) -> Con
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem, model, where) for problem in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def _explain(problem: Any, model: type[Config], where: str) -> str:
-    """Turn one pydantic problem into `key: what is wrong, expected, got`."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(([where] if where else []) + location)
-    if problem["type"] == "missing":
-        field = model.model_fields.get(location[0])
-        return f"{key}: needed, and not given: {field.description if field else 'a value'}."
-    if problem["type"] != "extra_forbidden":
-        said = problem["msg"].removeprefix("Value error, ")
-        whole = isinstance(problem["input"], Mapping)  # a rule between keys names those it means
-        return f"{key}: {said}." if whole else f"{key}: {said}, got {problem['input']!r}."
-    owner: Any = model
-    for part in location[:-1]:
-        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        owner = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), owner
-        )
-    known = list(owner.model_fields)
-    return f"{key}: unknown key.{suggest(location[-1], known)} Known: {', '.join(known)}."
+        raise ConfigError(in_words(error, model, values, where)) from None
