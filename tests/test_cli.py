@@ -205,3 +205,24 @@ def test_what_goes_on_is_said_of_verbs_that_save(
     code, _, err = call(*words)
     assert code == 130
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("plan", "--seed=3"),
+            "--seed=3: no such option. Keys have no dashes: seed=3. `bev",
+        ),
+        (("inspect", "w.zarr", "--sample", "first"), "--sample: no such option. Keys have no dash"),
+        (("teacher-extract", "--jsn"), "--jsn: no such option. Keys have no dashes: jsn=VALUE."),
+        (
+            ("submit", "teacher-extract", "w.zarr", "slurm=3"),
+            "slurm: expected keys below it, got",
+        ),
+    ],
+)
+def test_a_key_said_in_another_form_is_answered(words: tuple[str, ...], message: str) -> None:
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")

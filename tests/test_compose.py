@@ -176,3 +176,33 @@ def test_val_follows_the_dataset_unless_it_says_otherwise() -> None:
     assert found is not None
     assert (found.root, found.split) == ("/data/n", "val")
     assert compose(DistillConfig, ["dataset=mini"]).val is None
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=[1", "seed: '[1' is not readable as YAML: did not find expected ',' or ']'. Text"),
+        ("seed=@x", "seed: '@x' is not readable as YAML: found character that cannot start any"),
+        ("seed=\udcff", "seed: '\\udcff' is not readable as YAML: "),
+        ("seed=${x}", "seed: Interpolation key 'x' not found."),
+        ("trainer.lr=???", "trainer.lr: expected a value, got ???."),
+        ("teacher.detector=[1,2]", "teacher.detector: a list cannot stand where keys are expected"),
+        ("method.levels.0.name=x", "method.levels.0.name: a list cannot stand where keys are"),
+        ("store=x", "store=x: no such store. None is shipped; give a path ending in .yaml."),
+    ],
+)
+def test_a_word_that_cannot_be_laid_over_is_named_alone(word: str, message: str) -> None:
+    words = ["teacher=centerpoint_tiny", "method=distillbev", word, "loader.batch_size=3"]
+    with pytest.raises(ConfigError) as caught:
+        compose(DistillConfig, words)
+    assert str(caught.value).startswith(message)
+    assert "batch_size" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "line"), [("a:\n\tb: 1", 2), ("a: 1\nb: 3\na: 2", 3)])
+def test_the_line_of_a_yaml_that_is_wrong_is_named(text: str, line: int, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^dataset=.*: not readable as YAML: line {line}, "):
+        compose(DistillConfig, [f"dataset={own}"])

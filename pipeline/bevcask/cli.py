@@ -44,6 +44,7 @@ Words = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
 _PIPE_WIDTH = 120
+_WORDS = {"ignore_unknown_options": True}  # said in our words, with the key that was meant
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 
@@ -93,7 +94,7 @@ def _verb(name: str) -> None:
     command.__doc__ = verb.summary
     command.__name__ = verb.stage
     epilog = key_help(name) if {"--help", name} <= set(sys.argv) else None
-    app.command(name=name, epilog=epilog, help=verb.summary)(command)
+    app.command(name=name, epilog=epilog, help=verb.summary, context_settings=_WORDS)(command)
 
 
 def _connect(config: Any) -> None:
@@ -113,6 +114,14 @@ def _connect(config: Any) -> None:
 
 def _positional(words: list[str], verb: str) -> list[str]:
     """Turn a leading word that is no `key=value` into `url=word`, as the verb calls it."""
+    dashed = next((word for word in words if word.startswith("-")), None)
+    if dashed:
+        key = dashed.lstrip("-")
+        said = key if "=" in key else f"{key}=VALUE"
+        raise ConfigError(
+            f"{dashed}: no such option. Keys have no dashes: {said}. `bevcask {verb} --help` "
+            "lists them."
+        )
     if words and not _KEY.match(words[0]):
         url = VERBS[verb].url
         if url is None:
@@ -237,7 +246,11 @@ def recorder() -> None:
     sys.stdout.write(inspect.getsource(module))
 
 
-@app.command(name="submit", epilog="[bold]Keys[/]\n\n" + "\n\n".join(_described(SubmitConfig)))
+@app.command(
+    name="submit",
+    epilog="[bold]Keys[/]\n\n" + "\n\n".join(_described(SubmitConfig)),
+    context_settings=_WORDS,
+)
 def submit(
     words: Annotated[
         list[str] | None,
@@ -251,7 +264,7 @@ def submit(
     """Run a verb as a SLURM job array: its words, and slurm.KEY=VALUE."""
 
     def work() -> tuple[dict[str, Any], Any]:
-        own = [word for word in words or [] if word.startswith("slurm.")]
+        own = [word for word in words or [] if word.startswith(("slurm.", "slurm="))]
         name, *rest = [word for word in words or [] if word not in own] or [""]
         if name not in VERBS:
             raise ConfigError(f"submit VERB ...: got {name!r}, known: {', '.join(VERBS)}.")

@@ -16,6 +16,7 @@ from bevcask.config import Config, ConfigT, PathText, validate
 from bevcask.consent import refuse_consent_of_files, require_consent
 from bevcask.errors import ConfigError
 from bevcask.groups import EXPERIMENT, GROUPS, assign, group_members, load_group, sort_words
+from bevcask.wording import shown
 
 _METHODS = "methods"
 _TEACHERS = "teachers"
@@ -38,7 +39,6 @@ def compose(
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     words, repeated = _repeated(model, words)
     words, several = _several(words)
@@ -57,15 +57,13 @@ def compose(
         chosen.pop("method", None)
         overlay.pop("method", None)
     shared = {group: _load(group, name) for group, name in chosen.items()} | several
+    merged = OmegaConf.merge(_read_part(model, shared), _read_part(model, overlay))
+    for word in values:
+        merged = _with_word(merged, word)
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.create(_read_part(model, shared)),
-            OmegaConf.create(_read_part(model, overlay)),
-            OmegaConf.from_dotlist(values),
-        )
         plain = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"cannot read {' '.join(values)}: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
     for key, value in literals.items():
@@ -74,6 +72,30 @@ def compose(
     config = validate(model, named, where="")
     require_consent(_plugin_sections(config), getattr(config, "trust_code", False))
     return config
+
+
+def _with_word(tree: Any, word: str) -> Any:
+    """Return a tree of OmegaConf's with `key=value` laid over it, the value read as YAML."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, _, value = word.partition("=")
+    if value.strip() == "???":  # OmegaConf would keep what is there
+        raise ConfigError(f"{key}: expected a value, got ???.")
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist([word]))
+    except (OmegaConfBaseException, YAMLError, UnicodeError) as error:
+        why = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(
+            f"{key}: {shown(value)} is not readable as YAML: {why}. Text with signs of YAML in it "
+            f"stands in quotes of its own: \"{key}='TEXT'\"."
+        ) from error
+    except TypeError as error:  # OmegaConf's own, of containers
+        raise ConfigError(
+            f"{key}: a list cannot stand where keys are expected, nor {key}= change one entry of a "
+            f"list, got {shown(value)}. A list is said whole: KEY=[a,b]."
+        ) from error
 
 
 def _repeated(model: type[Config], words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

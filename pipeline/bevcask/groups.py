@@ -41,18 +41,26 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     else:
         members = group_members(group)
         if name not in members:
+            known = f"Known: {', '.join(members)}; or give" if members else "None is shipped; give"
             raise ConfigError(
-                f"{group}={name}: no such {group}.{suggest(name, members)} "
-                f"Known: {', '.join(members)}; or give a path ending in .yaml."
+                f"{group}={name:.200}: no such {group}.{suggest(name, members)} {known} a path "
+                "ending in .yaml."
             )
         text = (resources.files("bevcask.configs") / group / f"{name}.yaml").read_text()
     try:
         data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{group}={name}: not readable as YAML: {error}") from None
+        raise ConfigError(f"{group}={name}: not readable as YAML: {_said_by(error)}.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{group}={name}: expected a mapping, got {type(data).__name__}.")
     return _expand({str(key): value for key, value in data.items()})
+
+
+def _said_by(error: Exception) -> str:
+    """Return what a YAML reader says in one line, with the line of the file."""
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}{getattr(error, 'problem', None) or str(error).splitlines()[0]}"
 
 
 def _expand(data: dict[str, Any]) -> dict[str, Any]:
