@@ -125,6 +125,17 @@ def test_keys_that_hold_text_are_known_from_their_type(key: str) -> None:
     assert not takes_text(ExtractConfig, "store.codec")
 
 
+def test_a_key_without_a_text_is_none_or_refused() -> None:
+    words = ["cache=", "student.init=", "dataset.infos=", "loader.local="]
+    config = compose(DistillConfig, words)
+    assert config.cache is None
+    assert config.student.init is None
+    assert config.dataset.infos is None
+    assert config.loader.local is None
+    with pytest.raises(ConfigError, match=r"^run: expected a path\. Leave .* default, got ''\.$"):
+        compose(DistillConfig, ["run="])  # the working folder, as pathlib has it
+
+
 def test_home_is_not_a_folder_called_tilde() -> None:
     config = compose(
         DistillConfig, ["dataset.root=~/n", "cache=~/a,~/b", "run=~/r", "student.init=~/w"]

@@ -7,7 +7,7 @@ models live beside torch code, and the stage that builds a plug-in validates its
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -32,14 +32,20 @@ _LARGEST = 2**63 - 1  # what torch, numpy and zarr count with
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, no unknown keys, no numbers without a value."""
+    """Base of every configuration model: frozen, no unknown keys, no numbers without a value.
+
+    Empty text (`key=`) is None where that may be.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers_that_count(cls, value: object, info: ValidationInfo) -> object:
-        if not takes_number(cls.model_fields[str(info.field_name)].annotation):
+    def _as_said(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if value == "" and type(None) in get_args(kind):
+            return None
+        if not takes_number(kind):
             return value
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, bool) for number in numbers):
@@ -50,6 +56,8 @@ class Config(BaseModel):
 
 
 def _at_home(names: str) -> str:
+    if not names.strip():  # an unset variable of a shell; a Path of it is the working folder
+        raise ValueError("expected a path. Leave the key out for its default")
     return ",".join(os.path.expanduser(name) for name in names.split(","))
 
 
@@ -94,11 +102,6 @@ class DatasetConfig(Config):
         description="camera images: fast decodes them smaller and interpolates once; pillow "
         "resizes whole ones as the releases do, bicubic and antialiased, and turns none",
     )
-
-    @field_validator("infos", "virtual_points", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return value or None
 
     def over(self, recorded: Mapping[str, Any]) -> "DatasetConfig":
         """Return this dataset; keys nobody gave here are those of a record, consent never is."""

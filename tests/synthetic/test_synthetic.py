@@ -297,8 +297,13 @@ def test_a_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:
 def test_impossible_configurations_are_refused() -> None:
     with pytest.raises(ConfigError, match="val_scenes: expected at most num_scenes=1, got 2"):
         synthesize(SynthesizeConfig(out="x", num_scenes=1, val_scenes=2))
+
+
+@pytest.mark.parametrize("version", ["v1.0-mini", "..", "", "samples", "a/b", "x" * 300])
+def test_a_version_that_is_no_folder_of_its_own_is_refused(version: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="version: expected a name of its own"):
-        synthesize(SynthesizeConfig(out="x", version="v1.0-mini"))
+        synthesize(SynthesizeConfig(out=str(tmp_path / "w"), version=version))
+    assert not (tmp_path / "w").exists()
 
 
 def test_the_stage_reports_every_class_and_shows_progress(

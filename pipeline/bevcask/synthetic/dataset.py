@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from bevcask.synthetic.keyframe import Seen, write_keyframe, write_map
 from bevcask.synthetic.sensors import CAMERAS, LIDAR_CHANNEL
 from bevcask.synthetic.tables import TableBuilder, map_file, splits
 from bevcask.verbs import SynthesizeConfig
+from bevcask.wording import shown
 
 _log = logging.getLogger(__name__)
 
@@ -81,10 +83,13 @@ def _check(config: SynthesizeConfig) -> None:
             f"val_scenes: expected at most num_scenes={config.num_scenes}, got "
             f"{config.val_scenes}. Ask for more scenes, or fewer of them for validation."
         )
-    if config.version.endswith(("-trainval", "-mini", "-test")) or "/" in config.version:
+    plain = re.fullmatch(r"\w[\w.-]{0,99}", config.version)
+    taken = config.version in ("samples", "sweeps", "maps")
+    if not plain or taken or config.version.endswith(("-trainval", "-mini", "-test")):
         raise ConfigError(
-            f"version: expected a name of its own such as v1.0-synthetic, got {config.version!r}. "
-            "The devkit ties names on -trainval, -mini and -test to the real splits."
+            "version: expected a name of its own such as v1.0-synthetic, got "
+            f"{shown(config.version)}. The devkit ties names on -trainval, -mini and -test to the "
+            "real splits."
         )
 
 
