@@ -1,9 +1,4 @@
-"""Run as a process that tests kill: fill a cache of bulky shards. Starts fast, without torch.
-
-Usage: python -m cache.killed URL [i/n [NUM_TARGETS]]
-"""
-
-import sys
+"""What tests kill in a process of its own: it fills a cache of bulky shards."""
 
 import numpy as np
 
@@ -75,7 +70,3 @@ def fill(url: str, part: str = "1/1", num_targets: str = "4") -> None:
             waiting.put(shard, {name: said[name] for name in names})
     if not writer.unfinished():
         writer.seal()
-
-
-if __name__ == "__main__":
-    fill(*sys.argv[1:])

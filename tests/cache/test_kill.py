@@ -4,33 +4,26 @@ An outside process is killed while a big shard is on its way to the disk, the sa
 and the end is compared byte by byte with a cache nobody disturbed.
 """
 
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+import forked
 from bevcask.cache import open_cache, verify
 from bevcask.errors import BevcaskError
+from cache.killed import fill
 
-TESTS = Path(__file__).resolve().parent.parent
 
-
-def start(url: Path, *words: str) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cache.killed", str(url), *words]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+def start(url: Path, *words: str) -> BaseProcess:
+    return forked.start(fill, url, *words)
 
 
 def finish(url: Path, *words: str) -> None:
-    process = start(url, *words)
-    _, message = process.communicate()
-    assert process.returncode == 0, message.decode()
+    forked.finish(start(url, *words))
 
 
 def half_written(url: Path) -> bool:
@@ -48,12 +41,11 @@ def kill_while_writing(url: Path, seeded: random.Random) -> bool:
     process = start(url)
     enough = num_committed(url) + seeded.randrange(2)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not (half_written(url) and num_committed(url) >= enough):
+    while process.is_alive() and not (half_written(url) and num_committed(url) >= enough):
         assert time.monotonic() < deadline
         time.sleep(0.0005)
     time.sleep(seeded.uniform(0, 0.004))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    forked.kill(process)
     return half_written(url)
 
 
@@ -112,18 +104,16 @@ def attack_parts(tmp_path: Path, num_kills: int) -> None:
     for _ in range(num_kills):
         done = num_committed(url)
         deadline = time.monotonic() + 60
-        while all(one.poll() is None for one in running.values()):
+        while all(one.is_alive() for one in running.values()):
             if num_committed(url) > done or half_written(url):
                 break
             assert time.monotonic() < deadline
         time.sleep(seeded.uniform(0, 0.02))
         for part in seeded.sample(sorted(running), seeded.choice((1, 1, 2))):
-            running[part].send_signal(signal.SIGKILL)
-            running[part].communicate()
+            forked.kill(running[part])
             running[part] = start(url, part)
     for one in running.values():
-        _, message = one.communicate()
-        assert one.returncode == 0, message.decode()
+        forked.finish(one)
     finish_and_compare(url, calm)
     assert not (url / "leases").exists()
 
@@ -137,11 +127,10 @@ def attack_addition(tmp_path: Path, num_kills: int) -> None:
     for _ in range(num_kills):
         process = start(url, "1/1", "4")
         deadline = time.monotonic() + 60
-        while process.poll() is None and not (half_written(url) or (url / "addition").exists()):
+        while process.is_alive() and not (half_written(url) or (url / "addition").exists()):
             assert time.monotonic() < deadline
         time.sleep(seeded.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        forked.kill(process)
         cache = open_cache(str(url))
         for token in cache.frames.tokens:
             cache.read(token, ["head.heatmap", "head.boxes"])

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forked
 from bevcask.cache.reader import open_cache
 from bevcask.cache.verify_bytes import verify
 from bevcask.commands import VERBS
@@ -113,10 +115,15 @@ def test_a_double_start_is_refused_and_a_dead_one_replaced(
     assert different_files(whole, url) == []
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def extracting(url: Path, words: list[str]) -> BaseProcess:
+    """Begin in a process that is there at once, to be killed."""
+    return forked.start(forked.command, "teacher-extract", url, *words)
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None or condition(), process.communicate()
+        assert process.is_alive() or condition(), process.exitcode
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -125,11 +132,10 @@ def test_killed_parts_go_on_to_the_same_bytes(
     whole: Path, words: list[str], call: Call, tmp_path: Path
 ) -> None:
     url = tmp_path / "killed.zarr"
-    both = [process(url, [*words, f"part={i}/2"]) for i in (1, 2)]
+    both = [extracting(url, [*words, f"part={i}/2"]) for i in (1, 2)]
     wait_for(lambda: committed(url) > 0, both[0])
     for one in both:
-        one.kill()
-        one.communicate()
+        forked.kill(one)
     for i in (2, 1):
         extract(call, url, [*words, f"part={i}/2"])
     assert different_files(whole, url) == []
@@ -162,10 +168,9 @@ def test_a_killed_addition_leaves_the_old_targets(
 ) -> None:
     url = tmp_path / "added.zarr"
     shutil.copytree(boxes_only, url)
-    adding = process(url, words)
+    adding = extracting(url, words)
     wait_for(lambda: (url / "addition").exists() and committed(url) > 1, adding)
-    adding.kill()
-    adding.communicate()
+    forked.kill(adding)
     cache = open_cache(str(url))
     assert set(cache.specs) == {"head.boxes"}
     for token in cache.frames.tokens:
