@@ -158,8 +158,9 @@ def test_a_young_one_is_waited_for_aloud_and_not_for_ever(
 ) -> None:
     begin(tmp_path)
     left = leave_unbelievable(tmp_path, name, age)
-    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.8)
-    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "UNREADABLE_SECONDS", 0.25)
+    monkeypatch.setattr(lease, "_PAUSE", 0.02)
+    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.03)
     with caplog.at_level("INFO"):
         build(tmp_path)
     assert not left.exists()
@@ -195,8 +196,9 @@ def test_whoever_waits_for_a_live_process_gives_up_and_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = Files(str(tmp_path))
-    monkeypatch.setattr(lease, "WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "WAIT_SECONDS", 0.25)
+    monkeypatch.setattr(lease, "_PAUSE", 0.02)
+    monkeypatch.setattr(lease, "_VOICE_SECONDS", 0.03)
     with (
         holding_small_files(files, "sealing"),
         caplog.at_level("INFO"),
