@@ -1,8 +1,10 @@
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -450,6 +452,24 @@ def test_pinning_reaches_every_tensor_and_changes_none(
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one, two)
         assert one.data_ptr() != two.data_ptr()
+
+
+def test_workers_of_a_collected_loader_are_told_to_go(
+    tiny_frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error's traceback makes such a cycle; torch then waited five seconds for each worker."""
+    source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
+    loader = build_loader(source, in_order(2, 1), LoaderConfig(num_workers=1))
+    next(iter(loader))
+    assert loader._iterator is not None  # type: ignore[attr-defined]
+    (worker,) = loader._iterator._workers  # type: ignore[attr-defined]
+    loader.itself = loader  # type: ignore[attr-defined]
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 20.0)
+    began = time.monotonic()
+    del loader
+    gc.collect()
+    assert time.monotonic() - began < 10
+    assert not worker.is_alive()
 
 
 ENDING = """

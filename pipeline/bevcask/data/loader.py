@@ -102,6 +102,8 @@ class Loader(DataLoader[Any], Generic[BatchT]):
         loaded: Iterator[Loaded[BatchT]] = super().__iter__()
         if first and self.num_workers:
             atexit.register(_dismiss, weakref.ref(loaded))
+            # Collected in a cycle, its queues would go before the word to the workers does.
+            weakref.finalize(self, loaded._shutdown_workers)  # type: ignore[attr-defined]
         peaks: dict[int, int] = {}
         while True:
             try:
