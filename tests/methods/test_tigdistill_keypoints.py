@@ -119,13 +119,14 @@ def test_a_flipped_student_scores_the_same(matrix: Any) -> None:
         assert float(astray[name].detach()) != pytest.approx(float(loss.detach()), rel=1e-3)
 
 
-def test_ten_thousand_keypoint_sets_read_stored_cells_alone() -> None:
+@pytest.mark.parametrize("num_sets", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_keypoint_sets_read_stored_cells_alone(num_sets: int) -> None:
     """Boxes and augmentations at random, with the method's own arithmetic in float32.
 
     What is not stored is NaN here, which even a weight of zero would let through.
     """
     [margin] = [need.region.margin for need in CASE.build().needs() if need.role == "neck"]
-    boxes = crowd(10_000, 38.0)
+    boxes = crowd(num_sets, 38.0)
     drawn = torch.rand((len(boxes), 4), generator=torch.Generator().manual_seed(1))
     turns = [
         bev_matrix(0.3925 * (2 * a - 1), SMALLEST + 0.1 * b, c > 0.5, d > 0.5)

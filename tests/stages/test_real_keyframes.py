@@ -78,12 +78,13 @@ def test_picture_of_a_real_sample(
     assert picture.stat().st_size > 100_000
 
 
-def test_twenty_finite_steps_of_a_tiny_student(
-    nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
+@pytest.mark.parametrize("num_steps", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_finite_steps_of_a_tiny_student(
+    num_steps: int, nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:
     words = ["student=bevdepth_tiny", "method=distillbev", *data(nuscenes_root)]
     words += ["student.detector.image_size_HW=[64,96]", FLIPPED]
-    assert_twenty_finite_steps(call, cache, tmp_path / "run", words)
+    assert_finite_steps(num_steps, call, cache, tmp_path / "run", words)
 
 
 SMALL_FUSION = tuple(
@@ -165,10 +166,12 @@ def test_every_method_takes_twenty_finite_steps(
     here = words_for(ExtractConfig, words)
     code, _, err = call("teacher-extract", str(url), "loader.num_workers=0", *here)
     assert code == 0, err
-    assert_twenty_finite_steps(call, url, tmp_path / "run", words)
+    assert_finite_steps(20, call, url, tmp_path / "run", words)
 
 
-def assert_twenty_finite_steps(call: Call, cache: Path, run: Path, words: list[str]) -> None:
+def assert_finite_steps(
+    num_steps: int, call: Call, cache: Path, run: Path, words: list[str]
+) -> None:
     """Train from a cache; every term of every step is finite, and the method has terms."""
     code, out, err = call(
         "student-distill",
@@ -176,17 +179,17 @@ def assert_twenty_finite_steps(call: Call, cache: Path, run: Path, words: list[s
         *words,
         f"run={run}",
         "trainer=tiny",
-        "trainer.max_steps=20",
+        f"trainer.max_steps={num_steps}",
         "trainer.log_every=1",
         "loader.batch_size=1",
         "loader.num_workers=0",
         "--json",
     )
     assert code == 0, err
-    assert json.loads(out)["step"] == 20
+    assert json.loads(out)["step"] == num_steps
     with next((run / "logs" / "csv").rglob("metrics.csv")).open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
-    assert len(rows) == 20
+    assert len(rows) == num_steps
     assert any(word in name for name in rows[0] for word in ("distill", "fd3d"))
     for row in rows:
         values = [float(v) for k, v in row.items() if k.startswith("train/") and v]
