@@ -26,12 +26,19 @@ PYDANTICS = re.compile(
         ("loader.batch_size=", "loader.batch_size: expected a whole number, at least 1, got nothi"),
         (
             "loader.num_workers=-1",
-            "loader.num_workers: expected a whole number, at least 0, or auto, got -1.",
+            "loader.num_workers: expected a whole number, at least 0, at most 1024, or auto, got",
         ),
         (
             "store.budget=0",
             "store.budget: expected a number, above 0, or null, got 0.",
         ),
+        (
+            "loader.num_workers=100000",
+            "loader.num_workers: expected a whole number, at least 0, at",
+        ),
+        ("loader.prefetch=1e9", "loader.prefetch: expected a whole number, at least 1, at most"),
+        ("workers=1e6", "workers: expected a whole number, at least 1, at most 1024, or null, got"),
+        ("augment.image_size_HW=[0,0]", "augment.image_size_HW: expected a list [whole number, "),
         ("augment.crop=2", "augment.crop: expected true or false, got 2."),
         ("augment.resize=[1]", "augment.resize: expected a list [number, number], got [1]."),
         ("dataset.scenes=a", "dataset.scenes: expected a list as in [a,b], of texts, or null, got"),

@@ -253,6 +253,7 @@ class WrittenStoreConfig(StoreConfig):
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="that compress and digest; none: the cores this process may use, less the "
         "loader's workers",
     )
@@ -273,12 +274,15 @@ class LoaderConfig(Config):
     """How samples are read."""
 
     batch_size: int = Field(4, ge=1)
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
         "auto",
         description="loader processes; 0 loads in this process; auto: as many as keep up with the "
         "first batches, at most the cores this process may use less one",
     )
-    prefetch: int = Field(2, ge=1, description="batches that each of them has ready")
+    prefetch: int = Field(2, ge=1, le=1024, description="batches that each of them has ready")
+
+
+_Side = Annotated[int, Field(ge=1)]
 
 
 class ImageAugmentConfig(Config):
@@ -303,7 +307,7 @@ class ImageAugmentConfig(Config):
     grid_mask: float = Field(
         0.0, ge=0, le=1, description="share of frames that keep the stripes of a grid alone"
     )
-    image_size_HW: tuple[int, int] | None = Field(
+    image_size_HW: tuple[_Side, _Side] | None = Field(
         None,
         description="network input that this is drawn for, where teacher and student differ: the "
         "smaller one; larger ones see the same, enlarged. null: each draws for its own",

@@ -53,6 +53,7 @@ class EngineConfig(Config):
     workers: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="engine=dask: processes on this machine; none: one a GPU, or one a core",
     )
 
