@@ -35,6 +35,7 @@ RANKS = {
     "consent": 0.5,
     "disk_rate": 0.5,
     "wording": 0.5,
+    "measures": 0.5,
     "config": 1,
     "trainer_config": 1.2,
     "page_config": 1.2,

@@ -44,7 +44,7 @@ PYDANTICS = re.compile(
         ("dataset.scenes=a", "dataset.scenes: expected a list as in [a,b], of texts, or null, got"),
         (
             "store.codecs=[a]",
-            "store.codecs: expected a list as in [a,b], of texts (codecs of",
+            "store.codecs: expected a list as in [a,b], of texts, each that m",
         ),
         ("student.detector=3", "student.detector: expected keys below it, got 3. Say student.det"),
         ("seed=true", "seed: expected a whole number, at least 0, got True."),

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bevcask.errors import ConfigError
+
 CLASSES = (
     "car",
     "truck",
@@ -74,8 +76,13 @@ class Grid:
 
         >>> Grid.square(51.2, 0.8).shape_YX
         (128, 128)
+
+        Raises:
+            ConfigError: there is no cell in it.
         """
         num = round(2 * half_extent / cell)
+        if num < 1:
+            raise ConfigError(f"half_extent {half_extent} is less than a cell of {cell}")
         return cls(-half_extent, -half_extent, cell, num, num)
 
     @property

@@ -125,16 +125,18 @@ def _one(kind: Any) -> str:
 
 def _list(kind: Any) -> str:
     first, *rest = get_args(kind)
+    limits = _bounds(get_args(first)[1:] if get_origin(first) is Annotated else ())
+    each = limits.replace(",", ", each", 1)
     if rest != [...]:
         nouns = [_NOUNS.get(_alternatives(part)[0], "value") for part in (first, *rest)]
-        return f"a list [{', '.join(nouns)}]"
+        return f"a list [{', '.join(nouns)}]{each}"
     plain = _alternatives(first)[0]
     if _section([plain]):
         return f"a list of [{{{': ..., '.join(plain.model_fields)}: ...}}]"
     if get_origin(plain) is Literal:
         return f"a list, in brackets, of {', '.join(map(str, get_args(plain)))}"
     example = "[a,b]" if plain is str else "[1,2]"
-    return f"a list as in {example}, of {_NOUNS.get(plain, 'value')}s"
+    return f"a list as in {example}, of {_NOUNS.get(plain, 'value')}s{each}"
 
 
 def _bounds(rules: tuple[Any, ...]) -> str:

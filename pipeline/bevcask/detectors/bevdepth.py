@@ -28,6 +28,7 @@ from bevcask.detectors.blocks.lift_splat import cameras_of, frustum_cells, splat
 from bevcask.detectors.blocks.resnet import BasicBlock
 from bevcask.detectors.camera import CameraConfig, lidar_depths, network_image_aug
 from bevcask.geometry import CAMERAS
+from bevcask.measures import Count, Rising
 from bevcask.targets.spec import TapInfo
 
 
@@ -52,14 +53,14 @@ class BEVDepthConfig(CameraConfig):
     depth_bins: int = Field(59, ge=1)
     depth_channels: int = Field(256, ge=1, description="width of the depth branch")
     depth_blocks: int = Field(3, ge=0)
-    depth_dilations: tuple[int, ...] = Field(
+    depth_dilations: tuple[Count, ...] = Field(
         (1, 6, 12, 18), description="ASPP; empty leaves it out"
     )
     depth_weight: float = Field(3.0, ge=0, description="BEVDepth release")
     context_channels: int = Field(64, ge=1, description="channels of bev.lift")
     frame_blocks: int = Field(2, ge=1, description="basic blocks on each of two frames")
-    z_range: tuple[float, float] = Field((-10.0, 10.0), description="metres; one bin")
-    bev_channels: tuple[int, int, int] = (128, 256, 512)
+    z_range: Rising = Field((-10.0, 10.0), description="metres; one bin")
+    bev_channels: tuple[Count, Count, Count] = (128, 256, 512)
     bev_blocks: int = Field(2, ge=1, description="basic blocks a stage")
     join_channels: int = Field(512, ge=1, description="width inside the neck")
     neck_channels: int = Field(256, ge=1, description="channels of bev.neck")

@@ -30,6 +30,7 @@ from bevcask.detectors.blocks.set_loss import SetLossConfig, decode_queries, set
 from bevcask.detectors.camera import network_intrinsics
 from bevcask.errors import ConfigError
 from bevcask.geometry import CAMERAS, CLASSES, Grid
+from bevcask.measures import Count
 from bevcask.targets.spec import TapInfo
 
 _OF_THE_BEV = ("encoder.bev_queries", "encoder.row_positions", "encoder.column_positions")
@@ -39,7 +40,7 @@ _SURVIVING = ("0", "1", "3", "4", "6.weight")  # of a classifier, whose last bia
 class BEVFormerConfig(BaseConfig):
     """Architecture and losses; defaults: BEVFormer-Base."""
 
-    image_size_HW: tuple[int, int] = Field((900, 1600), description="network input, pixels")
+    image_size_HW: tuple[Count, Count] = Field((900, 1600), description="network input, pixels")
     pad_divisor: int = Field(
         32, ge=1, description="images are padded at the right and bottom to multiples of it"
     )
@@ -62,7 +63,7 @@ class BEVFormerConfig(BaseConfig):
     feed_forward: int = Field(512, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     half_extent: float = Field(51.2, gt=0, description="metres along x")
-    bev_size_YX: tuple[int, int] = Field((200, 200), description="cells; they are square")
+    bev_size_YX: tuple[Count, Count] = Field((200, 200), description="cells; they are square")
     encoder: EncoderConfig = EncoderConfig()
     decoder_layers: int = Field(6, ge=1)
     decoder_points: int = Field(4, ge=1, description="places a head reads in the BEV")

@@ -10,6 +10,7 @@ from bevcask.config import Config
 from bevcask.detectors.base import Batch
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.geometry import Grid
+from bevcask.measures import Count
 from bevcask.targets.pixels import nearest_depths
 
 _IMAGE_DIVISOR = STRIDES[LEVELS[-1]]
@@ -19,7 +20,7 @@ class CameraConfig(Config):
     """Sizes that must divide: images by the coarsest level, the BEV by its coarsest stage."""
 
     bev_divisor: ClassVar[int]
-    image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
+    image_size_HW: tuple[Count, Count] = Field((256, 704), description="network input, pixels")
     finest_level: Literal["c2", "c3", "c4"] = Field("c4", description="level the pyramid ends on")
     half_extent: float = Field(51.2, gt=0, description="metres")
     cell: float = Field(0.8, gt=0, description="metres")

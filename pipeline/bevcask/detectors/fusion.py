@@ -19,6 +19,7 @@ from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.detectors.camera import CameraConfig, lidar_depths
 from bevcask.geometry import CAMERAS, Grid
+from bevcask.measures import Count
 from bevcask.targets.spec import TapInfo
 
 _DECODER_STRIDES = (2, 2, 1)
@@ -38,7 +39,7 @@ class FusionConfig(CameraConfig):
     half_extent: float = Field(54.0, gt=0, description="metres")
     cell: float = Field(0.6, gt=0, description="metres")
     fused_channels: int = Field(256, ge=1, description="channels of bev.fused")
-    decoder_channels: tuple[int, int, int] = Field(
+    decoder_channels: tuple[Count, Count, Count] = Field(
         (128, 256, 512), description="of the stages, which stride by 2, 2 and 1"
     )
     decoder_blocks: int = Field(2, ge=1, description="basic blocks a stage")

@@ -12,18 +12,19 @@ from bevcask.detectors.base import Batch, Detections, Detector, Inputs, Output
 from bevcask.detectors.blocks.heads import CenterHead, CenterHeadConfig
 from bevcask.detectors.blocks.second import NORM_MOMENTUM
 from bevcask.geometry import Grid
+from bevcask.measures import Count, Length
 from bevcask.targets.spec import TapInfo
 
 
 class LidarDetectorConfig(BaseConfig):
     """What is said of every LiDAR detector; defaults: nuScenes."""
 
-    half_extent: float = 51.2
-    num_sweeps: int = 10
+    half_extent: Length = 51.2
+    num_sweeps: Count = 10
     point_channels: Literal[5, 17] = Field(
         5, description="numbers a point has; 17: virtual points beside the real ones (MVP)"
     )
-    norm_momentum: float = NORM_MOMENTUM
+    norm_momentum: float = Field(NORM_MOMENTUM, gt=0, le=1)
     head: CenterHeadConfig = CenterHeadConfig()
 
 

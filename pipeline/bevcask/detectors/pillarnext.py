@@ -18,20 +18,21 @@ from bevcask.detectors.blocks.residual import ResidualStages
 from bevcask.detectors.blocks.second import set_norm_momentum
 from bevcask.detectors.lidar import LidarDetector, LidarDetectorConfig
 from bevcask.geometry import Grid
+from bevcask.measures import Count, Length, Rising, Whole
 
 
 class PillarNeXtConfig(LidarDetectorConfig):
     """Architecture; defaults: the teacher of TiGDistill-BEV, 0.1 m."""
 
-    pillar: float = 0.1
-    z_range: tuple[float, float] = (-5.0, 3.0)
-    point_layers: tuple[int, ...] = (64,)
-    pillar_channels: int = 64
-    channels: tuple[int, ...] = (64, 128, 256, 256)
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
-    neck_channels: int = 256
-    dilations: tuple[int, ...] = (1, 6, 12, 18)
+    pillar: Length = 0.1
+    z_range: Rising = (-5.0, 3.0)
+    point_layers: tuple[Count, ...] = (64,)
+    pillar_channels: Count = 64
+    channels: tuple[Count, ...] = (64, 128, 256, 256)
+    blocks: tuple[Whole, ...] = (2, 2, 2, 2)
+    strides: tuple[Count, ...] = (1, 2, 2, 2)
+    neck_channels: Count = 256
+    dilations: tuple[Count, ...] = (1, 6, 12, 18)
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:

@@ -26,7 +26,7 @@ from bevcask.targets.image_boxes import ImageBoxes
 class RayDNBackboneConfig(StreamBackboneConfig):
     """Defaults: R50, three levels."""
 
-    levels: tuple[Level, ...] = ("c3", "c4", "c5")
+    levels: tuple[Level, ...] = Field(("c3", "c4", "c5"), min_length=1)
 
 
 class RayDenoisingConfig(DenoisingConfig):

@@ -8,15 +8,16 @@ from bevcask.config import Config
 from bevcask.detectors.blocks.frozen import BackboneConfig
 from bevcask.detectors.blocks.levels import LEVELS, STRIDES, Level
 from bevcask.detectors.blocks.set_loss import SetLossConfig
+from bevcask.measures import Count
 
 
 class StreamBackboneConfig(BackboneConfig):
     """A torchvision-style ResNet whose norms stay as they were loaded; defaults: R50."""
 
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    blocks: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)
     stride_first: bool = False
     deformable: tuple[int, ...] = ()
-    levels: tuple[Level, ...] = ("c4", "c5")
+    levels: tuple[Level, ...] = Field(("c4", "c5"), min_length=1)
     frozen_stages: int = Field(-1, ge=-1, le=4)
 
 
@@ -47,7 +48,7 @@ class DenoisingConfig(Config):
 class StreamConfig(Config):
     """Architecture and losses of the family."""
 
-    image_size_HW: tuple[int, int] = Field((256, 704), description="network input, pixels")
+    image_size_HW: tuple[Count, Count] = Field((256, 704), description="network input, pixels")
     camera_size_HW: tuple[int, int] = Field(
         (900, 1600), description="pixels of the original images, which boxes in them end at"
     )

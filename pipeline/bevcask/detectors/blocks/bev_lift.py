@@ -10,6 +10,7 @@ from bevcask.detectors.blocks.depthnet import DepthNet, camera_numbers
 from bevcask.detectors.blocks.lift_splat import Cameras, frustum_cells, splat
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import Grid
+from bevcask.measures import Count, Rising
 
 
 class LiftConfig(Config):
@@ -19,10 +20,10 @@ class LiftConfig(Config):
     depth_bins: int = Field(118, ge=1)
     depth_channels: int = Field(256, ge=1, description="width of the depth branch")
     depth_blocks: int = Field(1, ge=0)
-    depth_dilations: tuple[int, ...] = Field((), description="ASPP; empty leaves it out")
+    depth_dilations: tuple[Count, ...] = Field((), description="ASPP; empty leaves it out")
     channels: int = Field(80, ge=1, description="channels of the BEV map")
     factor: int = Field(2, ge=1, description="how much finer the lift's grid is than the fusion's")
-    z_range: tuple[float, float] = Field((-10.0, 10.0), description="metres; one bin")
+    z_range: Rising = Field((-10.0, 10.0), description="metres; one bin")
 
     @model_validator(mode="after")
     def _depths_rise(self) -> Self:

@@ -20,6 +20,7 @@ from bevcask.detectors.blocks.bev_attention import (
 from bevcask.detectors.blocks.starts import start_weights
 from bevcask.detectors.blocks.transformer import FeedForward
 from bevcask.geometry import CAMERAS, Grid
+from bevcask.measures import Rising
 
 CAN_BUS = 18
 
@@ -31,7 +32,7 @@ class EncoderConfig(Config):
     temporal_points: int = Field(4, ge=1, description="points a head reads in each BEV")
     spatial_points: int = Field(8, ge=1, description="points a head reads on each image level")
     heights: int = Field(4, ge=1, description="points of a cell's pillar")
-    z_range: tuple[float, float] = Field((-5.0, 3.0), description="metres; ends of a pillar")
+    z_range: Rising = Field((-5.0, 3.0), description="metres; ends of a pillar")
     level_embeddings: int = Field(
         4, ge=1, description="rows; every published file has four, also of one-level networks"
     )

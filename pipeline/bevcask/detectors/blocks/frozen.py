@@ -6,17 +6,20 @@ from torch import nn
 from bevcask.config import Config
 from bevcask.detectors.blocks.levels import Level
 from bevcask.detectors.blocks.resnet import ResNet, Shape
+from bevcask.measures import Count
 
 
 class BackboneConfig(Config):
     """A ResNet; defaults: the R101-DCN of BEVFormer-Base."""
 
-    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+    blocks: tuple[Count, Count, Count, Count] = (3, 4, 23, 3)
     width: int = Field(64, ge=1, description="channels of the stem")
     bottlenecks: bool = Field(True, description="rather than basic blocks")
     stride_first: bool = Field(True, description="1x1 convolutions stride, as in Caffe's networks")
     deformable: tuple[int, ...] = Field((3, 4), description="stages with deformable convolutions")
-    levels: tuple[Level, ...] = Field(("c3", "c4", "c5"), description="what the pyramid joins")
+    levels: tuple[Level, ...] = Field(
+        ("c3", "c4", "c5"), min_length=1, description="what the pyramid joins"
+    )
     frozen_stages: int = Field(1, ge=-1, le=4, description="0 freezes the stem, -1 nothing")
     train_norms: bool = Field(False, description="false: batch norms keep what they were loaded as")
 

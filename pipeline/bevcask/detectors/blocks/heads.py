@@ -15,6 +15,7 @@ from bevcask.detectors.base import Detections, Labels
 from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 from bevcask.detectors.blocks.second import conv_norm_relu
 from bevcask.geometry import CLASSES, Grid
+from bevcask.measures import Count, Length, Weight, Whole
 from bevcask.ranks import num_ranks, per_rank
 from bevcask.targets.box_code import (
     CODE_SIZE,
@@ -34,15 +35,15 @@ _CLAMP = 1e-4
 class CenterHeadConfig(Config):
     """Shape, loss weights and decoding of the head; defaults: CenterPoint on nuScenes."""
 
-    channels: int = 64
-    shared_convs: int = 1
-    branch_convs: int = 2
-    box_weight: float = 0.25
-    velocity_weight: float = 0.2
-    score_threshold: float = 0.1
-    candidates: int = 500
-    centre_range: float = 61.2
-    nms_radius: tuple[float, float, float, float, float, float] = (
+    channels: Count = 64
+    shared_convs: Whole = 1
+    branch_convs: Count = 2
+    box_weight: Weight = 0.25
+    velocity_weight: Weight = 0.2
+    score_threshold: Weight = 0.1
+    candidates: Count = 500
+    centre_range: Length = 61.2
+    nms_radius: tuple[Weight, Weight, Weight, Weight, Weight, Weight] = (
         2.0,  # car
         3.46,  # truck, construction_vehicle
         3.16,  # bus, trailer
@@ -51,8 +52,8 @@ class CenterHeadConfig(Config):
         0.42,  # pedestrian, traffic_cone
     )
     nms: Literal["circle", "rotated"] = "circle"
-    nms_overlap: float = 0.2  # of `rotated`: IoU of footprints; CenterPoint without circle NMS
-    boxes_per_task: int = 83
+    nms_overlap: Weight = 0.2  # of `rotated`: IoU of footprints; CenterPoint without circle NMS
+    boxes_per_task: Count = 83
 
 
 @dataclass

@@ -7,19 +7,20 @@ from bevcask.detectors.blocks.pillars import PillarEncoder
 from bevcask.detectors.blocks.second import SECOND, SECONDFPN
 from bevcask.errors import ConfigError
 from bevcask.geometry import Grid
+from bevcask.measures import Count, Length, Rising, Whole
 
 
 class LidarConfig(Config):
     """Shape of the branch; defaults: CenterPoint-pillar on nuScenes, 0.2 m."""
 
-    pillar: float = 0.2
-    z_range: tuple[float, float] = (-5.0, 3.0)
-    pillar_channels: int = 64
-    channels: tuple[int, int, int] = (64, 128, 256)
-    convs: tuple[int, int, int] = (3, 5, 5)
-    strides: tuple[int, int, int] = (2, 2, 2)
-    neck_channels: tuple[int, int, int] = (128, 128, 128)
-    neck_scales: tuple[float, float, float] = (0.5, 1.0, 2.0)
+    pillar: Length = 0.2
+    z_range: Rising = (-5.0, 3.0)
+    pillar_channels: Count = 64
+    channels: tuple[Count, Count, Count] = (64, 128, 256)
+    convs: tuple[Whole, Whole, Whole] = (3, 5, 5)
+    strides: tuple[Count, Count, Count] = (2, 2, 2)
+    neck_channels: tuple[Count, Count, Count] = (128, 128, 128)
+    neck_scales: tuple[Length, Length, Length] = (0.5, 1.0, 2.0)
 
     def grids_over(self, half_extent: float) -> list[Grid]:
         """Return the grid of the pillars, of each stage, and of the neck, in this order.
