@@ -12,6 +12,7 @@ from bevcask.geometry import (
     Grid,
     bev_matrix,
     box_corners_bev,
+    constant,
     inside_footprints,
     pose_matrix,
     transform_boxes,
@@ -154,3 +155,16 @@ def test_cuda_finds_the_cells_of_the_cpu() -> None:
     points_P2 = torch.rand(1_000_000, 2) * 110 - 55
     points_P2[::2] = (points_P2[::2] / 0.075).round() * 0.075  # at the borders
     assert torch.equal(grid.to_cells(points_P2.cuda()).cpu(), grid.to_cells(points_P2))
+
+
+def test_a_constant_is_made_once_and_passes_gradients() -> None:
+    with torch.inference_mode():
+        first = constant((1.0, 2.5), torch.zeros(2))
+    like = torch.ones(2, requires_grad=True)
+    again = constant((1.0, 2.5), like)
+    assert again is first
+    (again * like).sum().backward()
+    assert torch.equal(like.grad, first)
+    whole = constant((1, 2), torch.zeros(2, dtype=torch.int64))
+    assert (whole.dtype, whole.tolist()) == (torch.int64, [1, 2])
+    assert constant((1, 2), np.zeros(2, np.float32)).dtype == np.float32

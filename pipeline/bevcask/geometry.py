@@ -11,6 +11,7 @@ Q queries, N boxes, P points, K classes, D depth bins.
 Functions that take "array" work on numpy arrays and torch tensors alike and return the same sort.
 """
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -127,14 +128,8 @@ class Grid:
         Rounded alike on every device, so that a point falls into one cell.
         """
         values: Any = xy
-        xp = _namespace(values)
-        low = [self.x_min, self.y_min]
-        origin = (
-            xp.asarray(low, dtype=values.dtype, device=values.device)
-            if _is_torch(values)
-            else (np.asarray(low, dtype=values.dtype))
-        )
-        return (values - origin) / divisor(self.cell, values)  # type: ignore[no-any-return]
+        corner = constant((self.x_min, self.y_min), values)
+        return (values - corner) / divisor(self.cell, values)  # type: ignore[no-any-return]
 
 
 def divisor(number: float, values: Any) -> Any:
@@ -143,7 +138,30 @@ def divisor(number: float, values: Any) -> Any:
     CUDA multiplies by the rounded reciprocal of a Python number, and a quotient at the border of a
     cell then falls on its other side.
     """
-    return values.new_full((), number) if _is_torch(values) else number
+    return constant(number, values) if _is_torch(values) else number
+
+
+def constant(numbers: Any, like: Array) -> Array:
+    """Return numbers as an array of the library, dtype and device of another. Never write to it.
+
+    A tensor is made once and kept: copying numbers to a device, the host would wait for all that
+    the device has yet to do.
+
+    Args:
+        numbers: one, or (nested) tuples of them.
+        like: numpy array or tensor.
+    """
+    values: Any = like
+    if _is_torch(values):
+        return _kept(numbers, values.dtype, values.device)  # type: ignore[no-any-return]
+    return np.asarray(numbers, dtype=values.dtype)  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(numbers: Any, dtype: Any, device: Any) -> Any:
+    torch = sys.modules["torch"]
+    with torch.inference_mode(False):  # or no gradient could pass it later
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _is_torch(array: Any) -> bool:
@@ -158,7 +176,7 @@ def _like(matrix: Any, array: Any) -> Any:
     """Bring a matrix to the array's library, dtype and device."""
     if _is_torch(array):
         torch = sys.modules["torch"]
-        return torch.as_tensor(matrix, dtype=array.dtype, device=array.device)
+        return torch.as_tensor(matrix, dtype=array.dtype).to(array.device, non_blocking=True)
     return np.asarray(matrix, dtype=array.dtype)
 
 
@@ -244,9 +262,11 @@ def transform_boxes(boxes: Array, a_to_b: Any) -> Array:
     """
     values: Any = boxes
     xp = _namespace(values)
+    scale = abs(a_to_b[0, 0] * a_to_b[1, 1] - a_to_b[0, 1] * a_to_b[1, 0]) ** 0.5
+    if not _is_torch(a_to_b):
+        scale = float(scale)
     matrix = _like(a_to_b, values)
     plane = matrix[:2, :2]
-    scale = abs(float(plane[0, 0] * plane[1, 1] - plane[0, 1] * plane[1, 0])) ** 0.5
     centre = values[..., :3] @ matrix[:3, :3].T + matrix[:3, 3]
     heading = xp.stack([xp.cos(values[..., 6]), xp.sin(values[..., 6])], -1) @ plane.T
     yaw = xp.arctan2(heading[..., 1], heading[..., 0])[..., None]

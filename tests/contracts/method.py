@@ -24,6 +24,7 @@ from bevcask.targets.align import Align
 from bevcask.targets.plan import plan
 from bevcask.targets.region import region_mask
 from bevcask.targets.spec import TapInfo, TargetSpec
+from contracts.waiting import Waits
 
 FLIP = bev_matrix(0.0, 1.0, True, False)
 TURN = bev_matrix(0.3, 1.04, False, True)
@@ -89,6 +90,7 @@ class MethodContract(ABC):
     extent: float = 6.0  # metres; boxes lie within
     blind_without_boxes: bool = False  # nothing is learnt from an empty scene
     positions: tuple[str, ...] = ()  # student taps that say where, and have no gradient
+    reads_a_sample: int = 0  # values a device is asked for, for each sample of a batch
 
     def specs(self) -> dict[str, TargetSpec]:
         method = build_method(self.section)
@@ -262,6 +264,18 @@ class MethodContract(ABC):
         for name, loss in step.run(method).items():
             mean = torch.stack([single[name] for single in singles]).mean()
             torch.testing.assert_close(loss, mean, rtol=1e-5, atol=1e-7)
+
+    def test_a_larger_batch_waits_no_more_often(self) -> None:
+        """On a GPU, reading values back stops both sides; copying numbers there does, too."""
+        method = self.build()
+        found = []
+        for batch_size in (2, 4, 4):
+            step = self.step(batch_size, matrix=TURN)
+            with Waits() as waits:
+                step.run(method)
+            found.append(waits)
+        assert not found[2].copies
+        assert len(found[2].reads) <= len(found[0].reads) + self.reads_a_sample * 2
 
     def perfect(self, step: Step) -> Step:
         """Return the step with a student whose adapted maps equal the teacher's."""

@@ -48,6 +48,7 @@ class Trained(MethodContract):
     """A head with small queries that already says boxes: their prior is 0.01."""
 
     section: Mapping[str, Any] = {"type": "fd3d", **HEAD, "score": 0.002}
+    reads_a_sample = 11  # queries are matched to boxes on the host, each sample and layer
     student: Mapping[str, TapInfo] = taps(2, bev(3, COARSE))
     teacher: Mapping[str, TapInfo] = taps(3, bev(CHANNELS, FINE))
     perfect_terms = ()

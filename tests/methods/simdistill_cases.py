@@ -51,6 +51,7 @@ def teacher_taps(lidar: int = 4, grid: Grid = GRID) -> dict[str, TapInfo]:
 
 class Fused(MethodContract):
     section: Mapping[str, Any] = {"type": "simdistill"}
+    reads_a_sample = 1  # the peaks of its heatmap
     student: Mapping[str, TapInfo] = student_taps()
     teacher: Mapping[str, TapInfo] = teacher_taps()
     extent = 4.0

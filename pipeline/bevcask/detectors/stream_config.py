@@ -28,9 +28,9 @@ class StreamLossConfig(SetLossConfig):
     velocity_weight: float = Field(1.0, ge=0, description="of both velocities, inside the box loss")
 
     @property
-    def code_weights(self) -> list[float]:
-        plain = [1.0] * 6
-        return [self.position_weight] * 2 + plain + [self.velocity_weight] * 2
+    def code_weights(self) -> tuple[float, ...]:
+        plain = (1.0,) * 6
+        return (self.position_weight,) * 2 + plain + (self.velocity_weight,) * 2
 
 
 class DenoisingConfig(Config):

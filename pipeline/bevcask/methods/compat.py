@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid, inside_footprints
+from bevcask.geometry import Grid, constant, inside_footprints
 from bevcask.methods import regions
 from bevcask.methods.regions import Regions, in_reach
 from bevcask.targets.align import Align
 from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
 from bevcask.targets.heatmap import centre_cells
-from bevcask.targets.region import sample_of_box
+from bevcask.targets.ragged import sample_of_box
 
 _CLIP = 1e-4  # SimDistill: sigmoids of heads stay this far from 0 and 1
 _ROWS = 500  # SimDistill: length of the padded list of objects of a task group
@@ -61,7 +61,7 @@ def read_points(map_CYX: Tensor, grid: Grid, points_NK2: Tensor) -> tuple[Tensor
 
     See `tigdistill.read_points`; every point counts.
     """
-    last_2 = points_NK2.new_tensor([grid.num_x - 1, grid.num_y - 1])
+    last_2 = constant((grid.num_x - 1, grid.num_y - 1), points_NK2)
     unit_NK2 = (2 * grid.to_cells(points_NK2) / last_2 - 1).clamp(-1, 1)
     read_CNK = functional.grid_sample(
         map_CYX[None], unit_NK2[None].to(map_CYX.dtype), align_corners=False, padding_mode="zeros"
@@ -115,7 +115,7 @@ def quality_focal(student_BKYX: Tensor, teacher_BKYX: Tensor) -> Tensor:
     entropy = -(t * p.log() + (1 - t) * (1 - p).log())
     loss_K = (entropy * (p - t).square()).sum((0, 2, 3))
     cells = student_BKYX.shape[2] * student_BKYX.shape[3]
-    classes_K = loss_K.new_tensor([len(names) for names in TASKS for _ in names])
+    classes_K = constant(tuple(len(names) for names in TASKS for _ in names), loss_K)
     return (loss_K * classes_K / cells).sum()
 
 
@@ -153,9 +153,10 @@ def box(
     error_BTEYX = functional.smooth_l1_loss(
         gap_BTEYX, torch.zeros_like(gap_BTEYX), reduction="none", beta=beta
     )
-    keep_N = torch.cat(in_reach(labels, grid, grid))
+    keep_N = in_reach(labels, grid, grid)
     sample_N = sample_of_box(labels.boxes, keep_N.device)[keep_N]
-    task_N = torch.tensor(TASK_OF_CLASS, device=keep_N.device)[torch.cat(labels.classes)[keep_N]]
+    class_N = torch.cat(labels.classes)[keep_N]
+    task_N = constant(TASK_OF_CLASS, class_N)[class_N]
     row_N, column_N = centre_cells(torch.cat(labels.boxes)[keep_N], grid)[0].unbind(1)
     reads_BTYX = error_BTEYX.new_zeros(len(gap_BTEYX), len(TASKS), *grid.shape_YX)
     one_N = reads_BTYX.new_ones(len(row_N))

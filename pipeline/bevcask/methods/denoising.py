@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bevcask.geometry import constant
+
 
 def pseudo_boxes(
     boxes_BN11: Tensor,
@@ -24,7 +26,7 @@ def pseudo_boxes(
         reach: metres from the car in x, y and z, borders included.
         released: as released.
     """
-    limits_3 = boxes_BN11.new_tensor(reach)
+    limits_3 = constant(reach, boxes_BN11)
     inside_BN = (boxes_BN11[..., :3].abs() <= limits_3).all(2)
     counts = [boxes_BN11.shape[1]] * len(boxes_BN11) if count_B is None else count_B.tolist()
     taken = []

@@ -5,12 +5,14 @@ sources and what differs from the released code are in methods/README.md. Not he
 student's head from the teacher's (`student.head=FILE`).
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.base import Labels
+from bevcask.geometry import Grid
 from bevcask.methods import compat
 from bevcask.methods.adapters import Adapter
 from bevcask.methods.base import Method, Pair, Target, full_precision, require_unmoved
@@ -99,8 +101,9 @@ class DistillBEV(Method):
         if self.config.unmoved:
             require_unmoved(align, "distillbev (unmoved=true)")
         losses: dict[str, Tensor] = {}
+        boxes_of = functools.cache(functools.partial(boxes_in_reach, labels))
         for level in self.config.levels:
-            terms = self.levels[level.name](student, targets, labels, align)
+            terms = self.levels[level.name](student, targets, boxes_of, align)
             losses |= {f"distillbev/{level.name}/{term}": loss for term, loss in terms.items()}
         for own in self.config.queries:
             if own.states:
@@ -132,7 +135,6 @@ class LevelLoss(nn.Module):
         assert far.grid is not None
         self._config, self._level = config, level
         self._compat = config.mode == "compat"
-        self._reach = near.grid
         self._grid = far.grid
         heatmap = student.get(config.student_heatmap)
         self._heatmap_grid = heatmap.grid if heatmap else None
@@ -146,10 +148,13 @@ class LevelLoss(nn.Module):
         self,
         student: Mapping[str, Tensor],
         targets: Mapping[str, Target],
-        labels: Labels,
+        boxes_of: Callable[[Grid, Grid], list[Tensor]],
         align: Align,
     ) -> dict[str, Tensor]:
-        """Return the weighted terms; false_positive only at levels that have them."""
+        """Return the weighted terms; false_positive only at levels that have them.
+
+        `boxes_of` is `boxes_in_reach` of the labels.
+        """
         teacher_BCYX = targets[self._level.teacher].values
         adapted_BCYX = self.adapter(student[self._level.student])
         with torch.autocast(adapted_BCYX.device.type, enabled=False):
@@ -158,7 +163,8 @@ class LevelLoss(nn.Module):
             smoothed_B1YX, _ = align.cells(smoothed_B1YX, self.adapter.grid, self._grid)
             read_BCYX, valid_BYX = align.cells(adapted_BCYX, self.adapter.grid, self._grid)
             claimed_BYX = self._claimed(student, targets, align)
-            parts = self._split(labels, valid_BYX, claimed_BYX)
+            boxes = boxes_of(self.adapter.grid, self._grid)
+            parts = self._split(boxes, valid_BYX, claimed_BYX)
             terms = self._region_terms(read_BCYX, teacher_BCYX, parts, valid_BYX)
             spatial = spatial_loss(smoothed_B1YX[:, 0], teacher_BCYX, valid_BYX)
             terms["spatial"] = self._config.spatial * spatial
@@ -184,8 +190,7 @@ class LevelLoss(nn.Module):
             student_BYX = moved_mask(mask_BYX, align, self._heatmap_grid, self._grid)
         return claims(config.false_positives_by, teacher_BYX, student_BYX)
 
-    def _split(self, labels: Labels, valid_BYX: Tensor, claimed_BYX: Tensor | None) -> Regions:
-        boxes = boxes_in_reach(labels, self._reach, self._grid)
+    def _split(self, boxes: list[Tensor], valid_BYX: Tensor, claimed_BYX: Tensor | None) -> Regions:
         owner: Owner = foreground
         if self._compat:  # the two released lines test other points of a cell
             cnn_line = self._config.attention == "both"

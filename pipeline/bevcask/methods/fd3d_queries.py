@@ -11,7 +11,7 @@ from bevcask.detectors.base import Labels
 from bevcask.detectors.blocks.deformable import Reading, sum_of_samples
 from bevcask.detectors.blocks.query_decoder import DecoderLayer, QueryDecoder
 from bevcask.detectors.blocks.set_loss import SetLossConfig, set_losses, wanted
-from bevcask.geometry import CLASSES, Grid
+from bevcask.geometry import CLASSES, Grid, constant
 from bevcask.methods.base import Target
 from bevcask.methods.fd3d_settings import Settings
 from bevcask.ranks import per_rank
@@ -112,7 +112,7 @@ class TrainedHead(nn.Module):
         said = self.decoder(map_BCYX)
         low_2, high_2 = self.decoder.low_3[:2], self.decoder.high_3[:2]
         truth = wanted(labels.canonical_boxes, labels.classes, low_2, high_2)
-        weights_E = map_BCYX.new_tensor(self._loss.code_weights)
+        weights_E = constant(self._loss.code_weights, map_BCYX)
         losses = [
             torch.stack(set_losses(logits_BQK, codes_BQE, truth, self._loss, weights_E))
             for logits_BQK, codes_BQE in zip(said.logits_LBQK, said.codes_LBQE, strict=True)

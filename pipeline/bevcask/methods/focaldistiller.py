@@ -20,6 +20,7 @@ from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, req
 from bevcask.ranks import per_rank
 from bevcask.targets.align import Align
 from bevcask.targets.focal import focal_map, mask_grid, truncated
+from bevcask.targets.ragged import kept
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
 _WORD = "^[a-z][a-z0-9_]*$"
@@ -211,10 +212,9 @@ def masked_square(student_BCYX: Tensor, teacher_BCYX: Tensor, weight_BYX: Tensor
 def drawn_in_both(labels: Labels, student: Grid, target: Grid, cell: float) -> list[Tensor]:
     """Return the canonical boxes (N, 9) of each sample that a mask shows in both frames."""
     near, far = mask_grid(student, cell), mask_grid(target, cell)
-    return [
-        canonical_N9[truncated(canonical_N9, far) & truncated(boxes_N9, near)]
-        for boxes_N9, canonical_N9 in zip(labels.boxes, labels.canonical_boxes, strict=True)
-    ]
+    drawn_N = truncated(torch.cat(labels.canonical_boxes), far)
+    drawn_N &= truncated(torch.cat(labels.boxes), near)
+    return kept(drawn_N, labels.canonical_boxes)[0]
 
 
 def widened(channels: int, wanted: int) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bevcask.geometry import constant
 from bevcask.targets.align import Align
 
 Duplicates = Literal["score", "last"]
@@ -48,7 +49,7 @@ def key_points(
         low: corner of the range, metres.
         high: its other corner.
     """
-    lower_3, upper_3 = (references_BQ3.new_tensor(corner) for corner in (low, high))
+    lower_3, upper_3 = (constant(corner, references_BQ3) for corner in (low, high))
     metres_BQ3 = lower_3 + references_BQ3 * (upper_3 - lower_3)
     num_samples, num_queries, _ = metres_BQ3.shape
     shape = (num_samples, offsets_BRD.shape[1] // num_queries, num_queries, -1, 3)
@@ -66,7 +67,7 @@ def cells_of(
     Released: trunc(x / 102.4 * 127 + 64), kept within 0 to 127. That is the nearest of 128 places
     from border to border, so the outermost cells are half outside; points beyond count as there.
     """
-    lower_2, upper_2 = (points_BQK3.new_tensor(corner[:2]) for corner in (low, high))
+    lower_2, upper_2 = (constant(corner[:2], points_BQK3) for corner in (low, high))
     shares_BQK2 = (points_BQK3[..., :2] - lower_2) / (upper_2 - lower_2)
     index_BQK2 = (shares_BQK2 * (num - 1) + 0.5).trunc().clamp(0, num - 1).long()
     return index_BQK2[..., 1] * num + index_BQK2[..., 0]

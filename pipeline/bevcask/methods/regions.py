@@ -16,7 +16,8 @@ from bevcask.detectors.base import Labels
 from bevcask.geometry import Grid
 from bevcask.targets.align import Align
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
-from bevcask.targets.region import footprint, sample_of_box
+from bevcask.targets.ragged import kept, sample_of_box
+from bevcask.targets.region import footprint
 
 Claimant = Literal["teacher", "student", "student_alone", "union"]
 Owner = Callable[[list[Tensor], Grid], tuple[Tensor, Tensor]]
@@ -40,8 +41,8 @@ class Regions:
     box_scale_BYX: Tensor
 
 
-def in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
-    """Return which boxes of each sample both sides can see, bool (N,).
+def in_reach(labels: Labels, student: Grid, target: Grid) -> Tensor:
+    """Return which boxes both sides can see, bool (N,), samples laid end to end.
 
     It is a box with positive footprint whose centre lies on the target's grid, and on the
     student's grid after augmentation. Online training filters boxes after augmentation; this is the
@@ -52,20 +53,17 @@ def in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
         student: the student's grid, augmented frame.
         target: the target's grid, canonical frame.
     """
-    masks = []
-    for boxes_N9, canonical_N9 in zip(labels.boxes, labels.canonical_boxes, strict=True):
-        _, seen_N = centre_cells(boxes_N9, student)
-        _, known_N = centre_cells(canonical_N9, target)
-        solid_N = (canonical_N9[:, 3:5] > 0).all(1)
-        masks.append(seen_N & known_N & solid_N)
-    return masks
+    canonical_N9 = torch.cat(labels.canonical_boxes)
+    _, seen_N = centre_cells(torch.cat(labels.boxes), student)
+    _, known_N = centre_cells(canonical_N9, target)
+    solid_N = (canonical_N9[:, 3:5] > 0).all(1)
+    return seen_N & known_N & solid_N
 
 
 def boxes_in_reach(labels: Labels, student: Grid, target: Grid) -> list[Tensor]:
     """Return the canonical boxes (N, 9) float32 that both sides can see; see `in_reach`."""
-    masks = in_reach(labels, student, target)
-    pairs = zip(labels.canonical_boxes, masks, strict=True)
-    return [canonical_N9[mask_N].float() for canonical_N9, mask_N in pairs]
+    [boxes] = kept(in_reach(labels, student, target), labels.canonical_boxes)
+    return [own_N9.float() for own_N9 in boxes]
 
 
 def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -84,14 +82,17 @@ def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     device = boxes[0].device
     boxes_M9 = torch.cat(boxes).float()
     num = len(boxes_M9)
-    owner_P = torch.full((len(boxes) * grid.num_y * grid.num_x,), num, device=device)
+    num_cells = len(boxes) * grid.num_y * grid.num_x
+    owner_P = torch.full((num_cells + 1,), num, device=device)  # the last takes what none owns
     if num:
         sample_M = sample_of_box(boxes, device)
         cells_MS2, owned_MS = footprint(boxes_M9, grid)
         flat_MS = (sample_M[:, None] * grid.num_y + cells_MS2[..., 0]) * grid.num_x
         flat_MS = flat_MS + cells_MS2[..., 1]
         box_MS = torch.arange(num, device=device)[:, None].expand_as(flat_MS)
-        owner_P.scatter_reduce_(0, flat_MS[owned_MS], box_MS[owned_MS], "amin")
+        flat_MS = flat_MS.where(owned_MS, num_cells)
+        owner_P.scatter_reduce_(0, flat_MS.flatten(), box_MS.flatten(), "amin")
+    owner_P = owner_P[:-1]
     scale_M = (boxes_M9[:, 3] * boxes_M9[:, 4]).rsqrt() * grid.cell
     scale_P = torch.cat([scale_M, scale_M.new_zeros(1)])[owner_P]
     shape_BYX = (len(boxes), *grid.shape_YX)

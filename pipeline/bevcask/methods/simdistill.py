@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bevcask import config as configuration
 from bevcask.detectors.base import Labels
-from bevcask.geometry import CLASSES, Grid
+from bevcask.geometry import CLASSES, Grid, constant
 from bevcask.methods import compat
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import in_reach
@@ -22,7 +22,7 @@ from bevcask.targets.align import Align
 from bevcask.targets.box_code import CODE_SIZE, TASK_OF_CLASS, TASKS
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
 from bevcask.targets.lattice import same_cells
-from bevcask.targets.region import sample_of_box
+from bevcask.targets.ragged import kept, sample_of_box
 from bevcask.targets.spec import Region, TapInfo, TargetSpec
 
 _CLAMP = 1e-4  # released code: probabilities of both sides stay this far from 0 and 1
@@ -152,9 +152,8 @@ class SimDistill(Method):
     def _objects(self, labels: Labels) -> Tensor:
         """Return the ground-truth heatmaps summed over classes, canonical frame, (B, Y, X)."""
         grid = self._grids["cross_modal"]
-        masks = in_reach(labels, grid, grid)
-        boxes = [own[mask] for own, mask in zip(labels.canonical_boxes, masks, strict=True)]
-        classes = [own[mask] for own, mask in zip(labels.classes, masks, strict=True)]
+        reach_N = in_reach(labels, grid, grid)
+        boxes, classes = kept(reach_N, labels.canonical_boxes, labels.classes)
         return draw_heatmaps(boxes, classes, grid, len(CLASSES)).sum(1)
 
     def _quality(self, near_BKYX: Tensor, far_BKYX: Tensor, align: Align) -> Tensor:
@@ -169,22 +168,24 @@ class SimDistill(Method):
     def _box(self, near_BCYX: Tensor, far_BCYX: Tensor, labels: Labels, align: Align) -> Tensor:
         """Compare codes at box centres: each task group's mean over its objects, summed."""
         grid = self._grids["box"]
-        weight_E = near_BCYX.new_tensor([1.0] * (CODE_SIZE - 2) + [self.config.velocity] * 2)
+        weight_E = constant((1.0,) * (CODE_SIZE - 2) + (self.config.velocity,) * 2, near_BCYX)
         if self._compat:
             return compat.box(near_BCYX, far_BCYX, labels, grid, weight_E, _BETA)
-        keep_N = torch.cat(in_reach(labels, grid, grid))
-        sample_N = sample_of_box(labels.boxes, keep_N.device)[keep_N]
-        class_N = torch.cat(labels.classes)[keep_N]
-        task_N = torch.tensor(TASK_OF_CLASS, device=keep_N.device)[class_N]
-        there_N2, _ = centre_cells(torch.cat(labels.canonical_boxes)[keep_N], grid)
-        here_N2, _ = centre_cells(torch.cat(labels.boxes)[keep_N], grid)
+        keep_N = in_reach(labels, grid, grid)
+        row_N = keep_N.nonzero()[:, 0]  # a device waits for the host here, once
+        sample_N = sample_of_box(labels.boxes, keep_N.device)[row_N]
+        class_N = torch.cat(labels.classes)[row_N]
+        task_N = constant(TASK_OF_CLASS, class_N)[class_N]
+        there_N2, _ = centre_cells(torch.cat(labels.canonical_boxes)[row_N], grid)
+        here_N2, _ = centre_cells(torch.cat(labels.boxes)[row_N], grid)
         said_NE = read_codes(far_BCYX, sample_N, task_N, there_N2)
         target_NE = align.codes(said_NE, sample_N, there_N2, here_N2, grid)
         own_NE = read_codes(near_BCYX, sample_N, task_N, here_N2)
         error_NE = functional.smooth_l1_loss(
             own_NE * weight_E, target_NE * weight_E, reduction="none", beta=_BETA
         )
-        count_T = torch.bincount(task_N, minlength=len(TASKS))
+        zero_T = error_NE.new_zeros(len(TASKS))
+        count_T = zero_T.index_add(0, task_N, zero_T.new_ones(len(task_N)))
         return (error_NE.sum(1) / per_rank(count_T)[task_N]).sum()
 
 

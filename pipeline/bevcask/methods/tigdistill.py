@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bevcask import config as configuration
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid, transform_points
+from bevcask.geometry import Grid, constant, transform_points
 from bevcask.methods import compat
 from bevcask.methods.base import Method, Mode, Pair, Target, full_precision, require_unmoved
 from bevcask.methods.regions import boxes_in_reach
@@ -242,7 +242,7 @@ def read_points(map_CYX: Tensor, grid: Grid, points_NK2: Tensor) -> tuple[Tensor
         values mean nothing.
     """
     index_NK2 = grid.to_cells(points_NK2) - 0.5
-    last_2 = index_NK2.new_tensor([grid.num_x - 1, grid.num_y - 1])
+    last_2 = constant((grid.num_x - 1, grid.num_y - 1), index_NK2)
     inside_NK = ((index_NK2 >= 0) & (index_NK2 <= last_2)).all(-1)
     unit_NK2 = 2 * index_NK2 / last_2.clamp(min=1) - 1
     read_CNK = functional.grid_sample(

@@ -6,8 +6,10 @@ on one symmetric grid permute cells and are done by index, bit for bit; everythi
 interpolation between cell centres.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid, transform_boxes, transform_points
+from bevcask.geometry import Grid, constant, transform_boxes, transform_points
 from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.lattice import lattice_move
@@ -25,6 +27,7 @@ from bevcask.targets.pixels import draw
 from bevcask.targets.target import Target
 
 _RIM = 1e-4  # cells; rounding allowed beyond the outer cell centres
+_Places: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Align:
 
     def __init__(self, bev_aug_B44: Tensor, images: ImageAug | None = None) -> None:
         self.images = images
+        self._places: dict[tuple[Grid, Grid, torch.device], _Places] = {}
         self.matrices_B44 = bev_aug_B44.detach().cpu().double().numpy()
         if self.matrices_B44.ndim != 3 or self.matrices_B44.shape[1:] != (4, 4):
             raise TargetMismatchError(
@@ -110,15 +114,17 @@ class Align:
         if first is not None and all(move == first for move in moves):
             return first(map_BCYX), valid_BYX
         if all(move is None for move in moves):
-            return _interpolate(map_BCYX, self.matrices_B44, source, target)
+            key = (source, target, map_BCYX.device)
+            if key not in self._places:  # maps of a step share their grids
+                self._places[key] = _places(self.matrices_B44, *key)
+            return _read(map_BCYX, self._places[key])
         samples = []
         for b, move in enumerate(moves):
             if move is not None:
                 samples.append(move(map_BCYX[b : b + 1]))
             else:
-                sample, valid_BYX[b : b + 1] = _interpolate(
-                    map_BCYX[b : b + 1], self.matrices_B44[b : b + 1], source, target
-                )
+                own = _places(self.matrices_B44[b : b + 1], source, target, map_BCYX.device)
+                sample, valid_BYX[b : b + 1] = _read(map_BCYX[b : b + 1], own)
                 samples.append(sample)
         return torch.cat(samples), valid_BYX
 
@@ -292,11 +298,13 @@ def _own_precision(tensors: list[Tensor]) -> torch.autocast:
     return torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False)
 
 
-def _interpolate(
-    map_BCYX: Tensor, matrices: npt.NDArray[np.float64], source: Grid, target: Grid
-) -> tuple[Tensor, Tensor]:
-    """Sample maps bilinearly at the moved cell centres; also tell which lie in the map."""
-    device = map_BCYX.device
+def _places(
+    matrices: npt.NDArray[np.float64], source: Grid, target: Grid, device: torch.device
+) -> _Places:
+    """Return where in a map the moved cell centres lie, and which of them do.
+
+    Float64 (B, Y, X, 2), column and row: -1 and 1 are the centres of the outermost cells.
+    """
     centres_YX2 = torch.as_tensor(target.centres()).to(device, non_blocking=True)
     plane_B22, shift_B2 = (
         torch.as_tensor(part).to(device, non_blocking=True)
@@ -305,10 +313,14 @@ def _interpolate(
     moved_BYX2 = centres_YX2 @ plane_B22.transpose(1, 2)[:, None] + shift_B2[:, None, None]
     # Continuous indices, whole at cell centres: column, row.
     index_BYX2 = source.to_cells(moved_BYX2) - 0.5
-    last_2 = index_BYX2.new_tensor([source.num_x - 1, source.num_y - 1])
+    last_2 = constant((source.num_x - 1, source.num_y - 1), index_BYX2)
     valid_BYX = ((index_BYX2 >= -_RIM) & (index_BYX2 <= last_2 + _RIM)).all(-1)
-    # align_corners=True: -1 and 1 are the centres of the first and last cell.
-    unit_BYX2 = 2 * index_BYX2 / last_2.clamp(min=1) - 1
+    return 2 * index_BYX2 / last_2.clamp(min=1) - 1, valid_BYX
+
+
+def _read(map_BCYX: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
+    """Sample maps bilinearly at places; also tell which lie in the map."""
+    unit_BYX2, valid_BYX = places
     sampled_BCYX = functional.grid_sample(
         map_BCYX,
         unit_BYX2.to(map_BCYX.dtype),
@@ -328,9 +340,9 @@ def _redraw(
         (values_KYX == highest_KYX) & (values_KYX > 0), as_tuple=True
     )
     score_N = values_KYX[peak_N, row_N, column_N]
-    centres_YX2 = torch.as_tensor(source.centres()).to(score_N.device)
-    plane, shift = (
-        torch.as_tensor(part).to(score_N.device) for part in (matrix[:2, :2], matrix[:2, 3])
+    centres_YX2, plane, shift = (
+        torch.as_tensor(own).to(score_N.device, non_blocking=True)
+        for own in (source.centres(), matrix[:2, :2], matrix[:2, 3])
     )
     cell_N2 = target.to_cells(centres_YX2[row_N, column_N] @ plane.T + shift).floor().long()
     steps = torch.arange(-MIN_RADIUS, MIN_RADIUS + 1, device=score_N.device)
@@ -349,8 +361,11 @@ def _redraw(
         & (column_NM >= 0)
         & (column_NM < target.num_x)
     )
-    drawn_KYX = values_KYX.new_zeros((len(values_KYX), *target.shape_YX))
+    shape_KYX = (len(values_KYX), *target.shape_YX)
+    num_cells = math.prod(shape_KYX)
+    drawn_M = values_KYX.new_zeros(num_cells + 1)  # the last takes what is not kept
     flat_NM = (peak_N[:, None] * target.num_y + row_NM) * target.num_x + column_NM
+    flat_NM = flat_NM.where(keep_NM, num_cells)
     value_NM = score_N[:, None] * blob_M
-    drawn_KYX.view(-1).scatter_reduce_(0, flat_NM[keep_NM], value_NM[keep_NM], "amax")
-    return drawn_KYX
+    drawn_M.scatter_reduce_(0, flat_NM.flatten(), value_NM.flatten(), "amax")
+    return drawn_M[:-1].view(shape_KYX)

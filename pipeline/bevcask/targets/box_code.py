@@ -8,7 +8,7 @@ it all read them from here.
 import torch
 from torch import Tensor
 
-from bevcask.geometry import Grid
+from bevcask.geometry import Grid, constant
 
 TASKS = (
     ("car",),
@@ -41,7 +41,7 @@ def encode_boxes(boxes_N9: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
 def decode_boxes(code_NE: Tensor, cells_N2: Tensor, grid: Grid) -> Tensor:
     """Return the boxes (..., 9) of codes (..., 10) read at cells (..., 2) (row, column)."""
     column_row = cells_N2.flip(-1) + code_NE[..., :2]
-    origin = column_row.new_tensor([grid.x_min, grid.y_min])
+    origin = constant((grid.x_min, grid.y_min), column_row)
     yaw = torch.atan2(code_NE[..., 6], code_NE[..., 7])
     return torch.cat(
         [
@@ -76,7 +76,7 @@ def move_codes(
     exact_NE, a_to_b_N44 = code_NE.double(), a_to_b_N44.double()
     plane_N22 = a_to_b_N44[:, :2, :2]
     scale_N1 = torch.linalg.det(plane_N22).abs().sqrt()[:, None]
-    corner_2 = exact_NE.new_tensor([grid.x_min, grid.y_min])
+    corner_2 = constant((grid.x_min, grid.y_min), exact_NE)
     centre_N2 = (origin_N2.flip(1) + exact_NE[:, :2]) * grid.cell + corner_2
     centre_N3 = torch.cat([centre_N2, exact_NE[:, 2:3]], dim=1)
     centre_N3 = _apply(a_to_b_N44[:, :3, :3], centre_N3) + a_to_b_N44[:, :3, 3]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bevcask.geometry import Grid
+from bevcask.geometry import Grid, constant
 from bevcask.targets.heatmap import draw_heatmaps
+from bevcask.targets.ragged import kept
 
 _ROUNDING = 1e-6  # cells
 
@@ -30,7 +31,7 @@ def truncated(boxes_N9: Tensor, grid: Grid) -> Tensor:
     is drawn in cell 0. Boxes without area draw nothing.
     """
     cell_N2 = grid.to_cells(boxes_N9[:, :2].float()).trunc()
-    size_2 = cell_N2.new_tensor([grid.num_x, grid.num_y])
+    size_2 = constant((grid.num_x, grid.num_y), cell_N2)
     return ((cell_N2 >= 0) & (cell_N2 < size_2)).all(1) & (boxes_N9[:, 3:5] > 0).all(1)
 
 
@@ -46,13 +47,14 @@ def focal_map(boxes: Sequence[Tensor], grid: Grid, cell: float) -> Tensor:
         cell: metres, side of the cells the Gaussians are drawn on.
     """
     drawn_on = mask_grid(grid, cell)
-    kept = []
-    for own_N9 in boxes:
-        own_M9 = own_N9[truncated(own_N9, drawn_on)].float()
-        lowest_2 = own_M9.new_tensor([drawn_on.x_min, drawn_on.y_min])
-        kept.append(torch.cat([own_M9[:, :2].maximum(lowest_2), own_M9[:, 2:]], dim=1))
-    one_class = [own.new_zeros(len(own), dtype=torch.int64) for own in kept]
-    map_BYX = draw_heatmaps(kept, one_class, drawn_on, num_classes=1)[:, 0]
+    [drawn] = kept(truncated(torch.cat(list(boxes)), drawn_on), boxes)
+    lowest_2 = constant((drawn_on.x_min, drawn_on.y_min), drawn[0].float())
+    drawn = [
+        torch.cat([own_M9[:, :2].float().maximum(lowest_2), own_M9[:, 2:].float()], dim=1)
+        for own_M9 in drawn
+    ]
+    one_class = [own.new_zeros(len(own), dtype=torch.int64) for own in drawn]
+    map_BYX = draw_heatmaps(drawn, one_class, drawn_on, num_classes=1)[:, 0]
     row_Y, column_X = (
         (torch.arange(own, dtype=torch.float64) * (grid.cell / cell) + _ROUNDING).long()
         for own in grid.shape_YX

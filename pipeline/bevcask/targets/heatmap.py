@@ -4,10 +4,13 @@ Ground-truth targets of the head, re-splatted teacher peaks and false-positive m
 here, so they agree cell for cell.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from bevcask.geometry import Grid
+from bevcask.targets.ragged import sample_of_box
 
 MIN_OVERLAP = 0.1  # CenterPoint, nuScenes train config `gaussian_overlap`
 MIN_RADIUS = 2  # CenterPoint, nuScenes train config `min_radius`
@@ -62,19 +65,14 @@ def draw_heatmaps(
     """
     device = boxes[0].device
     boxes_N9 = torch.cat(boxes).float()
-    map_BKYX = torch.zeros((len(boxes), num_classes, *grid.shape_YX), device=device)
-    sample_N = torch.repeat_interleave(
-        torch.arange(len(boxes), device=device),
-        torch.tensor([len(own) for own in boxes], device=device),
-    )
-    plane_N = sample_N * num_classes + torch.cat(classes)
-    cells_N2, inside_N = centre_cells(boxes_N9, grid)
-    boxes_N9, cells_N2, plane_N = boxes_N9[inside_N], cells_N2[inside_N], plane_N[inside_N]
+    shape_BKYX = (len(boxes), num_classes, *grid.shape_YX)
     if not len(boxes_N9):
-        return map_BKYX
+        return torch.zeros(shape_BKYX, device=device)
+    plane_N = sample_of_box(boxes, device) * num_classes + torch.cat(classes)
+    cells_N2, inside_N = centre_cells(boxes_N9, grid)
     radius_N = gaussian_radius(boxes_N9[:, 3] / grid.cell, boxes_N9[:, 4] / grid.cell)
     radius_N = radius_N.trunc().clamp(min=MIN_RADIUS)
-    reach = int(radius_N.max())
+    reach = int(radius_N.where(inside_N, MIN_RADIUS).max())  # a device waits for the host here
     steps = torch.arange(-reach, reach + 1, device=device)
     patch_M2 = torch.cartesian_prod(steps, steps)
     sigma_N1 = (2 * radius_N[:, None] + 1) / 6
@@ -82,12 +80,16 @@ def draw_heatmaps(
     rows_NM = cells_N2[:, :1] + patch_M2[:, 0]
     columns_NM = cells_N2[:, 1:] + patch_M2[:, 1]
     keep_NM = (
-        (patch_M2.abs().amax(1) <= radius_N[:, None])
+        inside_N[:, None]
+        & (patch_M2.abs().amax(1) <= radius_N[:, None])
         & (rows_NM >= 0)
         & (rows_NM < grid.num_y)
         & (columns_NM >= 0)
         & (columns_NM < grid.num_x)
     )
     flat_NM = (plane_N[:, None] * grid.num_y + rows_NM) * grid.num_x + columns_NM
-    map_BKYX.view(-1).scatter_reduce_(0, flat_NM[keep_NM], value_NM[keep_NM], "amax")
-    return map_BKYX
+    num_cells = math.prod(shape_BKYX)
+    map_M = torch.zeros(num_cells + 1, device=device)  # the last takes what is not kept
+    flat_NM = flat_NM.where(keep_NM, num_cells)
+    map_M.scatter_reduce_(0, flat_NM.flatten(), value_NM.flatten(), "amax")
+    return map_M[:-1].view(shape_BKYX)

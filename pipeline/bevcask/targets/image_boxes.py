@@ -9,6 +9,8 @@ import torch
 from shapely import box, multipoints
 from torch import Tensor
 
+from bevcask.geometry import constant
+
 Floats = npt.NDArray[np.float64]
 
 _SMALLEST = 1.0  # pixels of the original image, of either side
@@ -39,7 +41,7 @@ class ImageBoxes(NamedTuple):
 
 def channels_of(classes_N: Tensor) -> Tensor:
     """Return the channels of a head in the images that classes have."""
-    return torch.tensor(IMAGE_CHANNEL, device=classes_N.device)[classes_N]
+    return constant(IMAGE_CHANNEL, classes_N)[classes_N]
 
 
 def seen_boxes(
@@ -173,11 +175,11 @@ def image_boxes(
         corners, centres, depths, rows = seen_boxes(boxes, to_camera, inner, sizes_HW[0], up)
         corners, centres, kept = into_network(corners, centres, image_aug, sizes_HW[1])
         chosen = np.flatnonzero(kept)[visible(corners[kept], depths[kept], sizes_HW[1])]
-        rows_M = torch.from_numpy(rows[chosen]).to(classes_N.device)
+        rows_M = torch.from_numpy(rows[chosen]).to(classes_N.device, non_blocking=True)
         found.append(
             ImageBoxes(
-                torch.from_numpy(corners[chosen]).to(boxes_N9),
-                torch.from_numpy(centres[chosen]).to(boxes_N9),
+                torch.from_numpy(corners[chosen]).to(boxes_N9, non_blocking=True),
+                torch.from_numpy(centres[chosen]).to(boxes_N9, non_blocking=True),
                 classes_N[rows_M],
             )
         )

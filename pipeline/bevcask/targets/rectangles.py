@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bevcask.errors import TargetMismatchError
+from bevcask.geometry import constant
 from bevcask.targets.align import ImageAug
 
 _NEAREST = 0.1  # metres; corners nearer to the camera, or behind it, are left out
@@ -55,7 +56,7 @@ def rectangle_mask(
 def _corners(boxes_N9: Tensor) -> Tensor:
     """Return the corners of boxes, float64 (N, 8, 4), homogeneous."""
     boxes_N9 = boxes_N9.double()
-    signs_83 = boxes_N9.new_tensor(list(itertools.product((-0.5, 0.5), repeat=3)))
+    signs_83 = constant(tuple(itertools.product((-0.5, 0.5), repeat=3)), boxes_N9)
     offset_N83 = signs_83 * boxes_N9[:, None, 3:6]
     c, s = boxes_N9[:, 6:7].cos(), boxes_N9[:, 6:7].sin()
     x = offset_N83[..., 0] * c - offset_N83[..., 1] * s + boxes_N9[:, :1]

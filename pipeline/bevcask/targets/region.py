@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from bevcask.errors import DataError
-from bevcask.geometry import Grid
+from bevcask.geometry import Grid, constant
 from bevcask.targets.focal import focal_map
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.ragged import sample_of_box
 from bevcask.targets.spec import Region
 
 
@@ -78,12 +79,6 @@ def box_mask(boxes: Sequence[Tensor], grid: Grid, margin: float, touched: bool) 
     return mask_BYX
 
 
-def sample_of_box(boxes: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return the sample of each box once the boxes of a batch are laid end to end, int64 (M,)."""
-    counts_B = torch.tensor([len(own) for own in boxes]).to(device, non_blocking=True)
-    return torch.repeat_interleave(torch.arange(len(boxes), device=device), counts_B)
-
-
 def footprint(
     boxes_M9: Tensor, grid: Grid, margin: float = 0.0, touched: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -122,6 +117,6 @@ def footprint(
         bound_M2 = (turn_M22 * half_M2[:, None]).sum(-1) + spread
         covered_MS &= (offset_MS2.abs() <= bound_M2[:, None]).all(-1)
     is_centre_S = (patch_S2 == 0).all(1)
-    size_2 = torch.tensor(grid.shape_YX).to(boxes_M9.device, non_blocking=True)
+    size_2 = constant(grid.shape_YX, cells_MS2)
     on_grid_MS = ((cells_MS2 >= 0) & (cells_MS2 < size_2)).all(-1)
     return cells_MS2, (covered_MS | is_centre_S) & on_grid_MS

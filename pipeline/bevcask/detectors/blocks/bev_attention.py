@@ -17,6 +17,7 @@ from bevcask.detectors.blocks.deformable import (
     sum_of_samples,
 )
 from bevcask.detectors.blocks.starts import start_linear
+from bevcask.geometry import constant
 
 _NEAREST = 1e-5  # metres in front of a camera; released code
 
@@ -49,7 +50,7 @@ def project_pillars(
     with torch.autocast(points_QD4.device.type, enabled=False):  # pixels need the digits
         seen_BVQD3 = torch.einsum("bvij,qdj->bvqdi", lidar_to_image_BV44[:, :, :3], points_QD4)
     depth_BVQD = seen_BVQD3[..., 2]
-    size_2 = seen_BVQD3.new_tensor([padded_HW[1], padded_HW[0]])
+    size_2 = constant((padded_HW[1], padded_HW[0]), seen_BVQD3)
     places = seen_BVQD3[..., :2] / depth_BVQD.clamp(min=_NEAREST)[..., None] / size_2
     within = ((places > 0) & (places < 1)).all(dim=-1)
     return Pillars(places, within & (depth_BVQD > _NEAREST))
@@ -98,7 +99,7 @@ class TemporalSelfAttention(nn.Module):
         with torch.autocast(query_BQC.device.type, enabled=False):
             offsets_BQALP2 = self.offsets(asked).view(*shape, 2)
             weights_BQALP = self.weights(asked).view(shape).softmax(dim=-1) / 2
-        sizes_2 = offsets_BQALP2.new_tensor([size_YX[1], size_YX[0]])
+        sizes_2 = constant((size_YX[1], size_YX[0]), offsets_BQALP2)
         reference_BQL2 = reference_BLQ2.transpose(1, 2)
         locations = reference_BQL2[:, :, None, :, None] + offsets_BQALP2 / sizes_2
         values = [
@@ -179,8 +180,8 @@ class SpatialCrossAttention(nn.Module):
             offsets_QALP2 = self.offsets(query_QC.float()).view(-1, heads, levels, points, 2)
             scores_QAN = self.weights(query_QC.float()).view(-1, heads, levels * points)
         weights_QALP = scores_QAN.softmax(dim=-1).view(-1, heads, levels, points)
-        sizes_L12 = offsets_QALP2.new_tensor(
-            [[[own.shape[-1], own.shape[-2]]] for own in maps_1CHW]
+        sizes_L12 = constant(
+            tuple(((own.shape[-1], own.shape[-2]),) for own in maps_1CHW), offsets_QALP2
         )
         around_QP2 = places_QD2.repeat(1, points // places_QD2.shape[1], 1)
         locations_QALP2 = around_QP2[:, None, None] + offsets_QALP2 / sizes_L12

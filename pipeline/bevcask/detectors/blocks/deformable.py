@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bevcask.detectors.blocks.starts import start_linear
+from bevcask.geometry import constant
 
 # Largest temporary of `sum_of_samples`, in numbers, unless one point of all queries is larger.
 CHUNK_NUMBERS = 1 << 22
@@ -149,7 +150,9 @@ class DeformableAttention(nn.Module):
         with torch.autocast(query_BQC.device.type, enabled=False):  # places need the digits
             offsets_BQALP2 = self.offsets(wide_BQC).view(*shape, 2)
             scores = self.weights(wide_BQC).view(*shape[:3], -1)
-        sizes_L2 = offsets_BQALP2.new_tensor([[own.shape[-1], own.shape[-2]] for own in maps_BCYX])
+        sizes_L2 = constant(
+            tuple((own.shape[-1], own.shape[-2]) for own in maps_BCYX), offsets_BQALP2
+        )
         locations_BQALP2 = (
             reference_BQ2[:, :, None, None, None] + offsets_BQALP2 / sizes_L2[:, None]
         )

@@ -14,6 +14,7 @@ from bevcask.config import Config
 from bevcask.detectors.blocks.image_overlap import overlap
 from bevcask.detectors.blocks.starts import start_improbable
 from bevcask.detectors.blocks.transformer import inverse_sigmoid
+from bevcask.geometry import constant
 from bevcask.ranks import per_rank
 from bevcask.targets.image_boxes import ImageBoxes, channels_of
 
@@ -105,7 +106,7 @@ class FocalImageHead(nn.Module):
         own = {name: value.flatten(0, 1) for name, value in said.items() if value.ndim > 1}
         images = [boxes for sample in truth for boxes in sample]
         matched = match_images(own, images, size_HW, weights)
-        pixels_4 = own["image/boxes"].new_tensor([*size_HW[::-1], *size_HW[::-1]])
+        pixels_4 = constant((*size_HW[::-1], *size_HW[::-1]), own["image/boxes"])
         image_M, cell_M = matched.cells_M2.unbind(1)
         boxes_M4 = own["image/boxes"][image_M, cell_M]
         share_M = overlap(corners(boxes_M4) * pixels_4, matched.corners_M4, generalised=True)
@@ -160,7 +161,7 @@ def image_cost(
     weights: FocalImageLoss,
 ) -> Tensor:
     """Return what it costs to give each cell of an image each box, (T, N)."""
-    pixels_4 = boxes_T4.new_tensor([*size_HW[::-1], *size_HW[::-1]])
+    pixels_4 = constant((*size_HW[::-1], *size_HW[::-1]), boxes_T4)
     p_TK = logits_TK.sigmoid()
     wrong = -(1 - p_TK + _TINY).log() * (1 - _ALPHA) * p_TK**_GAMMA
     right = -(p_TK + _TINY).log() * _ALPHA * (1 - p_TK) ** _GAMMA

@@ -14,7 +14,7 @@ from bevcask.config import Config
 from bevcask.detectors.base import Detections, Labels
 from bevcask.detectors.blocks.nms import circle_nms, rotated_nms
 from bevcask.detectors.blocks.second import conv_norm_relu
-from bevcask.geometry import CLASSES, Grid
+from bevcask.geometry import CLASSES, Grid, constant
 from bevcask.measures import Count, Length, Weight, Whole
 from bevcask.ranks import num_ranks, per_rank
 from bevcask.targets.box_code import (
@@ -25,6 +25,7 @@ from bevcask.targets.box_code import (
     encode_boxes,
 )
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
+from bevcask.targets.ragged import sample_of_box
 from bevcask.targets.spec import TapInfo
 
 MAX_BOXES = 500
@@ -85,10 +86,11 @@ def heatmap_loss(logits_BKYX: Tensor, target_BKYX: Tensor) -> Tensor:
     positive = (1 - p) ** 2 * p.log()
     negative = (1 - target_BKYX) ** 4 * p**2 * (1 - p).log()
     loss_K = -torch.where(centre, positive, negative).sum(dim=(0, 2, 3))
-    task_K = torch.tensor(TASK_OF_CLASS, device=loss_K.device)
+    centre_K = centre.sum(dim=(0, 2, 3))
+    task_K = constant(TASK_OF_CLASS, centre_K)
     zero_T = loss_K.new_zeros(len(TASKS))
     loss_T = zero_T.index_add(0, task_K, loss_K)
-    centres_T = zero_T.index_add(0, task_K, centre.sum(dim=(0, 2, 3)).to(loss_K.dtype))
+    centres_T = zero_T.index_add(0, task_K, centre_K.to(loss_K.dtype))
     return (loss_T / per_rank(centres_T)).sum()
 
 
@@ -206,16 +208,17 @@ class CenterHead(nn.Module):
         """Return what the head should say, from boxes in the (augmented) frame of its input."""
         boxes_N9 = torch.cat(labels.boxes).float()
         classes_N = torch.cat(labels.classes)
-        counts_B = torch.tensor([len(own) for own in labels.boxes], device=boxes_N9.device)
-        sample_N = torch.repeat_interleave(counts_B)
-        task_N = torch.tensor(TASK_OF_CLASS, device=boxes_N9.device)[classes_N]
+        sample_N = sample_of_box(labels.boxes, boxes_N9.device)
+        task_N = constant(TASK_OF_CLASS, classes_N)[classes_N]
         cells_N2, inside_N = centre_cells(boxes_N9, self.grid)
+        row_M = inside_N.nonzero()[:, 0]  # a device waits for the host here, once
+        cells_M2 = cells_N2[row_M]
         return HeadTargets(
             heatmap_BKYX=draw_heatmaps(labels.boxes, labels.classes, self.grid, len(CLASSES)),
-            sample_N=sample_N[inside_N],
-            task_N=task_N[inside_N],
-            cells_N2=cells_N2[inside_N],
-            code_NE=encode_boxes(boxes_N9[inside_N], cells_N2[inside_N], self.grid),
+            sample_N=sample_N[row_M],
+            task_N=task_N[row_M],
+            cells_N2=cells_M2,
+            code_NE=encode_boxes(boxes_N9[row_M], cells_M2, self.grid),
         )
 
     def loss(self, preds: Mapping[str, Tensor], labels: Labels) -> dict[str, Tensor]:
@@ -232,7 +235,8 @@ class CenterHead(nn.Module):
         weight_E = code_NE.new_ones(CODE_SIZE)
         weight_E[-2:] = self.config.velocity_weight
         error_N = ((code_NE - targets.code_NE).abs() * weight_E).sum(dim=1)
-        count_T = torch.bincount(targets.task_N, minlength=len(TASKS)).to(error_N.dtype)
+        zero_T = error_N.new_zeros(len(TASKS))
+        count_T = zero_T.index_add(0, targets.task_N, torch.ones_like(error_N))
         count_T = per_rank(count_T + 1e-4 / num_ranks(), least=0)
         box = (error_N / count_T[targets.task_N]).sum()
         return {"heatmap": heatmap, "box": self.config.box_weight * box}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bevcask.detectors.blocks.second import NORM_EPS, NORM_MOMENTUM
-from bevcask.geometry import Grid
+from bevcask.geometry import Grid, constant
 
 _MAX_INTENSITY = 255.0
 
@@ -116,8 +116,10 @@ class PillarEncoder(nn.Module):
 
     def _assign(self, points: list[Tensor]) -> PillarPoints:
         """Drop points out of range and give each of the rest its pillar."""
-        sizes = torch.tensor([len(own) for own in points], device=points[0].device)
-        sample_P = torch.repeat_interleave(sizes)
+        sample_P = torch.repeat_interleave(
+            torch.tensor([len(own) for own in points]).to(points[0].device, non_blocking=True),
+            output_size=sum(map(len, points)),
+        )
         points_PD = torch.cat(points).float()
         cells_P2 = self.grid.to_cells(points_PD[:, :2]).floor().long()
         low, high = self.z_range
@@ -153,8 +155,8 @@ class PillarEncoder(nn.Module):
         row_M = found.cells_M // self.grid.num_x % self.grid.num_y
         column_M = found.cells_M % self.grid.num_x
         centre_M2 = torch.stack([column_M, row_M], dim=1) + 0.5
-        centre_M2 = centre_M2 * self.grid.cell + xyz_P3.new_tensor(
-            [self.grid.x_min, self.grid.y_min]
+        centre_M2 = centre_M2 * self.grid.cell + constant(
+            (self.grid.x_min, self.grid.y_min), xyz_P3
         )
         parts = [
             found.points_PD,

@@ -15,6 +15,7 @@ from bevcask.detectors.blocks.motion import Modulation
 from bevcask.detectors.blocks.ray_positions import Cameras
 from bevcask.detectors.blocks.starts import start_linear
 from bevcask.detectors.blocks.stream_decoder import Reader
+from bevcask.geometry import constant
 
 _EPS = 1e-5  # metres, least depth to divide by
 _REACH = 2.0  # metres, learned points start within
@@ -106,4 +107,4 @@ def project(points_BQP3: Tensor, matrices_BV44: Tensor, size_HW: tuple[int, int]
     seen = torch.einsum("bvij,bqpj->bqvpi", matrices_BV44[..., :3, :], lifted)
     pixels = seen[..., :2] / seen[..., 2:].clamp(min=_EPS)
     height, width = size_HW
-    return pixels / pixels.new_tensor([width, height])
+    return pixels / constant((width, height), pixels)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from bevcask.detectors.blocks.ray_positions import Cameras
 from bevcask.detectors.stream_config import DenoisingConfig, StreamConfig
+from bevcask.geometry import constant
 from bevcask.ranks import each, rank
+from bevcask.targets.ragged import sample_of_box
 
 _EPS = 1e-6
 
@@ -118,9 +120,7 @@ def disturb(
     counts = [len(own) for own in boxes]
     if not sum(counts) or not settings.groups + settings.ray_draws:
         return nothing_noisy(len(boxes), device)
-    lanes_N = torch.arange(len(boxes), device=device).repeat_interleave(
-        torch.tensor(counts, device=device)
-    )
+    lanes_N = sample_of_box(boxes, device)
     places_N = torch.cat([torch.arange(count, device=device) for count in counts])
     centres_GN3, labels_GN = plain_group(all_N9, kinds_N, draws.plain_GN3, settings, nothing)
     used_GN = torch.ones_like(labels_GN, dtype=torch.bool)
@@ -131,7 +131,7 @@ def disturb(
         centres_GN3 = torch.cat([centres_GN3, along_RN3])
         labels_GN = torch.cat([labels_GN, torch.where(right_RN, kinds_N, nothing)])
         used_GN = torch.cat([used_GN, right_RN | on_ray_N | config.released])
-    low_3, high_3 = all_N9.new_tensor(config.low), all_N9.new_tensor(config.high)
+    low_3, high_3 = constant(config.low, all_N9), constant(config.high, all_N9)
     shares_GN3 = ((centres_GN3 - low_3) / (high_3 - low_3)).clamp(0, 1)
     groups, single = len(labels_GN), max(counts)
     row_GN = lanes_N * single * groups + places_N

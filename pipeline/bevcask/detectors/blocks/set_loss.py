@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bevcask.config import Config
 from bevcask.detectors.base import Detections
+from bevcask.geometry import constant
 from bevcask.ranks import per_rank
 from bevcask.targets.query_code import (
     QUERY_CODE_SIZE,
@@ -35,8 +36,8 @@ class SetLossConfig(Config):
     )
 
     @property
-    def code_weights(self) -> list[float]:
-        return [1.0] * _MATCHED + [self.velocity_weight] * (QUERY_CODE_SIZE - _MATCHED)
+    def code_weights(self) -> tuple[float, ...]:
+        return (1.0,) * _MATCHED + (self.velocity_weight,) * (QUERY_CODE_SIZE - _MATCHED)
 
 
 class Wanted(NamedTuple):
@@ -101,7 +102,10 @@ def match(
     cost_QN = matching_cost(logits_QK, codes_QE, truth, config, weights_E)
     queries, boxes = linear_sum_assignment(np.nan_to_num(cost_QN.cpu().numpy(), nan=1e9))
     device = logits_QK.device
-    return torch.from_numpy(queries).to(device), torch.from_numpy(boxes).to(device)
+    query_M, box_M = (
+        torch.from_numpy(own).to(device, non_blocking=True) for own in (queries, boxes)
+    )
+    return query_M, box_M
 
 
 def set_losses(
@@ -155,7 +159,7 @@ def decode_queries(
     """Return each sample's best pairs of query and class as boxes, best first, none merged."""
     found = []
     num_classes = logits_BQK.shape[-1]
-    reach_3 = logits_BQK.new_tensor(config.centre_range)
+    reach_3 = constant(config.centre_range, logits_BQK)
     for logits_QK, codes_QE in zip(logits_BQK.float(), codes_BQE.float(), strict=True):
         scores = logits_QK.sigmoid().flatten()
         scores_N, index_N = scores.topk(min(config.max_boxes, len(scores)))

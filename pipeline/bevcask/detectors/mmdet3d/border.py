@@ -13,7 +13,7 @@ from torch import Tensor
 from bevcask.detectors.base import MEAN_RGB, Batch, Detections, Labels
 from bevcask.detectors.mmdet3d.families import IMAGE_AUG_APART
 from bevcask.detectors.mmdet3d.recipe import Recipe
-from bevcask.geometry import CAMERAS, CLASSES, transform_points
+from bevcask.geometry import CAMERAS, CLASSES, constant, transform_points
 
 MAX_BOXES = 500
 # Merging the views of a monocular model, as mmdet3d's nuScenes metric does.
@@ -54,7 +54,7 @@ def _common_meta() -> dict[str, Any]:
 def _points(points_P5: Tensor, recipe: Recipe) -> Tensor:
     """Return the columns the model takes of the points in its range."""
     if recipe.point_range is not None:
-        low, high = points_P5.new_tensor(recipe.point_range).view(2, 3)
+        low, high = constant(recipe.point_range, points_P5).view(2, 3)
         points_P5 = points_P5[((points_P5[:, :3] > low) & (points_P5[:, :3] < high)).all(dim=1)]
     return points_P5[:, list(recipe.point_columns)]
 
@@ -68,7 +68,7 @@ def _images(batch: Batch, recipe: Recipe) -> tuple[list[Tensor], list[dict[str, 
     views = [CAMERAS.index(name) for name in recipe.cameras]
     pixels_BVCHW = batch.images_BVCHW[:, views].float()
     if batch.shown_BHW is not None:  # masks leave the mean colour: the model normalises
-        mean_311 = pixels_BVCHW.new_tensor(MEAN_RGB).view(3, 1, 1)
+        mean_311 = constant(MEAN_RGB, pixels_BVCHW).view(3, 1, 1)
         pixels_BVCHW = torch.where(batch.shown_BHW[:, None, None], pixels_BVCHW, mean_311)
     pixels_BVCHW = pixels_BVCHW.flip(2)
     image_aug_BV44 = _square(batch.image_aug_BV33[:, views].double())
@@ -117,11 +117,12 @@ def _ground_truth(labels: Labels, index: int, recipe: Recipe) -> tuple[Any, Tens
     from mmdet3d.structures import LiDARInstance3DBoxes
 
     boxes_N9, classes_N = labels.boxes[index], labels.classes[index]
-    theirs = [recipe.classes.index(name) if name in recipe.classes else -1 for name in CLASSES]
-    labels_N = torch.tensor(theirs, device=classes_N.device)[classes_N]
+    known = recipe.classes
+    theirs = tuple(known.index(name) if name in known else -1 for name in CLASSES)
+    labels_N = constant(theirs, classes_N)[classes_N]
     kept_N = labels_N >= 0
     if recipe.extent is not None:
-        low, high = boxes_N9.new_tensor(recipe.extent).view(2, 2)
+        low, high = constant(recipe.extent, boxes_N9).view(2, 2)
         kept_N &= ((boxes_N9[:, :2] > low) & (boxes_N9[:, :2] < high)).all(dim=1)
     columns = recipe.box_columns
     boxes = LiDARInstance3DBoxes(
@@ -146,8 +147,9 @@ def _in_lidar(predicted: Any, recipe: Recipe) -> Detections:
     )
     centre_N3 = predicted.bboxes_3d.gravity_center.float()
     boxes_N9 = torch.cat([centre_N3, boxes_NC[:, 3:7], velocity_N2], dim=1)
-    ours = torch.tensor([CLASSES.index(name) for name in recipe.classes], device=boxes_NC.device)
-    return Detections(boxes_N9, predicted.scores_3d.float(), ours[predicted.labels_3d.long()])
+    class_N = predicted.labels_3d.long()
+    ours = constant(tuple(map(CLASSES.index, recipe.classes)), class_N)
+    return Detections(boxes_N9, predicted.scores_3d.float(), ours[class_N])
 
 
 def _best(found: Detections) -> Detections:
