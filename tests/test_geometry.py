@@ -12,6 +12,7 @@ from bevcask.geometry import (
     Grid,
     bev_matrix,
     box_corners_bev,
+    centres_on,
     constant,
     inside_footprints,
     pose_matrix,
@@ -168,3 +169,11 @@ def test_a_constant_is_made_once_and_passes_gradients() -> None:
     whole = constant((1, 2), torch.zeros(2, dtype=torch.int64))
     assert (whole.dtype, whole.tolist()) == (torch.int64, [1, 2])
     assert constant((1, 2), np.zeros(2, np.float32)).dtype == np.float32
+
+
+def test_centres_on_a_device_are_those_of_the_grid_and_made_once() -> None:
+    grid = Grid(-2.0, 1.0, 0.5, 4, 3)
+    first = centres_on(grid, torch.device("cpu"))
+    assert first.dtype == torch.float64
+    np.testing.assert_array_equal(first.numpy(), grid.centres())
+    assert centres_on(Grid(-2.0, 1.0, 0.5, 4, 3), torch.device("cpu")) is first

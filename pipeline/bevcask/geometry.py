@@ -164,6 +164,14 @@ def _kept(numbers: Any, dtype: Any, device: Any) -> Any:
         return torch.tensor(numbers, dtype=dtype, device=device)
 
 
+@functools.lru_cache(maxsize=64)
+def centres_on(grid: Grid, device: Any) -> Any:
+    """Return `Grid.centres` as a float64 tensor that is made once; see `constant`."""
+    torch = sys.modules["torch"]
+    with torch.inference_mode(False):
+        return torch.as_tensor(grid.centres()).to(device)
+
+
 def _is_torch(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "torch"
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bevcask.detectors.base import Labels
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid, constant, inside_footprints
+from bevcask.geometry import Grid, centres_on, constant, inside_footprints
 from bevcask.methods import regions
 from bevcask.methods.regions import Regions, in_reach
 from bevcask.targets.align import Align
@@ -39,7 +39,7 @@ def _foreground(boxes: list[Tensor], grid: Grid, back: float) -> tuple[Tensor, T
     """Own the cells by one point each, metres before the centre; many boxes own no cell."""
     masks, scales = [], []
     for own_N9 in boxes:
-        points_YX2 = torch.as_tensor(grid.centres()).to(own_N9) - back
+        points_YX2 = centres_on(grid, own_N9.device).to(own_N9) - back
         inside_PN = inside_footprints(points_YX2.reshape(-1, 2), own_N9)
         nobody_P1 = inside_PN.new_ones(len(inside_PN), 1)
         owner_P = torch.cat([inside_PN, nobody_P1], 1).int().argmax(1)  # the first of several

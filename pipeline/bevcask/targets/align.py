@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bevcask.errors import TargetMismatchError
-from bevcask.geometry import Grid, constant, transform_boxes, transform_points
+from bevcask.geometry import Grid, centres_on, constant, transform_boxes, transform_points
 from bevcask.targets.box_code import move_codes
 from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.lattice import lattice_move
@@ -305,7 +305,7 @@ def _places(
 
     Float64 (B, Y, X, 2), column and row: -1 and 1 are the centres of the outermost cells.
     """
-    centres_YX2 = torch.as_tensor(target.centres()).to(device, non_blocking=True)
+    centres_YX2 = centres_on(target, device)
     plane_B22, shift_B2 = (
         torch.as_tensor(part).to(device, non_blocking=True)
         for part in (matrices[:, :2, :2], matrices[:, :2, 3])
@@ -340,9 +340,10 @@ def _redraw(
         (values_KYX == highest_KYX) & (values_KYX > 0), as_tuple=True
     )
     score_N = values_KYX[peak_N, row_N, column_N]
-    centres_YX2, plane, shift = (
+    centres_YX2 = centres_on(source, score_N.device)
+    plane, shift = (
         torch.as_tensor(own).to(score_N.device, non_blocking=True)
-        for own in (source.centres(), matrix[:2, :2], matrix[:2, 3])
+        for own in (matrix[:2, :2], matrix[:2, 3])
     )
     cell_N2 = target.to_cells(centres_YX2[row_N, column_N] @ plane.T + shift).floor().long()
     steps = torch.arange(-MIN_RADIUS, MIN_RADIUS + 1, device=score_N.device)
