@@ -15,6 +15,7 @@ from bevcask.config import Config
 from bevcask.detectors.base import Batch, Detector, Labels, Output
 from bevcask.detectors.blocks.heads import CenterHead
 from bevcask.geometry import CLASSES
+from contracts.waiting import Waits
 
 
 def boxes_of_all_classes(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,6 +170,15 @@ class DetectorContract(ABC):
         for other in outputs[1:]:
             for name, values in outputs[0].taps.items():
                 assert torch.equal(values, other.taps[name]), name
+
+    def test_a_step_copies_no_numbers_to_the_device(self) -> None:
+        """On a GPU the host would wait until all that the device was asked is done."""
+        detector, batch = self.make().train(), self.batch()
+        for _ in range(2):
+            with Waits() as waits:
+                self.total(detector, detector(batch), batch)
+        assert not waits.copies
+        assert not {"linalg_inv", "inverse"} & set(waits.reads)
 
     def test_state_dict_round_trip(self) -> None:
         source, other = self.make(), self.make()

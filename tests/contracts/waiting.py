@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"}
+_READS |= {"linalg_inv", "inverse"}  # they ask whether the matrix was singular
 _SIZED_BY_VALUES = {"nonzero", "masked_select", "unique", "bincount", "argwhere"}
 _COPIES = {"tensor", "new_tensor", "as_tensor", "asarray"}
 

@@ -295,7 +295,7 @@ class BEVFormer(Detector):
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
         to_image = network_intrinsics(batch, self.config.half_pixel)
         to_image[..., :2, :] *= self.config.enlarge
-        to_camera: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        to_camera: Tensor = torch.linalg.inv_ex(batch.camera_to_lidar_BV44.double()).inverse
         return (to_image @ to_camera).float()
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:

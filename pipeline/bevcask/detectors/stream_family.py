@@ -240,13 +240,13 @@ class StreamDetector(Detector):
     def _cameras(self, batch: Batch) -> Cameras:
         assert batch.camera_to_lidar_BV44 is not None, "the loader gave no camera poses"
         to_pixels = network_intrinsics(batch, self.config.half_pixel)
-        to_camera: Tensor = torch.linalg.inv(batch.camera_to_lidar_BV44.double())
+        to_camera: Tensor = torch.linalg.inv_ex(batch.camera_to_lidar_BV44.double()).inverse
         if bool((torch.linalg.det(batch.bev_aug_B44[:, :2, :2].double()) < 0).any()):
             raise ConfigError(
                 f"{type(self).__name__} is defined without mirrored BEVs: its memory never turns a "
                 "velocity. Leave augment.bev_flip_x and augment.bev_flip_y at their defaults."
             )
-        straight = torch.linalg.inv(batch.bev_aug_B44.double())[:, None]
+        straight = torch.linalg.inv_ex(batch.bev_aug_B44.double()).inverse[:, None]
         return Cameras(
             (to_pixels @ to_camera @ straight).float(),
             to_pixels.float(),
@@ -347,7 +347,7 @@ class StreamDetector(Detector):
         assert batch.intrinsics_BV33 is not None, "the loader gave no intrinsics"
         assert batch.lidar_to_global_B44 is not None, "the loader gave no poses"
         to_camera, up_B3 = (
-            torch.linalg.inv(batch.camera_to_lidar_BV44.double()),
+            torch.linalg.inv_ex(batch.camera_to_lidar_BV44.double()).inverse,
             batch.lidar_to_global_B44[:, 2, :3],
         )
         image_aug = network_image_aug(batch, self.config.half_pixel)

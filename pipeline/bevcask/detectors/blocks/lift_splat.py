@@ -75,7 +75,7 @@ def frustum_rays(
     v_HW, u_HW = torch.meshgrid(rows_H, columns_W, indexing="ij")
     pixels_HW3 = torch.stack([u_HW, v_HW, torch.ones_like(u_HW)], dim=-1)
     camera_to_bev_BV44 = cameras.bev_aug_B44[:, None] @ cameras.camera_to_lidar_BV44
-    pixel_to_bev_BV33 = camera_to_bev_BV44[..., :3, :3] @ torch.linalg.inv(to_pixel_BV33)
+    pixel_to_bev_BV33 = camera_to_bev_BV44[..., :3, :3] @ torch.linalg.inv_ex(to_pixel_BV33).inverse
     direction = torch.einsum("bvij,hwj->bvhwi", pixel_to_bev_BV33, pixels_HW3)
     return camera_to_bev_BV44[..., :3, 3], direction
 

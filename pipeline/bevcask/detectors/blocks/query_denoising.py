@@ -199,7 +199,7 @@ def along_rays(
         new_RN = depth_N + reach_RN
         ones_RN = torch.ones_like(new_RN)
         pixel_RN4 = torch.stack([u_N * new_RN, v_N * new_RN, new_RN, ones_RN], dim=-1)
-        back_RN4 = (torch.linalg.inv(matrix_N44) @ pixel_RN4[..., None])[..., 0]
+        back_RN4 = (torch.linalg.inv_ex(matrix_N44).inverse @ pixel_RN4[..., None])[..., 0]
         moved_RN3 = torch.where(inside_N[:, None], back_RN4[..., :3], moved_RN3)
         found_N = found_N | inside_N
     return moved_RN3, found_N

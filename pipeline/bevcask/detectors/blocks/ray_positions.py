@@ -128,7 +128,7 @@ class RayPositions(nn.Module):
         pixel_T13 = torch.stack([u_YX, v_YX, torch.ones_like(u_YX)], dim=-1).view(-1, 1, 3)
         along_TD3 = pixel_T13 * self.depths_D[:, None]
         along_TD4 = torch.cat([along_TD3, torch.ones_like(along_TD3[..., :1])], dim=-1)
-        back = torch.linalg.inv(cameras.lidar_to_image_BV44)[..., :3, :]
+        back = torch.linalg.inv_ex(cameras.lidar_to_image_BV44).inverse[..., :3, :]
         metres = torch.einsum("bvij,tdj->bvtdi", back, along_TD4)
         return (metres - self.low_3) / (self.high_3 - self.low_3)
 
