@@ -1,10 +1,12 @@
 """The step: schedule, decay, clipping, what is refused."""
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from bevcask.data.join import TrainBatch
@@ -171,6 +173,20 @@ def test_losses_that_are_not_finite_stop_the_training_by_name() -> None:
     terms = {"detection/heatmap": torch.tensor(1.0), "detection/box": torch.tensor(math.nan)}
     with pytest.raises(DivergedError, match="step 0: detection/box not finite"):
         module()._require_finite(terms)
+
+
+def test_a_step_logs_tensors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning copies a number to the device, and the host waits until the step is done."""
+    own = module()
+    groups = [{"lr": 0.1}, {"lr": 0.2}]
+    own._trainer = cast(Any, SimpleNamespace(optimizers=[SimpleNamespace(param_groups=groups)]))
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(own, "losses", lambda *_: {"a": torch.ones(()), "b": torch.ones(())})
+    monkeypatch.setattr(own, "log_dict", lambda values, **_: logged.update(values))
+    joined = SimpleNamespace(batch=SimpleNamespace(tokens=["t"]))
+    assert float(own.training_step(cast(Any, (joined, None)), 1)) == 2
+    assert all(isinstance(value, Tensor) for value in logged.values())
+    assert float(logged["train/lr"]) == pytest.approx(0.2)
 
 
 def test_diverged_weights_are_never_kept() -> None:

@@ -162,8 +162,9 @@ class StepClock(Callback):
             step = now - self._began
             self.seconds.append(step)
             self.waits.append(self._wait)
-            share = self._wait / step
-            pl_module.log_dict({"time/seconds_per_step": step, "time/loader_share": share})
+            times = {"seconds_per_step": step, "loader_share": self._wait / step}
+            # As tensors of the host: Lightning would copy a number to the device and wait for it.
+            pl_module.log_dict({f"time/{key}": torch.tensor(own) for key, own in times.items()})
         self._step, self._began, self._wait = trainer.global_step, now, 0.0
 
     def on_save_checkpoint(

@@ -78,7 +78,7 @@ class Distillation(LightningModule):
             self._require_finite(said)
         size = len(self._tokens)
         logged = {f"train/{name}": term for name, term in said.items()}
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        rate = torch.tensor(max(own["lr"] for own in self.trainer.optimizers[0].param_groups))
         self.log_dict({**logged, "train/loss": self._loss, "train/lr": rate}, batch_size=size)
         return own_L.sum()
 
