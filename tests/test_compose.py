@@ -217,3 +217,34 @@ def test_the_line_of_a_yaml_that_is_wrong_is_named(text: str, line: int, tmp_pat
     own.write_text(text)
     with pytest.raises(ConfigError, match=rf"^dataset=.*: not readable as YAML: line {line}, "):
         compose(DistillConfig, [f"dataset={own}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        ([], "val"),
+        (["dataset=nuscenes"], "val"),
+        (["dataset=mini"], "mini_val"),
+        (["dataset=synthetic"], "synthetic_val"),
+    ],
+)
+def test_validation_never_falls_on_training_frames(words: list[str], split: str) -> None:
+    val = compose(DistillConfig, [*words, "val.limit=2"]).val
+    assert val is not None
+    assert (val.split, val.limit) == (split, 2)
+
+
+@pytest.mark.parametrize("split", ["all", "test", "val", "retrain"])
+def test_a_split_without_one_held_out_from_it_asks_for_val_split(split: str) -> None:
+    words = ["dataset=mini", f"dataset.split={split}", "val.limit=2"]
+    with pytest.raises(ConfigError, match=rf"^val.split: needed where dataset.split={split}: "):
+        compose(DistillConfig, words)
+    said = compose(DistillConfig, [*words, "val.split=mini_val"]).val
+    assert said is not None
+    assert said.split == "mini_val"
+
+
+def test_help_states_no_default_that_val_does_not_have() -> None:
+    lines = [line for line in key_help("student-distill").splitlines() if "]val." in line]
+    assert not [line for line in lines if "default" in line and "trust_pickle" not in line]
+    assert any("val.split=[/]  of dataset.split=train: val" in line for line in lines)

@@ -16,6 +16,7 @@ from bevcask.config import (
     LoaderConfig,
     PathText,
     PlannedStoreConfig,
+    Resampling,
     StoreConfig,
     StoreOptions,
     StudentConfig,
@@ -139,15 +140,34 @@ class ExtractConfig(EngineConfig):
     trust_code: TrustCode = False
 
 
+def _held_out(split: str) -> str:
+    """Return the split beside one that is trained on."""
+    name, train, rest = split.rpartition("train")
+    if not train or rest or name[-1:] not in ("", "_"):
+        raise ValueError(
+            f"val.split: needed where dataset.split={split}: no split is known to be held out from "
+            "it. Say which frames to validate on, val.split=NAME (val, mini_val)"
+        )
+    return f"{name}val"
+
+
+class ValConfig(DatasetConfig):
+    """Which frames a student is validated on; what is not said follows the training frames."""
+
+    root: PathText = Field(description="any val.* key asks for validation; as dataset.root")
+    version: str = Field(description="as dataset.version")
+    split: str = Field(
+        description="of dataset.split=train: val, of mini_train: mini_val, and so on; to be said "
+        "for others"
+    )
+    resampling: Resampling = Field(description="as dataset.resampling")
+
+
 class DistillConfig(Config):
     """What `student-distill` reads."""
 
     dataset: DatasetConfig = DatasetConfig()
-    val: DatasetConfig | None = Field(
-        None,
-        description="frames to validate on, of dataset.root, version and resampling unless it has "
-        "its own; none: no validation",
-    )
+    val: ValConfig | None = None
     student: StudentConfig = StudentConfig()
     method: Method = _NO_METHOD
     teacher: TeacherConfig = TeacherConfig()
@@ -179,12 +199,16 @@ class DistillConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _val_follows_dataset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        dataset, val = values.get("dataset"), values.get("val")
+        dataset, val = values.get("dataset", {}), values.get("val")
         if not isinstance(dataset, Mapping) or not isinstance(val, Mapping):
             return values
-        keys = ("root", "version", "resampling")
-        shared = {key: dataset[key] for key in keys if key in dataset}
-        return {**values, "val": {**shared, **val}}
+        followed = {
+            key: dataset.get(key, DatasetConfig.model_fields[key].default)
+            for key in ("root", "version", "resampling")
+        }
+        if "split" not in val:
+            followed["split"] = _held_out(str(dataset.get("split", "train")))
+        return {**values, "val": {**followed, **val}}
 
     @model_validator(mode="after")
     def _one_word_for_teachers(self) -> "DistillConfig":
