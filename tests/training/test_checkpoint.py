@@ -164,6 +164,23 @@ def test_imagenet_weights_still_start_the_backbone(tmp_path: Path) -> None:
     assert torch.equal(fusion.state_dict()["backbone.conv1.weight"], source.conv1.weight)
 
 
+@pytest.mark.parametrize(
+    ("name", "init", "said"),
+    [
+        ("bevdepth_tiny", None, True),
+        ("bevsimdet_tiny", "catalog:bevdepth_tiny_start", False),
+        ("centerpoint_tiny", None, False),
+    ],
+)
+def test_a_random_image_backbone_is_told(
+    name: str, init: str | None, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(shipped(name), StudentConfig(init=init))
+    told = [text for text in caplog.messages if "random weights" in text]
+    assert len(told) == said
+    assert all("student.init=FILE" in text and "torchvision weights" in text for text in told)
+
+
 def test_a_broken_start_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):

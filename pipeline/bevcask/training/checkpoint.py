@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bevcask.cache.files import Files
@@ -23,6 +24,7 @@ from bevcask.detectors.wrappings import STUDENT
 from bevcask.errors import CheckpointError, ConfigError
 from bevcask.paths import local_path, split_url
 from bevcask.provenance import command, git_revision
+from bevcask.ranks import rank
 from bevcask.training.saving import read_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
         CheckpointError: a file is missing or belongs to another architecture.
     """
     loaded: dict[str, Any] = {}
+    random = _some_of_backbone(student)
     if config.init is not None:
         for source in config.init.split(","):
             _start_part(student, source)
@@ -72,7 +75,28 @@ def start(student: Detector, config: StudentConfig) -> dict[str, Any]:
     if config.head is not None:
         with _near(config.head) as head:
             loaded["head_tensors"] = inherit_head(student, head, config.inherit)
+    _mention_random(student, random)
     return loaded
+
+
+def _mention_random(student: Detector, random: Tensor | None) -> None:
+    """Say that an image backbone begins as it was drawn, if it does."""
+    backbone = getattr(student, "backbone", None)
+    if random is None or rank() or not isinstance(backbone, ImageBackbone):
+        return
+    if not torch.equal(random, next(backbone.parameters())):
+        return
+    _log.warning(
+        "the student's image backbone starts from random weights; published students start from "
+        "ImageNet's: student.init=FILE, %s of the same network.",
+        backbone.published,
+    )
+
+
+def _some_of_backbone(student: Detector) -> Tensor | None:
+    """Return a copy of the first weights of an image backbone; None without one."""
+    backbone = getattr(student, "backbone", None)
+    return next(backbone.parameters()).clone() if isinstance(backbone, ImageBackbone) else None
 
 
 @contextmanager
