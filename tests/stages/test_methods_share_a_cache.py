@@ -112,6 +112,7 @@ def test_no_command_is_advised_where_none_helps(
     code, _, err = distil(call, str(cached_world), tiny_world, "simdistill")
     assert code == 2
     assert "native/centerpoint) offers no bev.camera, bev.fused" in err
+    assert "; these do: teacher=bevfusion_swint, bevfusion_swint_cell08, bevfusion_tiny:" in err
     assert "teacher-extract" not in err
 
 

@@ -79,12 +79,23 @@ def test_every_problem_in_one_message() -> None:
     with pytest.raises(PlanError) as caught:
         plan(needs, TAPS, 1, AUTO, None)
     message = str(caught.value)
-    assert "no tap 'bev.nekc'. Did you mean 'bev.neck'?" in message
+    assert "need 'a': the teacher has no tap 'bev.nekc'" in message
+    assert message.count("It has: bev.block1, bev.block2, bev.neck, bev.signed, head.boxes") == 1
     assert "'head.heatmap' is a heatmap, expected a dense_bev" in message
     assert "bev.block1, bev.block2, bev.neck, bev.signed" in message
     assert "need 'c': its sums run over all cells" in message
     assert "a box_set cannot be stored on region 'confident'" in message
     assert message.count("\n- ") == 4
+
+
+def test_what_holds_of_several_image_features_is_said_once() -> None:
+    taps = {f"level{n}": replace(TAPS["image.fpn0"], name=f"level{n}") for n in range(3)}
+    needs = [Need(f"own{n}", f"level{n}", "image_feature") for n in range(3)]
+    with pytest.raises(PlanError, match="changes with the pixels") as caught:
+        plan(needs, taps, 1, AUTO, AugmentConfig(image_flip=True))
+    told = "need 'own0' (level0), need 'own1' (level1), need 'own2' (level2): an image feature"
+    assert str(caught.value).count("\n- ") == 1
+    assert told in str(caught.value)
 
 
 def test_image_features_under_image_augmentation() -> None:

@@ -164,20 +164,8 @@ def plan(
     for name, group in wanted.items():
         spec, found = _choose(taps[name], group, store, augment)
         problems += found
-        replayed = is_replayed(spec.tap, store.views)
-        if (
-            spec.tap.kind == "image_feature"
-            and spec.alignment == "approximate"
-            and not (augment is not None and augment.approximate)
-            and not replayed
-        ):
-            problems.append(
-                f"{_asked_by(group)}: image feature {name!r} changes with the pixels, and the "
-                "student's images are augmented; extract replayable views (store.views=K); or "
-                "switch augment.resize, crop, image_flip, image_rotation, photometric and "
-                "grid_mask off; or say augment.approximate=true, which is another method"
-            )
         specs += _views(spec, store.views)
+    problems += _unseen(specs, wanted, augment)
     if any(spec.view for spec in specs):
         specs += [TargetSpec(VIEW_TRANSFORM, "float32", view=v + 1) for v in range(store.views)]
     if BOXES in taps and BOXES not in wanted:
@@ -185,9 +173,29 @@ def plan(
         problems += found
         specs.append(spec)
     if problems:
-        raise PlanError("\n- ".join([f"{who} does not offer what is needed:", *problems]))
+        has = f"It has: {', '.join(sorted(taps))}."
+        raise PlanError("\n- ".join([f"{who} does not offer what is needed. {has}", *problems]))
     roles = {spec.key: tuple(n.role for n in wanted.get(spec.name, ())) for spec in specs}
     return Plan(tuple(specs), num_frames, roles)
+
+
+def _unseen(
+    specs: Iterable[TargetSpec], wanted: Mapping[str, list[Need]], augment: AugmentConfig | None
+) -> list[str]:
+    """Return why image features of clean frames do not serve a student with other pixels."""
+    off = [
+        f"{_asked_by(wanted[spec.name])} ({spec.name})"
+        for spec in specs
+        if spec.tap.kind == "image_feature" and spec.alignment == "approximate"
+    ]
+    if not off or (augment is not None and augment.approximate):
+        return []
+    return [
+        f"{', '.join(off)}: an image feature changes with the pixels, and the student's images are "
+        "augmented; extract replayable views (store.views=K); or switch augment.resize, crop, "
+        "image_flip, image_rotation, photometric and grid_mask off; or say "
+        "augment.approximate=true, which is another method"
+    ]
 
 
 def is_replayed(tap: TapInfo, views: int) -> bool:
@@ -218,10 +226,7 @@ def _unmet(need: Need, taps: Mapping[str, TapInfo], who: str) -> list[str]:
             "would change them; ask for region 'all'"
         )
     if need.tap not in taps:
-        found.append(
-            f"need {need.role!r}: {who} has no tap {need.tap!r}.{suggest(need.tap, taps)} "
-            f"It has: {', '.join(sorted(taps))}"
-        )
+        found.append(f"need {need.role!r}: {who} has no tap {need.tap!r}")
     elif taps[need.tap].kind != need.kind:
         same = sorted(name for name, tap in taps.items() if tap.kind == need.kind)
         found.append(

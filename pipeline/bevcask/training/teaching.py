@@ -1,5 +1,6 @@
 """Where the targets of a run come from, opened and checked: caches, or a teacher in the loop."""
 
+import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from bevcask.cache.identity import check_identity
-from bevcask.cache.reader import open_cache
+from bevcask.cache.reader import Cache, open_cache
 from bevcask.cache.union import (
     OF_NO_TEACHER,
     Caches,
@@ -20,6 +21,7 @@ from bevcask.cache.union import (
     split_urls,
 )
 from bevcask.catalog import resolve
+from bevcask.config import AugmentConfig, ImageAugmentConfig
 from bevcask.data.augment import image_ranges, images_only
 from bevcask.data.index.frames import Frames
 from bevcask.data.join import cached_frames
@@ -28,7 +30,7 @@ from bevcask.data.sampling import Ints
 from bevcask.errors import ConfigError, PlanError
 from bevcask.methods.base import Method
 from bevcask.targets.pixels import needs_pixels
-from bevcask.targets.plan import plan
+from bevcask.targets.plan import is_replayed, plan
 from bevcask.targets.spec import TargetSpec, view_key
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
 from bevcask.training.sources import CachedTargets, OnlineTargets, SeveralSources, TargetSource
@@ -115,9 +117,8 @@ def _cached(config: DistillConfig, method: Method, frames: Frames) -> Teaching:
     try:
         what = plan(method.needs(), taps, len(frames), store, config.augment, who="the cache")
     except PlanError as error:
-        raise PlanError(
-            f"cache={config.cache}: {error}\n{_how_to_add(caches, method, config)}"
-        ) from None
+        advice = _how_to_add(caches, method, config)
+        raise PlanError("\n".join([f"cache={config.cache}: {error}", *advice])) from None
     meets = {spec.name: spec.alignment for spec in what.specs}
     needed = {need.tap for need in method.needs()}
     viewed = sorted(name for name in needed if view_key(name, 1) in caches.specs)
@@ -153,26 +154,67 @@ def _require_labels(config: DistillConfig, labels: Sequence[str]) -> None:
         )
 
 
-def _how_to_add(caches: Caches, method: Method, config: DistillConfig) -> str:
-    """Return the command that adds what a method lacks, or why no command does."""
-    lacking = sorted({need.tap for need in method.needs()} - caches.specs.keys())
+def _how_to_add(caches: Caches, method: Method, config: DistillConfig) -> list[str]:
+    """Return lines: the command that adds what a method lacks, or why no command does."""
+    needed = {need.tap for need in method.needs()}
+    lacking = sorted(needed - caches.specs.keys())
     labels = labels_of(str(config.cache))
     if told := _whose(lacking, labels):
-        return told
+        return [told]
     for label, cache in zip(labels, caches, strict=True):
         own = {bare(name) for name in lacking if label_in(name) == label}
         if own and own <= set(cache.plan.get("offers", own)):
-            said = [
-                word
-                for word in shlex.split(str(cache.provenance["command"]))
-                if word.partition("=")[0] not in ("method", "part", "repair", "--json")
+            return [
+                "This adds what is missing, and changes nothing else:",
+                _same_command(cache, "method", [f"method={_taught_by(label, config.method)}"]),
             ]
-            said.append(f"method={_taught_by(label, config.method)}")
-            return f"This adds what is missing, and changes nothing else:\n{shlex.join(said)}"
+        shown = {
+            name: cache.specs[bare(name)].tap
+            for name in needed - set(lacking)
+            if label_in(name) == label and bare(name) in cache.specs
+        }
+        words = _image_words(config.augment)
+        if words and not lacking and any(is_replayed(tap, 1) for tap in shown.values()):
+            return [
+                "This adds four views of each frame under these augmentations, and changes nothing "
+                "else:",
+                _same_command(cache, "augment", ["store.views=4", *words]),
+            ]
+    return [_who_offers(caches, lacking)] if lacking else []
+
+
+def _image_words(augment: AugmentConfig) -> list[str]:
+    """Return the words that say the image part of an augmentation; none for none."""
+    default = image_ranges(ImageAugmentConfig())
+    return [
+        f"augment.{key}={json.dumps(value, separators=(',', ':'))}"
+        for key, value in image_ranges(augment).items()
+        if value != default[key]
+    ]
+
+
+def _same_command(cache: Cache, replaced: str, words: Sequence[str]) -> str:
+    """Return the command that made a cache, with other words for a section of keys."""
+    dropped = {replaced, "part", "repair", "--json", *(word.partition("=")[0] for word in words)}
+    said = [
+        word
+        for word in shlex.split(str(cache.provenance["command"]))
+        if (key := word.partition("=")[0]) not in dropped and not key.startswith(f"{replaced}.")
+    ]
+    return shlex.join([*said, *words])
+
+
+def _who_offers(caches: Caches, lacking: Sequence[str]) -> str:
+    """Say that the teachers of these caches do not offer taps, and who does."""
+    from bevcask.detectors.offering import teachers_offering
+
     teachers = ", ".join(str(cache.fingerprint["teacher"]["type"]) for cache in caches)
+    able = teachers_offering([bare(name) for name in lacking])
     return (
-        f"Its teacher ({teachers}) offers no {', '.join(lacking)}: extract a cache of a teacher "
-        "that does, and name both as cache=a,b or that one alone."
+        f"Its teacher ({teachers}) offers no {', '.join(lacking)}"
+        + (f"; these do: teacher={', '.join(able)}" if able else "")
+        + f": extract a cache of {'one of them' if able else 'a teacher that does'}, and name both "
+        "as cache=a,b or that one alone."
     )
 
 
