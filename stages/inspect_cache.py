@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bevcask.cache import Cache, open_cache
+from bevcask.cache.union import split_urls
 from bevcask.catalog import resolve
 from bevcask.cluster import workers_of
 from bevcask.data.index.frames import Frames
 from bevcask.errors import BevcaskError, CacheIdentityError, ConfigError
 from bevcask.outputs import output_file
+from bevcask.paths import whereabouts
 from bevcask.verbs import InspectConfig
 from bevcask.viz.report import describe, render
 from bevcask.viz.statistics import statistics
@@ -113,13 +115,7 @@ def student_of(cache: Cache, config: InspectConfig, frames: Frames) -> "Student 
             f"run={config.run}: expected the folder of a training that has ended (metrics.json and "
             "student.safetensors). Name the run= of student-distill, or leave it out."
         )
-    taught_by = result.get("cache_id")
-    if taught_by and cache.id not in str(taught_by):
-        raise CacheIdentityError(
-            f"run={config.run}: its student learned from cache {result.get('cache')} "
-            f"({str(taught_by)[:12]}), this one is {cache.url} ({cache.id[:12]}). Name the cache "
-            "it learned from, or another run."
-        )
+    _require_taught_by(cache, config.run, result)
     plugin, own, detector = open_detector(DetectorConfig(checkpoint=str(folder.student)))
     inputs = plugin.inputs(own)
     if inputs.memory:
@@ -129,3 +125,25 @@ def student_of(cache: Cache, config: InspectConfig, frames: Frames) -> "Student 
         )
     taps = plugin.describe_taps(own)
     return Student(folder.path.name, detector.eval(), taps, frames, inputs, config.html_augment)
+
+
+def _require_taught_by(cache: Cache, run: str, result: dict[str, Any]) -> None:
+    """Refuse a run that learned from another cache; one that targets were added to is the same.
+
+    Raises:
+        CacheIdentityError: another place or another teacher.
+    """
+    from bevcask.training.identity import told_of
+
+    taught_by = result.get("cache_id")
+    if not taught_by or cache.id in str(taught_by):
+        return
+    places = [whereabouts(url) for url in split_urls(str(result.get("cache")))]
+    if whereabouts(cache.url) in places and told_of(cache) in str(result.get("teacher")):
+        return
+    raise CacheIdentityError(
+        f"run={run}: its student learned from cache {result.get('cache')} "
+        f"({str(taught_by)[:12]}, teacher {result.get('teacher')}), this one is {cache.url} "
+        f"({cache.id[:12]}, teacher {told_of(cache)}). Name the cache it learned from, or another "
+        "run."
+    )

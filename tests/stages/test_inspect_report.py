@@ -81,8 +81,29 @@ def test_a_run_that_cannot_be_shown_is_refused(
     (run / "metrics.json").write_text(json.dumps({"cache": "other.zarr", "cache_id": "ab" * 32}))
     code, _, err = call(*words, f"html={page}")
     assert code == 2
-    assert "learned from cache other.zarr (abababababab)" in err
+    assert "learned from cache other.zarr (abababababab, " in err
     assert not page.exists()
+    result = {"cache": str(cached_world), "cache_id": "ab" * 32, "teacher": "another"}
+    (run / "metrics.json").write_text(json.dumps(result))
+    code, _, err = call(*words, f"html={page}")
+    assert code == 2
+    assert "teacher another), this one is" in err
+
+
+def test_a_student_knows_its_cache_after_targets_were_added(
+    cached_world: Path, tmp_path: Path, call: Call
+) -> None:
+    run, cache = tmp_path / "run", open_cache(str(cached_world))
+    run.mkdir()
+    (run / "student.safetensors").write_bytes(b"")
+    teacher = cache.fingerprint["teacher"]
+    told = f"{teacher['type']}, weights {teacher['weights'][:12]}"
+    result = {"cache": str(cached_world), "cache_id": "ab" * 32, "teacher": told}
+    (run / "metrics.json").write_text(json.dumps(result))
+    code, _, err = call("inspect", cached_world, f"html={tmp_path / 'r.html'}", f"run={run}")
+    assert code == 2
+    assert "student.safetensors" in err  # the next thing that is looked at
+    assert "learned from" not in err
 
 
 @pytest.mark.slow

@@ -127,6 +127,11 @@ def check_teacher(cache: Cache, teacher: TeacherConfig) -> str:
 
         plugin, own = find_teacher(teacher)
         plugin.matches(own, cache)
+    return told_of(cache)
+
+
+def told_of(cache: Cache) -> str:
+    """Return what a cache says about its teacher, for people; the result of a training keeps it."""
     stored = cache.fingerprint["teacher"]
     return f"{stored['type']}, weights {str(stored['weights'])[:12]}"
 
