@@ -135,25 +135,29 @@ def _meaning(
     problems: list[Problem],
     result: dict[str, Any],
 ) -> list[Problem]:
-    """Check values, and frames where a dataset is named; return what is only suspicious."""
+    """Check values, and frames where the dataset is there; return what is only suspicious."""
     with progress_bar("values", 0) as bar:
         values = check_values(cache, progress=bar.move_to, cluster=workers)
     problems += values.problems
     result["statistics"] = values.statistics
-    if "dataset" in config.model_fields_set:
-        dataset = config.dataset.over(cache.plan.get("dataset", {}))
+    dataset = config.dataset.over(cache.plan.get("dataset", {}))
+    try:
         frames = Frames.select(dataset.whole())
-        problems += frame_problems(cache, frames)
-        try:
-            check_dataset(cache, dataset)
-        except CacheIdentityError as error:
-            problems.append(Problem("fingerprint/dataset", str(error)))
-        if not problems:
-            _compare_with_truth(config, cache, frames, problems, result)
-    else:
+    except BevcaskError as error:
+        if config.dataset.model_fields_set:
+            raise
         result["not_compared"] = (
-            "tokens, times, poses, calibration and ground truth: give dataset.root=FOLDER"
+            "tokens, times, poses, calibration and ground truth; the dataset that the cache "
+            f"recorded cannot be opened, dataset.root=FOLDER says where it is: {error}"
         )
+        return values.suspicions
+    problems += frame_problems(cache, frames)
+    try:
+        check_dataset(cache, dataset)
+    except CacheIdentityError as error:
+        problems.append(Problem("fingerprint/dataset", str(error)))
+    if not problems:
+        _compare_with_truth(config, cache, frames, problems, result)
     return values.suspicions
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bevcask.cache import open_cache
 from cache.example import rewrite, rows_in
+from viz.cached import build
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -94,9 +95,20 @@ def test_a_sound_cache_means_what_its_dataset_says(
     assert "drift" in out
 
 
-def test_values_are_checked_without_a_dataset(cached_world: Path, call: Call) -> None:
+def test_the_recorded_dataset_is_found(cached_world: Path, call: Call) -> None:
     found = result(call("verify", cached_world, "check=meaning", "--json"), 0)
     assert found["statistics"]["bev.neck"]["max"] > 0
+    assert found["meaning"]["frames"] == 6
+    assert "not_compared" not in found
+
+
+def test_what_was_not_compared_does_not_read_as_ok(tmp_path: Path, call: Call) -> None:
+    cache = build(tmp_path / "c.zarr")
+    code, out, err = call("verify", cache.url, "check=meaning")
+    assert code == 0, err
+    assert out.startswith("sound, its meaning NOT COMPARED  ")
+    assert "dataset.root=FOLDER says where it is" in " ".join(out.split())
+    assert call("verify", cache.url, "check=meaning", "dataset.root=gone")[0] == 2
 
 
 def _calibration(records: list[dict[str, Any]]) -> None:

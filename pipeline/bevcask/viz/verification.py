@@ -116,6 +116,8 @@ def _readings(names: Sequence[str]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
+    if result["ok"] and "not_compared" in result:
+        return "sound, its meaning NOT COMPARED"
     if result["ok"]:
         found = result.get("meaning", {}).get("findings", [])
         unknown = found and all(own["verdict"] == "undecided" for own in found)
