@@ -35,7 +35,28 @@ def test_verdicts(declared: np.ndarray, other: np.ndarray, believable: float, ve
 def test_readings_that_are_alike_are_both_named() -> None:
     errors = {DECLARED: NOISE + 1, "one": NOISE, "other": NOISE}
     found = decide("t", "what", errors)
+    assert (found.verdict, set(found.best)) == ("undecided", {"one", "other"})
+    assert "what is declared fits worse" in found.note
+    found = decide("t", "what", errors, graded=True)
     assert (found.verdict, set(found.best)) == ("wrong", {"one", "other"})
+
+
+@pytest.mark.parametrize(
+    ("what", "best", "believable", "words"),
+    [
+        ("axes", 0.0, -0.3, "energy in true boxes is 0.00 deviations above the rest, 0.30 would"),
+        ("place", 3.5, 3.2, "the nearest box is 3.50 m from a true one, 3.20 m would do"),
+        ("size", 0.8, 0.5, "sizes overlap with the true ones by 20%, 50% would do"),
+        ("yaw", 0.8, 0.6, "boxes are turned by 46 degrees, 34 would do"),
+    ],
+)
+def test_what_does_not_fit_says_by_how_much(
+    what: str, best: float, believable: float, words: str
+) -> None:
+    found = decide("t", what, {DECLARED: np.full(10, best)}, believable)
+    assert found.verdict == "undecided"
+    assert words in found.note
+    assert "check the teacher's weights" in found.note
 
 
 def test_two_classes_that_are_exchanged_are_named() -> None:

@@ -103,7 +103,7 @@ def judge_maps(
     if place.verdict == "undecided":
         return [place]
     sizes = {own: table[name, own] for own in grids}
-    scale = decide(target, "grid", sizes, margin=_GRID_MARGIN)
+    scale = decide(target, "grid", sizes, margin=_GRID_MARGIN, graded=True)
     believed = other if scale.verdict == "wrong" else DECLARED
     shift, best = _judge_shift(target, errors, Reading(symmetries[name], *grids[believed]))
     centred = {own: {"cell": cell, "centre": list(centre)} for own, (cell, centre) in grids.items()}
@@ -141,7 +141,8 @@ def _judge_shift(
         for y in (-1, 0, 1):
             if x or y:
                 readings |= _shifted(base, (x, y), _HALF)
-    finding = decide(target, "shift", {name: errors(own) for name, own in readings.items()})
+    table = {name: errors(own) for name, own in readings.items()}
+    finding = decide(target, "shift", table, graded=True)
     if finding.verdict != "wrong":
         return finding, base
     finding = replace(finding, meant=list(readings[finding.best[0]].shift))

@@ -78,12 +78,16 @@ class Meaning:
 def meaning(cache: Cache, frames: Frames, tokens: Sequence[str], bar: Ticker) -> Meaning:
     """Read every clean target in all the ways it could have been meant.
 
+    What a teacher of random weights says has no meaning: all of it is undecided, no row is read.
+
     Args:
         cache: whose rows are read.
         frames: with ground truth; hold the tokens.
         tokens: frames to look at, committed.
         bar: moved by one a target and frame.
     """
+    if (drawn := random_weights(cache)) is not None:
+        return _not_looked_at(cache, f"the teacher's weights are {drawn}: nothing is judged")
     tokens = [token for token in tokens if frames.seen(token).any()]
     truth = [_truth(frames, token) for token in tokens]
     findings: list[Finding] = []
@@ -98,11 +102,33 @@ def meaning(cache: Cache, frames: Frames, tokens: Sequence[str], bar: Ticker) ->
         else:
             found = _judge_map(spec, rows, truth)
         findings += found
-    left = {name: _why_not(own) for name, own in cache.specs.items() if name not in _judged(cache)}
-    given = {name: list(own.tap.given) for name, own in _judged(cache).items() if own.tap.given}
+    left, given = _left(cache), _given(cache)
     official = {name: own for name, own in official.items() if own}
     change, remarks = changes_of(cache.fingerprint["teacher"], findings)
     return Meaning(findings, official, left, given, change, remarks)
+
+
+def random_weights(cache: Cache) -> str | None:
+    """Return how the weights of a cache's teacher were drawn; None where they came from a file."""
+    checkpoint = str(cache.fingerprint["teacher"].get("checkpoint", ""))
+    return checkpoint if checkpoint.startswith("random") else None
+
+
+def _not_looked_at(cache: Cache, why: str) -> Meaning:
+    findings = [
+        undecided(name, "place" if spec.tap.kind == "box_set" else "axes", why)
+        for name, spec in _judged(cache).items()
+    ]
+    return Meaning(findings, {}, _left(cache), _given(cache), {}, [])
+
+
+def _left(cache: Cache) -> dict[str, str]:
+    judged = _judged(cache)
+    return {name: _why_not(own) for name, own in cache.specs.items() if name not in judged}
+
+
+def _given(cache: Cache) -> dict[str, list[str]]:
+    return {name: list(own.tap.given) for name, own in _judged(cache).items() if own.tap.given}
 
 
 def _why_not(spec: TargetSpec) -> str:

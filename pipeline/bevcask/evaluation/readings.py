@@ -1,7 +1,8 @@
 """Several readings of the same numbers: which fits ground truth, and is that more than chance?"""
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,19 @@ Floats = npt.NDArray[np.float64]
 Verdict = Literal["ok", "wrong", "undecided"]
 DECLARED = "as declared"
 MARGIN = 0.05  # of the declared score: what a better reading must gain
+
+_ADVICE = "check the teacher's weights and what it is shown"
+_MEASURES: dict[str, tuple[str, Callable[[float], float]]] = {
+    "axes": ("energy in true boxes is {:.2f} deviations above the rest, {:.2f}", operator.neg),
+    "place": ("the nearest box is {:.2f} m from a true one, {:.2f} m", float),
+    "classes": ("{:.0%} of the boxes have the true class, {:.0%}", operator.neg),
+    "size": ("sizes overlap with the true ones by {:.0%}, {:.0%}", lambda off: 1 - off),
+    "z": ("heights are {:.2f} m off, {:.2f} m", float),
+    "yaw": ("boxes are turned by {:.0f} degrees, {:.0f}", math.degrees),
+    "heading": ("fronts are turned by {:.0f} degrees, {:.0f}", math.degrees),
+    "velocity": ("the cosine to true velocities is {:.2f}, {:.2f}", lambda off: 1 - off),
+}
+"""What is read -> its error and what would do, in words; how a score becomes such a number."""
 
 _ENOUGH = 10  # boxes
 _CLEAR = 4.0  # standard errors of a mean difference, box by box
@@ -69,6 +83,7 @@ def decide(
     errors: Mapping[str, Floats],
     believable: float = math.inf,
     margin: float = MARGIN,
+    graded: bool = False,
 ) -> Finding:
     """Choose between readings, box by box.
 
@@ -79,6 +94,8 @@ def decide(
         believable: mean error of a reading that fits at all; where even the best is above it, the
             teacher does not know.
         margin: share of the size of the declared score that another must gain to be believed.
+        graded: readings lie in a row, so that neighbours of the right one fit nearly as well; of
+            others, several that fit alike leave the verdict open.
     """
     declared = errors[DECLARED]
     number = len(declared)
@@ -92,14 +109,23 @@ def decide(
     verdict: Verdict = "undecided"
     note = "ground truth does not tell these apart"
     if means[best] > believable:
-        note = f"no reading fits: the best is off by {means[best]:.3g}, {believable:g} would do"
+        note = _misfit(what, means[best], believable)
     elif best == DECLARED and not close:
         verdict = "ok"
     elif best != DECLARED and DECLARED not in close and gained:
-        verdict = "wrong"
+        if close and not graded:
+            note = "what is declared fits worse, and ground truth does not tell the others apart"
+        else:
+            verdict = "wrong"
     note = note if verdict == "undecided" else ""
     names = (best, *close)
     return Finding(target, what, verdict, names, means[DECLARED], means[best], number, note)
+
+
+def _misfit(what: str, score: float, believable: float) -> str:
+    words, measure = _MEASURES.get(what, ("the error is {:.3g}, {:.3g}", float))
+    told = words.format(measure(score) + 0.0, measure(believable))
+    return f"no reading fits: at best {told} would do; {_ADVICE}"
 
 
 def _clearly_worse(one: Floats, other: Floats) -> bool:

@@ -58,7 +58,8 @@ def test_of_many_frames_evenly_spaced_ones_are_shown(tmp_path: Path) -> None:
     data = elements(tmp_path / "r.html")["data"]
     shown = [list(cache.frames.tokens).index(row["token"]) for row in data["frames"]]
     assert shown == [0, 2, 5]
-    assert [own["kind"] for own in data["warnings"]] == ["not sealed", "dead channels"]
+    kinds = ["not sealed", "random weights", "dead channels"]
+    assert [own["kind"] for own in data["warnings"]] == kinds
     assert spread(["a"], 5) == ["a"]
     assert spread([], 5) == []
 

@@ -66,7 +66,7 @@ def _judge(name: str, profiles: Sequence[Floats]) -> Finding:
         f"turned by {turn:+g} degrees" if turn else DECLARED: -table_NT[:, place]
         for place, turn in enumerate(TURNS)
     }
-    return decide(name, "calibration", errors, margin=_MARGIN)
+    return decide(name, "calibration", errors, margin=_MARGIN, graded=True)
 
 
 def _scan(frames: Frames, token: str) -> Floats:

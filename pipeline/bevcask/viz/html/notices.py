@@ -1,5 +1,6 @@
 """What is wrong with a cache, most important first: what, where, and what to do."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from bevcask.cache import Cache
 from bevcask.cache.verify_bytes import Problem
 from bevcask.data.index.frames import Frames
 from bevcask.errors import DataError
+from bevcask.evaluation.meaning import random_weights
 from bevcask.evaluation.readings import Finding
 from bevcask.fingerprint import differences, file_digest
 
@@ -142,12 +144,10 @@ def of_meaning(findings: Sequence[Finding]) -> list[Notice]:
                     "again; bevcask verify check=meaning says more",
                 )
             )  # fmt: skip
-        elif own.what in _NO_LOUDER and (own.best_score or 0.0) > _NO_LOUDER[own.what]:
+        elif own.best_score is not None and own.best_score > _NO_LOUDER.get(own.what, math.inf):
             found.append(
                 Notice(
-                    "warning", "energy outside boxes",
-                    "what the teacher says does not lie where true boxes are, however it is read: "
-                    f"{own.note}",
+                    "warning", "energy outside boxes", f"not where objects are: {own.note}",
                     f"{own.target}, {own.boxes} true boxes",
                     "check its weights and the data it is shown: a teacher that knows these scenes "
                     "is loudest at objects",
@@ -222,6 +222,21 @@ def of_weights(cache: Cache) -> list[Notice]:
             "older weights said",
             f"{name}, {now[:12]} now, {recorded['sha256'][:12]} then",
             "extract again with the weights that are meant, to another URL",
+        )
+    ]  # fmt: skip
+
+
+def of_teacher(cache: Cache) -> list[Notice]:
+    """Say so where the teacher was never trained."""
+    drawn = random_weights(cache)
+    if drawn is None:
+        return []
+    return [
+        Notice(
+            "warning", "random weights",
+            f"the teacher's weights are {drawn}, so what it says is not judged", cache.url,
+            "nothing, if you are trying things out; else extract with teacher.checkpoint=FILE to "
+            "another URL",
         )
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from bevcask.data.index.frames import Frames
 from bevcask.errors import BevcaskError
 from bevcask.evaluation.agreement import spread_tokens
 from bevcask.evaluation.detect import cached_boxes
-from bevcask.evaluation.meaning import meaning
+from bevcask.evaluation.meaning import meaning, random_weights
 from bevcask.evaluation.nuscenes import Evaluation
 from bevcask.evaluation.readings import Finding
 from bevcask.geometry import CLASSES
@@ -86,13 +86,10 @@ def write_report(asked: Asked, path: Path) -> dict[str, Any]:
         beside = _beside(asked, cache, found, students)
         left = asked.budget - SCRIPTS - found.bytes - students.stat().st_size
         with_cameras = add_cameras(asked.frames, found.rows, Path(folder) / "cameras", left)
-        said = notices.in_order(
-            [
-                *looked.notices,
-                *notices.of_extremes(found.extremes),
-                *notices.of_changes(found.changes),
-            ]
-        )
+        values = notices.of_extremes(found.extremes)
+        if random_weights(cache) is None:
+            values += notices.of_changes(found.changes)
+        said = notices.in_order([*looked.notices, *values])
         data = _data(cache, asked, found, looked) | {"warnings": said, "cameras": with_cameras}
         data |= {
             "shown_student": beside.numbers if beside else [],
@@ -125,7 +122,8 @@ def _look(cache: Cache, asked: Asked, tokens: Sequence[str]) -> Looked:
     """Look for everything that can be wrong with bytes, values, meaning, calibration, weights."""
     with progress_bar("digests", 0, unit="bytes", silent_for=2.0) as bar:
         damage = verify(asked.url, progress=bar.move_to).problems
-    said = notices.of_state(cache) + notices.of_bytes(damage, cache) + notices.of_weights(cache)
+    said = notices.of_state(cache) + notices.of_teacher(cache)
+    said += notices.of_bytes(damage, cache) + notices.of_weights(cache)
     frames, findings, scores = asked.frames, list[Finding](), None
     if frames is None or not tokens:
         return Looked(said, findings, scores)
