@@ -2,7 +2,7 @@
 
 import torch
 
-from bevcask.targets.ragged import kept, sample_of_box
+from bevcask.targets.ragged import kept, sample_of_box, scattered
 
 
 def test_rows_are_kept_of_every_list() -> None:
@@ -19,3 +19,11 @@ def test_rows_are_kept_of_every_list() -> None:
 def test_the_sample_of_each_box() -> None:
     boxes = [torch.zeros(2, 9), torch.zeros(0, 9), torch.zeros(1, 9)]
     assert sample_of_box(boxes, torch.device("cpu")).tolist() == [0, 0, 2]
+
+
+def test_the_largest_and_the_smallest_stay_of_what_is_kept() -> None:
+    values = torch.tensor([[1.0, 3.0], [2.0, 9.0]])
+    cells = torch.tensor([[0, 2], [2, -7]])
+    keep = torch.tensor([[True, True], [True, False]])
+    assert scattered(values, cells, keep, 3, "amax").tolist() == [1.0, 0.0, 3.0]
+    assert scattered(values, cells, keep, 3, "amin", 5).tolist() == [1.0, 5.0, 2.0]

@@ -4,6 +4,7 @@ Everything is drawn from ground truth in the canonical frame at canonical cell c
 targets as they are stored. DistillBEV, ICCV 2023; formulas in methods/README.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from bevcask.detectors.base import Labels
 from bevcask.geometry import Grid
 from bevcask.targets.align import Align
 from bevcask.targets.heatmap import centre_cells, draw_heatmaps
-from bevcask.targets.ragged import kept, sample_of_box
+from bevcask.targets.ragged import kept, sample_of_box, scattered
 from bevcask.targets.region import footprint
 
 Claimant = Literal["teacher", "student", "student_alone", "union"]
@@ -79,23 +80,19 @@ def foreground(boxes: list[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         bool (B, Y, X), and float32 (B, Y, X): sqrt(cell area / (l w)), 0 outside.
     """
-    device = boxes[0].device
+    device, shape_BYX = boxes[0].device, (len(boxes), *grid.shape_YX)
     boxes_M9 = torch.cat(boxes).float()
-    num = len(boxes_M9)
-    num_cells = len(boxes) * grid.num_y * grid.num_x
-    owner_P = torch.full((num_cells + 1,), num, device=device)  # the last takes what none owns
+    num, num_cells = len(boxes_M9), math.prod(shape_BYX)
+    owner_P = torch.full((num_cells,), num, device=device)
     if num:
         sample_M = sample_of_box(boxes, device)
         cells_MS2, owned_MS = footprint(boxes_M9, grid)
         flat_MS = (sample_M[:, None] * grid.num_y + cells_MS2[..., 0]) * grid.num_x
         flat_MS = flat_MS + cells_MS2[..., 1]
         box_MS = torch.arange(num, device=device)[:, None].expand_as(flat_MS)
-        flat_MS = flat_MS.where(owned_MS, num_cells)
-        owner_P.scatter_reduce_(0, flat_MS.flatten(), box_MS.flatten(), "amin")
-    owner_P = owner_P[:-1]
+        owner_P = scattered(box_MS, flat_MS, owned_MS, num_cells, "amin", num)
     scale_M = (boxes_M9[:, 3] * boxes_M9[:, 4]).rsqrt() * grid.cell
     scale_P = torch.cat([scale_M, scale_M.new_zeros(1)])[owner_P]
-    shape_BYX = (len(boxes), *grid.shape_YX)
     return (owner_P < num).reshape(shape_BYX), scale_P.reshape(shape_BYX)
 
 

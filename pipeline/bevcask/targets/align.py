@@ -24,6 +24,7 @@ from bevcask.targets.heatmap import MIN_RADIUS
 from bevcask.targets.lattice import lattice_move
 from bevcask.targets.layers import between_layers
 from bevcask.targets.pixels import draw
+from bevcask.targets.ragged import scattered
 from bevcask.targets.target import Target
 
 _RIM = 1e-4  # cells; rounding allowed beyond the outer cell centres
@@ -363,10 +364,6 @@ def _redraw(
         & (column_NM < target.num_x)
     )
     shape_KYX = (len(values_KYX), *target.shape_YX)
-    num_cells = math.prod(shape_KYX)
-    drawn_M = values_KYX.new_zeros(num_cells + 1)  # the last takes what is not kept
     flat_NM = (peak_N[:, None] * target.num_y + row_NM) * target.num_x + column_NM
-    flat_NM = flat_NM.where(keep_NM, num_cells)
     value_NM = score_N[:, None] * blob_M
-    drawn_M.scatter_reduce_(0, flat_NM.flatten(), value_NM.flatten(), "amax")
-    return drawn_M[:-1].view(shape_KYX)
+    return scattered(value_NM, flat_NM, keep_NM, math.prod(shape_KYX), "amax").view(shape_KYX)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bevcask.geometry import Grid
-from bevcask.targets.ragged import sample_of_box
+from bevcask.targets.ragged import sample_of_box, scattered
 
 MIN_OVERLAP = 0.1  # CenterPoint, nuScenes train config `gaussian_overlap`
 MIN_RADIUS = 2  # CenterPoint, nuScenes train config `min_radius`
@@ -88,8 +88,4 @@ def draw_heatmaps(
         & (columns_NM < grid.num_x)
     )
     flat_NM = (plane_N[:, None] * grid.num_y + rows_NM) * grid.num_x + columns_NM
-    num_cells = math.prod(shape_BKYX)
-    map_M = torch.zeros(num_cells + 1, device=device)  # the last takes what is not kept
-    flat_NM = flat_NM.where(keep_NM, num_cells)
-    map_M.scatter_reduce_(0, flat_NM.flatten(), value_NM.flatten(), "amax")
-    return map_M[:-1].view(shape_BKYX)
+    return scattered(value_NM, flat_NM, keep_NM, math.prod(shape_BKYX), "amax").view(shape_BKYX)

@@ -1,6 +1,10 @@
-"""Lists of a batch, one tensor a sample, laid end to end and parted again."""
+"""What a batch holds in numbers that differ: laid end to end, parted again, drawn into maps.
+
+A device never waits to learn how many there are, but in `kept`.
+"""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,3 +31,26 @@ def kept(keep_N: Tensor, *lists: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
     ends = np.cumsum([len(own) for own in lists[0]])
     counts = [int(own.sum()) for own in np.split(keep, ends[:-1])]
     return tuple(list(torch.split(torch.cat(list(own))[index_M], counts)) for own in lists)
+
+
+def scattered(
+    value_NM: Tensor,
+    flat_NM: Tensor,
+    keep_NM: Tensor,
+    num_cells: int,
+    reduce: Literal["amax", "amin"],
+    empty: int = 0,
+) -> Tensor:
+    """Return cells (num_cells,) that hold the largest or smallest of `empty` and the values there.
+
+    Args:
+        value_NM: what is drawn.
+        flat_NM: int64, the cell of each; of those that are not kept, anything.
+        keep_NM: bool, which count.
+        num_cells: how many there are.
+        reduce: which of several stays.
+        empty: what a cell holds where nothing is drawn.
+    """
+    cells_P = value_NM.new_full((num_cells + 1,), empty)  # the last takes what is not kept
+    index_M = flat_NM.where(keep_NM, num_cells).flatten()
+    return cells_P.scatter_reduce(0, index_M, value_NM.flatten(), reduce)[:-1]
