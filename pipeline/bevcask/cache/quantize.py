@@ -119,8 +119,8 @@ def _extremes(exact: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor]:
 def _sound(exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec) -> bool:
     """Tell whether values are finite, fit the codec and are what their kind promises.
 
-    Maps are judged by their extremes, sets and whole numbers entry by entry. The host waits for the
-    device once.
+    Maps are judged by their extremes, for which the host waits once; sets, which are small, on the
+    host, and maps of whole numbers cell by cell.
     """
     kind = kind_of(spec.tap)
     each = is_set(spec) or kind.whole_numbers
@@ -130,7 +130,9 @@ def _sound(exact: Tensor, low: Tensor, high: Tensor, spec: TargetSpec) -> bool:
     if each:
         least, most = (0.0 if spec.codec.startswith("u") else -torch.inf), torch.inf
     good = torch.isfinite(low) & torch.isfinite(high) & (low >= least) & (high <= most)
-    return bool(good.all()) and not (each and kind.problems(spec.tap, exact))
+    if not bool(good.all()):
+        return False
+    return not each or not kind.problems(spec.tap, exact.cpu() if is_set(spec) else exact)
 
 
 def _find_fault(
