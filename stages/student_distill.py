@@ -37,6 +37,7 @@ from bevcask.outputs import output_folder
 from bevcask.paths import head_of, split_url
 from bevcask.provenance import peak_memory, pick_device
 from bevcask.ranks import by_first, num_ranks, rank
+from bevcask.results import one_line
 from bevcask.targets.pixels import PIXELS
 from bevcask.targets.spec import TapInfo
 from bevcask.training.callbacks import StepClock
@@ -129,7 +130,7 @@ def _train(config: DistillConfig) -> dict[str, Any]:
     }
     if config.dry_run:
         return {"dry_run": True, **about}
-    _log.info("%s", ", ".join(f"{key} {value}" for key, value in about.items()))
+    _log.info("%s", one_line(about))
     folder = RunFolder(output_folder("run", config.run))
     with folder.held() if rank() == 0 else nullcontext():
         if (result := by_first(lambda: _opened(folder, config))) is not None:

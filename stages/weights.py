@@ -84,12 +84,16 @@ def _said(saved: object) -> dict[str, Any]:
 
 
 def _short(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values; of long ones, which are configs and commands, how long they are."""
+    """Return plain values; of long ones, which are configs and commands, how they begin."""
     return {
-        str(key): value if len(str(value)) <= _LONG else f"{len(str(value)):,} characters"
+        str(key): value if len(str(value)) <= _LONG else _beginning(str(value))
         for key, value in said.items()
         if isinstance(value, str | int | float)
     }
+
+
+def _beginning(text: str) -> str:
+    return f"{' '.join(text[:_LONG].split())}... ({len(text):,} characters)"
 
 
 def _tried(

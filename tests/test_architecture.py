@@ -36,6 +36,7 @@ RANKS = {
     "disk_rate": 0.5,
     "wording": 0.5,
     "measures": 0.5,
+    "results": 0.5,
     "config": 1,
     "trainer_config": 1.2,
     "page_config": 1.2,

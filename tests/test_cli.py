@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bevcask import __version__
-from bevcask.cli import _render, app
+from bevcask.cli import app
 from bevcask.evaluation.report import score_report
 
 VERBS = (
@@ -162,16 +162,6 @@ def test_every_renderer_prints_names_as_they_are() -> None:
         with console.capture() as capture:
             console.print(shown)
         assert capture.get().count(name) == count
-
-
-def test_a_list_of_rows_is_a_table() -> None:
-    rows = [{"name": "bev.neck", "codec": "uint8"}, {"name": "head.boxes", "codec": "float32"}]
-    console = Console(width=80, markup=False)
-    with console.capture() as capture:
-        console.print(_render({"targets": rows}))
-    lines = [line for line in capture.get().splitlines() if "bev.neck" in line or "head." in line]
-    assert len(lines) == 2
-    assert "{" not in capture.get()
 
 
 @pytest.mark.parametrize("verb", ["inspect", "verify", "teacher-extract"])

@@ -10,7 +10,7 @@ from bevcask.wall_time import Watch, in_words, wall_time
 @pytest.mark.parametrize(
     ("seconds", "advice"),
     [
-        ({"device": 58.0, "loader": 2.0}, "nothing, the device is busy"),
+        ({"device": 58.0, "loader": 2.0}, "a larger loader.batch_size"),
         ({"device": 45.0, "loader": 15.0}, "more loader.num_workers"),
         ({"device": 40.0, "loader": 5.0, "writer": 15.0}, "more store.threads"),
     ],
@@ -23,7 +23,9 @@ def test_the_longest_wait_is_what_would_help(seconds: dict[str, float], advice: 
 
 
 def test_short_runs_say_nothing() -> None:
-    assert wall_time(2.0, {"device": 1.0, "loader": 1.0})["advice"] == "this was too short to say"
+    told = wall_time(2.0, {"device": 1.0, "loader": 1.0})
+    assert told["advice"] == "too short to say what would help"
+    assert in_words(told).endswith("loader 50 %. Too short to say what would help.")
     assert wall_time(0.0, {"device": 0.0})["shares"] == {"device": 0.0}
 
 

@@ -10,21 +10,20 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from bevcask import __version__
 from bevcask.commands import VERBS
 from bevcask.compose import compose, reads, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
+from bevcask.results import show
 from bevcask.signals import AGAIN, GOES_ON, ending, exit_code
 from bevcask.verbs import SubmitConfig
 
@@ -175,7 +174,7 @@ def _finish(
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
-        render = getattr(module, "render", _render)
+        render = getattr(module, "render", show)
         wide = None if sys.stdout.isatty() else _PIPE_WIDTH
         # what a user named is text: `w[/b].zarr` is no markup
         shown = render(result)
@@ -185,44 +184,6 @@ def _finish(
             Console(width=wide, markup=False, emoji=False).print(shown)
     if result.get("ok") is False:
         raise typer.Exit(1)
-
-
-def _render(result: Mapping[str, Any]) -> Group:
-    """Show a result: plain values as two columns, each mapping of mappings as a table."""
-    plain = Table(show_header=False, box=None)
-    tables: list[Table] = []
-    for key, value in result.items():
-        rows = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(rows, dict) and rows and all(isinstance(v, dict) for v in rows.values()):
-            tables.append(_nested(key, rows, named=rows is value))
-        else:
-            plain.add_row(Text(key, style="bold"), _cell(value))
-    return Group(plain, *tables)
-
-
-def _nested(title: str, rows: Mapping[Any, Mapping[str, Any]], named: bool) -> Table:
-    """Return a table of mappings: one row each, its name in front where it has one."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table(title=title.replace("_", " "))
-    for column in (*([""] if named else []), *columns):
-        numbers = all(isinstance(row.get(column), int | float) for row in rows.values())
-        table.add_column(column.replace("_", " "), justify="right" if numbers else "left")
-    for name, row in rows.items():
-        cells = [_cell(row.get(column)) for column in columns]
-        table.add_row(*([str(name)] if named else []), *cells)
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value)) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items()) or "-"
-    return str(value)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,11 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 _WORTH_A_WORD = 0.05
 _TOO_SHORT = 10.0  # seconds
+_NO_ADVICE = "too short to say what would help"
+_BUSY = (
+    "a larger loader.batch_size where the device's memory allows, or a faster device; it waits for "
+    "nothing"
+)
 _MORE = {
     "loader": "more loader.num_workers, or files that are read faster",
     "writer": "more store.threads, or a faster store",
@@ -60,18 +65,22 @@ def wall_time(total: float, seconds: Mapping[str, float]) -> dict[str, Any]:
 def in_words(told: Mapping[str, Any]) -> str:
     """Return one line of what `wall_time` found.
 
-    >>> in_words(wall_time(60.0, {"device": 60.0}))[:31]
-    'of 60 s: device 100 %. To go fas'
+    >>> in_words(wall_time(60.0, {"device": 60.0}))[:32]
+    'of 60 s: device 100 %. To go fast'
+    >>> in_words(wall_time(4.0, {"device": 4.0}))
+    'of 4 s: device 100 %. Too short to say what would help.'
     """
     shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in told["shares"].items())
-    return f"of {told['seconds']:.0f} s: {shares}. To go faster: {told['advice']}."
+    advice = told["advice"]
+    more = f"{advice.capitalize()}." if advice == _NO_ADVICE else f"To go faster: {advice}."
+    return f"of {told['seconds']:.0f} s: {shares}. {more}"
 
 
 def _advice(total: float, shares: Mapping[str, float]) -> str:
     if total < _TOO_SHORT:
-        return "this was too short to say"
+        return _NO_ADVICE
     waited = {part: share for part, share in shares.items() if part != "device"}
     worst = max(waited, key=waited.__getitem__, default=None)
     if worst is None or waited[worst] < _WORTH_A_WORD:
-        return "nothing, the device is busy; a larger loader.batch_size where its memory allows"
+        return _BUSY
     return _MORE[worst]

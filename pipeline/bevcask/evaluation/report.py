@@ -5,14 +5,15 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
+
+from bevcask.results import show
 
 _MEANS = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _COLUMNS = ("AP", "ATE", "ASE", "AOE", "AVE", "AAE")
 
 
 def score_report(result: Mapping[str, Any]) -> Group:
-    """Return tables of a result of `Evaluation.score`; other entries follow as they are.
+    """Return tables of a result of `Evaluation.score`; other entries follow.
 
     Args:
         result: scores and whatever a stage added to them; scores may be absent.
@@ -20,12 +21,8 @@ def score_report(result: Mapping[str, Any]) -> Group:
     parts: list[Table] = []
     if "mAP" in result:
         parts += [_means(result), _classes(result["per_class"])]
-    rest = Table(show_header=False, box=None)
-    for key, value in result.items():
-        if key not in _MEANS and key != "per_class":
-            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-            rest.add_row(Text(key, style="bold"), shown)
-    return Group(*parts, rest)
+    shown = (*_MEANS, "per_class")
+    return Group(*parts, show({key: value for key, value in result.items() if key not in shown}))
 
 
 def _means(result: Mapping[str, Any]) -> Table:
