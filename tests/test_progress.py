@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return fake
 
 
-def test_a_log_file_gets_a_line_a_minute_with_rate_and_time_left(
+def test_a_log_file_gets_an_early_line_and_one_a_minute_with_rate_and_time_left(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress_bar("train", 1000, done=100) as bar:
@@ -33,9 +33,10 @@ def test_a_log_file_gets_a_line_a_minute_with_rate_and_time_left(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "train 130 of 1000, 0:01:00, 0.50/s, 0:29:00 left, loss 0.123",
-        "train 160 of 1000, 0:02:00, 0.50/s, 0:28:00 left, loss 0.123",
-        "train 190 of 1000, 0:03:00, 0.50/s, 0:27:00 left, loss 0.123",
+        "train 105 of 1000, 0:00:10, 0.50/s, 0:29:50 left, loss 0.123",
+        "train 135 of 1000, 0:01:10, 0.50/s, 0:28:50 left, loss 0.123",
+        "train 165 of 1000, 0:02:10, 0.50/s, 0:27:50 left, loss 0.123",
+        "train 195 of 1000, 0:03:10, 0.50/s, 0:26:50 left, loss 0.123",
         "train 195 of 1000, 0:03:10, 0.50/s, 0:26:50 left, loss 0.123",
     ]
 

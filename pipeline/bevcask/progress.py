@@ -1,4 +1,7 @@
-"""Progress of every stage, on stderr: a bar on a terminal, a line a minute in a log file."""
+"""Progress of every stage, on stderr: a bar on a terminal, a line a minute in a log file.
+
+The first line comes early, so that a log tells at once whether all is well.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+_SECONDS_TO_FIRST_LINE = 5.0
 _SECONDS_BETWEEN_LINES = 60.0
 Unit = Literal["steps", "bytes"]
 
@@ -123,17 +127,18 @@ def _bar(
 
 
 class _Lines:
-    """Writes lines: one a minute while there is progress, and one at the end."""
+    """Writes lines: an early one, one a minute while there is progress, and one at the end."""
 
     def __init__(self, title: str, done: int, unit: Unit, silent_for: float) -> None:
         self._title = title
         self._from = done
         self._unit = unit
         self._silent_for = silent_for
-        self._began = self._said = monotonic()
+        self._began = monotonic()
+        self._next = self._began + max(_SECONDS_TO_FIRST_LINE, silent_for)
 
     def now_and_then(self, ticker: Ticker) -> None:
-        if monotonic() - self._said >= _SECONDS_BETWEEN_LINES and ticker.done < ticker.total:
+        if monotonic() >= self._next and ticker.done < ticker.total:
             self._say(ticker)
 
     def last(self, ticker: Ticker) -> None:
@@ -141,8 +146,9 @@ class _Lines:
             self._say(ticker)
 
     def _say(self, ticker: Ticker) -> None:
-        self._said = monotonic()
-        seconds = self._said - self._began
+        now = monotonic()
+        self._next = now + _SECONDS_BETWEEN_LINES
+        seconds = now - self._began
         rate = (ticker.done - self._from) / seconds if seconds > 0 else 0.0
         left = max(0, ticker.total - ticker.done)
         parts = [f"{self._count(ticker.done)} of {self._count(ticker.total)}", _time(seconds)]
