@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from bevcask.cache.files import Files
+from bevcask.cache.metadata import ROOT
 from bevcask.catalog import home, resolve
 from bevcask.config import DatasetConfig
 from bevcask.data.index.frames import Frames
@@ -36,8 +38,8 @@ def run(config: DoctorConfig) -> dict[str, Any]:
     """Look at everything; nothing is changed but a file that is written and removed again.
 
     Returns:
-        `checks`: name to `state` (`ok`, `warning`, `missing` of what is optional, `wrong`), `found`
-        and `next`; `ok`, False where one is wrong.
+        `checks`: name to `state` (`ok`, `warning`, `wrong`, `optional` of what is not installed,
+        `not asked` of what no key names), `found` and `next`; `ok`, False where one is wrong.
     """
     checks = dict(_checks(config))
     return {"ok": all(row["state"] != "wrong" for row in checks.values()), "checks": checks}
@@ -57,7 +59,7 @@ def _checks(config: DoctorConfig) -> Iterator[tuple[str, Row]]:
         there = importlib.util.find_spec(name) is not None
         found = f"{metadata.version(name)}: {use}" if there else f"not installed: no {use}"
         step = f"pip install {name}, where that is wanted"
-        yield name, _row("ok", found) if there else _row("missing", found, step)
+        yield name, _row("ok", found) if there else _row("optional", found, step)
 
 
 def _row(state: str, found: str, step: str = "") -> Row:
@@ -70,12 +72,19 @@ def _versions(names: tuple[str, ...]) -> str:
 
 def _device() -> Row:
     if not torch.cuda.is_available():
-        step = "install a torch built for CUDA, where there is a GPU: pip install torch"
-        return _row("warning", "no CUDA device: everything runs on the CPU", step)
+        return _row("warning", "no CUDA device: everything runs on the CPU", _towards_cuda())
     found = [hardware(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
     names = ", ".join(str(one["device"]) for one in found)
     said = f"{len(found)} x {names}, CUDA {found[0]['cuda']}, cuDNN {found[0]['cudnn']}"
     return _row("ok", f"{said}, {found[0]['driver'] or 'driver not told'}")
+
+
+def _towards_cuda() -> str:
+    """Return what to do where there is a GPU; the version of torch stays the one that is tested."""
+    if torch.version.cuda is not None:
+        return "where there is a GPU: nvidia-smi, and CUDA_VISIBLE_DEVICES, tell why it is not seen"
+    version = metadata.version("torch").partition("+")[0]
+    return f"where there is a GPU: pip install --force-reinstall torch=={version}, built for CUDA"
 
 
 def _memory() -> int:
@@ -116,13 +125,13 @@ def _home() -> Row:
 def _disk(cache: str | None) -> Row:
     """Write until the rate is known, at most two seconds, where the cache is or will be."""
     if cache is None:
-        return _row("missing", "not asked about", "cache=URL measures where it would lie")
+        return _row("not asked", "", "cache=URL measures where it would lie")
     try:
         folder = local_path(resolve("cache", cache))
     except BevcaskError as error:
         return _row("wrong", str(error))
     if folder is None:
-        return _row("ok", f"{cache} is not on a disk", "benchmarks/bucket.py measures a bucket")
+        return _store(resolve("cache", cache))
     try:
         rate = disk_rate(folder, _WATCHED)
     except OSError as error:
@@ -134,10 +143,19 @@ def _disk(cache: str | None) -> Row:
     return _row("warning", found, "a slow disk makes extraction wait: see the line at its end")
 
 
+def _store(url: str) -> Row:
+    """Ask a store for a key, which need not be there."""
+    try:
+        Files(url).size(ROOT)
+    except BevcaskError as error:
+        return _row("wrong", str(error))
+    return _row("ok", f"{url} answers", "benchmarks/bucket.py measures a bucket")
+
+
 def _dataset(dataset: DatasetConfig | None) -> Row:
     if dataset is None:
         step = "dataset=nuscenes dataset.root=FOLDER looks at one"
-        return _row("missing", "not asked about", step)
+        return _row("not asked", "", step)
     try:
         frames = Frames.select(dataset)
     except BevcaskError as error:
@@ -153,6 +171,6 @@ def _mmdet3d() -> Row:
     absent = [name for name in _MMDET3D if importlib.util.find_spec(name) is None]
     if absent:
         return _row(
-            "missing", f"no {', '.join(absent)}", "make mmdet3d, for its models as teachers"
+            "optional", f"no {', '.join(absent)}", "make mmdet3d, for its models as teachers"
         )
     return _row("ok", _versions(_MMDET3D))
