@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     sys.stdout.write(
         f"\nsynthetic world, seed {SEED}; {time.perf_counter() - start:.0f} s. Look at {folder}/, "
         f"then try: bevcask inspect {folder}/cache.zarr\n"
-        "Two minutes of training show the machinery, not what distillation is worth: see "
+        "So short a training shows the machinery, not what distillation is worth: see "
         "docs/measured.md\n"
     )
     return 0
