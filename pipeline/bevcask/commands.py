@@ -85,7 +85,8 @@ VERBS = {
     "evaluate": Verb(
         EvaluateConfig,
         "evaluate",
-        "Official nuScenes mAP and NDS of a detector or of a cache's boxes.",
+        "Official nuScenes mAP and NDS of a detector or of a cache's boxes. The scores and a "
+        "submission are also written to run=DIR, runs/latest where none is named.",
     ),
     "export": Verb(
         ExportConfig,

@@ -266,7 +266,7 @@ class PlannedStoreConfig(WrittenStoreConfig):
     """How targets would be stored."""
 
     budget: float | None = Field(
-        None, gt=0, description="GB for the whole selection; `plan probe=N` names what fits"
+        None, gt=0, description="in GB, for the whole selection; `plan probe=N` names what fits"
     )
 
 

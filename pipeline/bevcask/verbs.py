@@ -101,7 +101,8 @@ class PlanConfig(EngineConfig):
         0,
         ge=0,
         description="extract this many frames for real, beside `cache`, and say how long all of "
-        "them take, and from which epoch on a cache is faster than a teacher in the loop",
+        "them take, and from which epoch on a cache is faster than a teacher in the loop; at least "
+        "6 batches of loader.batch_size, or all frames there are",
     )
     loader: LoaderConfig = LoaderConfig()
     device: Device = "auto"
@@ -229,7 +230,9 @@ class EvaluateConfig(Config):
     loader: LoaderConfig = LoaderConfig()
     store: StoreOptions = StoreOptions()
     cache: CacheUrl = None
-    run: PathText = Field("runs/latest", description="folder for the scores and the submission")
+    run: PathText = Field(
+        "runs/latest", description="folder that scores and submission are always written to"
+    )
     expect: ExpectConfig = ExpectConfig()
     device: Device = "auto"
     trust_code: TrustCode = False

@@ -34,7 +34,8 @@ def render(result: dict[str, Any]) -> Group:
         *(render_probe(result) if "probe" in result else ()),
         f"{result['frames']:,} frames ({result['frames_from']}), "
         f"{result['teacher_passes']:,} teacher passes, "
-        f"at most {gigabytes(result['total_bytes'] / 1e9)} GB",
+        f"at most {gigabytes(result['total_bytes'] / 1e9)} GB uncompressed, in the codecs of "
+        f"{'the first table' if 'probe' in result else 'the table'}",
         *_without_the_largest(result),
         *_views_and_step(result),
         *(_times(result["time"]) if "time" in result else []),
