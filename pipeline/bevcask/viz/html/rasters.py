@@ -25,7 +25,7 @@ Role = Literal[
 ]
 COMPONENTS = 6
 SHOWN_CLASS = 0.05  # of a heatmap, below which no class is told
-_RANGE = (2.0, 99.5)  # percentiles
+_RANGE = {"component": (2.0, 99.5), "energy": (0.0, 99.9)}  # percentiles
 _QUALITY = 50  # of WebP
 _PIXELS_A_FRAME = 2000  # that the basis of colours is fitted to
 _DENSE, _MAIN = "dense_bev", "bev.neck"
@@ -37,7 +37,7 @@ class Tile:
 
     Attributes:
         target: of the cache.
-        role: `energy`: log10 of the mean |value| over channels; `heatmap`: the maximum over
+        role: `energy`: the mean |value| over channels; `heatmap`: the maximum over
             classes; `component`: of the basis of colours; without loss: `class`: 1 + the class of
             that maximum, 0 where it is small; `region`: 1 where a cell is stored.
         number: of a component, from 0.
@@ -198,11 +198,16 @@ def _limits(role: Role, values: Sequence[Floats]) -> tuple[float, float]:
         return 0.0, 255.0
     if role == "heatmap":
         return 0.0, 1.0
+    return robust_range(role, values)
+
+
+def robust_range(role: Role, values: Sequence[Floats]) -> tuple[float, float]:
+    """Return what 0 and 255 stand for of an energy or a component, fitted to some frames' maps."""
     whole = np.concatenate([own.ravel() for own in values])
     whole = whole[np.isfinite(whole)]
     if not len(whole):
         return 0.0, 1.0
-    low, high = (float(edge) for edge in np.percentile(whole, _RANGE))
+    low, high = (float(edge) for edge in np.percentile(whole, _RANGE[role]))
     return low, high if high > low else low + 1.0
 
 
@@ -230,11 +235,8 @@ def pool(map_YX: Floats, grid: Grid, how: Any) -> Floats:
 
 
 def energy(map_CYX: Floats, grid: Grid) -> Floats:
-    """Return log10 of the mean |value| over channels, (Y, X); -inf where all are 0."""
-    mean_YX = pool(np.abs(map_CYX).mean(0), grid, np.mean)
-    with np.errstate(divide="ignore"):
-        logarithm: Floats = np.log10(mean_YX)
-    return logarithm
+    """Return the mean |value| over channels, (Y, X), as `viz.sample` draws it."""
+    return pool(np.abs(map_CYX).mean(0), grid, np.mean)
 
 
 def classes(map_KYX: Floats, grid: Grid) -> Bytes:

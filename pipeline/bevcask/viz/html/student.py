@@ -26,7 +26,7 @@ from bevcask.targets.align import Align
 from bevcask.targets.spec import TapInfo
 from bevcask.viz.html.collect import line, spread
 from bevcask.viz.html.frames import MIN_SCORE, Content, drawn
-from bevcask.viz.html.rasters import Basis, Role, Tile, energy, pool, quantise, webp
+from bevcask.viz.html.rasters import Basis, Role, Tile, energy, pool, quantise, robust_range, webp
 
 Floats = npt.NDArray[np.floating[Any]]
 FRAMES = 24
@@ -249,9 +249,7 @@ def _tiles(target: str, teacher: Sequence[Tile], energies: Floats) -> list[Tile]
     """Return the student's tiles: components in the teacher's ranges, difference, energies."""
     grid, width = teacher[0].grid, teacher[0].grid.num_x
     found = [replace(own, x=place * width) for place, own in enumerate(teacher)]
-    energies = energies[np.isfinite(energies)]
-    low, high = np.percentile(energies, (2, 99.5)) if len(energies) else (0.0, 1.0)
-    edges = float(low), float(max(high, low + 1e-6))
+    edges = robust_range("energy", [energies])
     roles: list[tuple[Role, tuple[float, float]]] = [
         ("difference", _LIMITS), ("energy", edges), ("moved", edges), ("aligned", edges),
     ]  # fmt: skip

@@ -106,6 +106,30 @@ function drawEgo(context, scale) {
   }
 }
 
+function drawColourBars(context, canvas, shown) {
+  // Nearest to the border what is painted last.
+  const size = Math.round(11 * devicePixelRatio), wide = 14 * size, high = Math.round(2.6 * size);
+  const tiles = LAYERS.filter((own) => own.tiles && shown(own.id)).flatMap((own) => own.tiles)
+    .filter((own) => own.role === "energy" || own.role === "heatmap");
+  context.font = `${size}px sans-serif`;
+  tiles.reverse().forEach((tile, i) => {
+    const x = canvas.width - wide - size, y = canvas.height - (i + 1) * high - size;
+    context.fillStyle = "#101418d0";
+    context.fillRect(x - size / 2, y, wide + size, high);
+    const colours = context.createLinearGradient(x, 0, x + wide, 0);
+    RAMP.forEach((own, at) => colours.addColorStop(at / (RAMP.length - 1), `rgb(${own.join(" ")})`));
+    context.fillStyle = colours;
+    context.fillRect(x, y + 1.4 * size, wide, size * 0.8);
+    context.fillStyle = INK;
+    [["left", x, tile.low.toPrecision(2)], ["center", x + wide / 2, tile.role],
+      ["right", x + wide, tile.high.toPrecision(2)]].forEach(([align, at, text]) => {
+      context.textAlign = align;
+      context.fillText(text, at, y + 1.1 * size);
+    });
+  });
+  context.textAlign = "start";
+}
+
 function drawBev(frame, shown, cross) {
   const canvas = byId("bev");
   canvas.width = Math.max(1, Math.round(canvas.clientWidth * devicePixelRatio));
@@ -117,6 +141,7 @@ function drawBev(frame, shown, cross) {
   context.lineWidth = 1.5 * devicePixelRatio;
   for (const layer of LAYERS) if (shown(layer.id)) layer.draw(context, scale, frame);
   drawEgo(context, scale);
+  drawColourBars(context, canvas, shown);
   if (!cross) return;
   const [x, y] = toPixel(scale, cross), arm = 8 * devicePixelRatio;
   context.strokeStyle = INK;

@@ -79,8 +79,7 @@ function byteAt(frame, tile, cell) {
 }
 
 function valueOf(tile, byte) {
-  const value = tile.low + (byte / 255) * (tile.high - tile.low);
-  return tile.role === "energy" ? 10 ** value : value;
+  return tile.low + (byte / 255) * (tile.high - tile.low);
 }
 
 function titleOf(tile) {
