@@ -38,7 +38,7 @@ OVERLAPS = """() => {
 }"""
 REACHABLE = """() => [...document.querySelectorAll(
   'a[href],button:not(:disabled),select,input,summary,[tabindex="0"]')]
-  .filter((own) => !own.closest("details:not([open]) > :not(summary)"))
+  .filter((own) => !own.closest("details:not([open]) > :not(summary), dialog:not([open])"))
   .map((own, i) => { own.dataset.stop = i; return i; })"""
 
 

@@ -119,6 +119,63 @@ def test_boxes_toggle_in_the_images(opened: Any) -> None:
     assert sum(a != b for a, b in zip(before, after, strict=True)) >= 3
 
 
+def test_a_camera_is_enlarged(opened: Any) -> None:
+    opened.focus("#cameras button")
+    opened.keyboard.press("Enter")
+    picture = opened.locator("#large canvas")
+    assert picture.bounding_box()["width"] > 1000
+    look = "document.querySelector('#large canvas').toDataURL()"
+    before, first = opened.evaluate(look), opened.evaluate("document.body.dataset.shown")
+    opened.keyboard.press("n")
+    until(opened, f"document.body.dataset.shown !== '{first}'")
+    until(opened, "Object.values(state.frame.pictures).every((own) => own[1].complete)")
+    opened.wait_for_timeout(100)
+    assert opened.evaluate(look) != before
+    opened.keyboard.press("Escape")
+    assert not picture.is_visible()
+    assert opened.locator("#cameras canvas").first.bounding_box()["width"] > 300
+
+
+def test_colours_have_a_bar(opened: Any) -> None:
+    corner = """() => {
+      const bev = document.getElementById("bev");
+      const own = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+      own.drawImage(bev, 13 - bev.width, 21 - bev.height);
+      return [...own.getImageData(0, 0, 1, 1).data];
+    }"""
+    light = opened.evaluate(corner)
+    assert min(light[:2]) > 230
+    for name in layers(opened):
+        opened.uncheck(name)
+    assert max(opened.evaluate(corner)[:3]) < 40
+
+
+def test_no_table_is_cut_and_no_button_wraps(opened: Any) -> None:
+    cut = "[...document.querySelectorAll('.scroll{}')].filter((own) => "
+    cut += "own.scrollHeight > own.clientHeight + 1).map((own) => own.ariaLabel)"
+    assert opened.evaluate(cut.format(":not(.tall)")) == []
+    lines = (
+        "new Set([...document.querySelectorAll('.controls button')].map((own) => own.clientHeight))"
+    )
+    for width in (*WIDTHS, 1000, 1180):
+        opened.set_viewport_size({"width": width, "height": 844})
+        assert opened.evaluate(f"[...{lines}]") == [34], width
+    opened.click("#boxes-details summary")
+    opened.emulate_media(media="print")
+    assert opened.evaluate(cut.format("")) == []
+
+
+def test_classes_that_are_absent_have_no_scores(opened: Any, path: Path) -> None:
+    rows = "[...document.querySelectorAll('#scores tbody tr')].map((own) => "
+    rows += "[...own.children].map((cell) => cell.textContent))"
+    shown = {name: (set(numbers), boxes) for name, *numbers, boxes in opened.evaluate(rows)}
+    absent = {name for name, (_, boxes) in shown.items() if boxes == "0"}
+    assert bool(absent) == path.parent.name.startswith("real")
+    assert all(shown[name][0] == {"–"} for name in absent)
+    note = opened.text_content("#scores-note")
+    assert all(name in note for name in absent)
+
+
 def test_the_keyboard_reaches_everything(opened: Any) -> None:
     wanted = set(opened.evaluate(REACHABLE))
     reached = set()

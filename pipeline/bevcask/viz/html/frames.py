@@ -157,7 +157,12 @@ def packed_points(frames: Frames, token: str, number: int) -> str | None:
 
 
 def cameras(frames: Frames, token: str, width: int) -> dict[str, Any]:
-    """Return the camera images of a frame at a width, and how LiDAR points come to their pixels.
+    """Return the camera images of a frame, and how LiDAR points come to their pixels.
+
+    Args:
+        frames: hold the token.
+        token: of the sample.
+        width: of the images in pixels; narrower ones stay as they are.
 
     Returns:
         Camera -> `image` (base64 of JPEG), `size` (height, width), `matrix` (3 rows of 4: canonical
@@ -166,7 +171,8 @@ def cameras(frames: Frames, token: str, width: int) -> dict[str, Any]:
     out = {}
     for number, name in enumerate(CAMERAS):
         try:
-            image_HW3, matrix_34 = thumbnail(frames, token, number, width)
+            full_width = int(frames.index["frame_image_size"][frames.row(token), number, 1])
+            image_HW3, matrix_34 = thumbnail(frames, token, number, min(width, full_width))
         except BevcaskError:
             continue
         file = io.BytesIO()

@@ -15,7 +15,7 @@ from bevcask.viz.html.collect import line
 from bevcask.viz.html.frames import cameras
 
 SCRIPTS = ("model.js", "overview.js", "student.js", "bev.js", "cameras.js", "browser.js")
-_WIDTHS = (400, 256)  # pixels of a camera image: the first is taken if all frames fit
+_WIDTHS = (800, 400, 256)  # pixels of a camera image: the first at which all frames fit is taken
 _TRIED = 3
 
 

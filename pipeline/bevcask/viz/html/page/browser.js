@@ -7,7 +7,7 @@ const ORDERS = {
   codec: { title: "worst first: rounding by the codec", key: (row) => row.codec || 0, of: "codec" },
   alarms: { title: "worst first: false alarms", key: (row) => row.alarms || 0, of: "alarms" },
 };
-const state = { number: 0, list: DATA.frames.map((_, i) => i), cross: null, frame: null };
+const state = { number: 0, list: DATA.frames.map((_, i) => i), cross: null, frame: null, large: null };
 const isShown = (id) => byId("layer-" + id).checked;
 
 function labelOf(i) {
@@ -86,13 +86,14 @@ function fillLayers() {
 
 function fillCaptions() {
   byId("bev-caption").textContent = "From above, the car in the middle looks up. Look for energy and " +
-    "heat inside the boxes: an offset or a mirror image means wrong axes or grid. Energy is log10 of the " +
-    "mean |value| over channels, one robust range for all frames; colours are principal components, one " +
+    "heat inside the boxes: an offset or a mirror image means wrong axes or grid. Energy is the mean " +
+    "|value| over channels, one robust range for all frames; colours are principal components, one " +
     "basis for all frames. Values are read from 8-bit rasters, good to about 1 % of the range. Solid: " +
     `ground truth, faint without a sensor point; dashed: teacher, score ≥ ${DATA.min_score}. A box is ` +
     `missed or a false alarm by the ${DATA.distance} m rule, within its class. At most ${DATA.points} ` +
     "LiDAR points are drawn.";
-  byId("cameras-caption").textContent = "The same boxes in the images. Look for solid boxes that do not " +
+  byId("cameras-caption").textContent = "The same boxes in the images; click one, or press Enter on it, " +
+    "to enlarge it. Look for solid boxes that do not " +
     "sit on objects: calibration or time is off. Dashed boxes beside objects: the teacher is wrong here.";
 }
 
@@ -146,6 +147,7 @@ function start() {
   byId("next").addEventListener("click", () => step(1));
   byId("bev").addEventListener("mousemove", pointAt);
   byId("bev").addEventListener("keydown", moveCross);
+  byId("close").addEventListener("click", () => byId("large").close());
   byId("theme").addEventListener("click", switchTheme);
   systemDark.addEventListener("change", tellTheme);
   tellTheme();

@@ -75,13 +75,19 @@ function fillScores() {
     ? `mAP ${number(scores.mAP)}, NDS ${number(scores.NDS)}; translation error ` +
       `${number(scores.mATE)} m, scale ${number(scores.mASE)}, heading ${number(scores.mAOE)}, ` +
       `velocity ${number(scores.mAVE)} m/s, on ${scores.coverage}. An mAP far from the one you ` +
-      "know of this teacher means wrong weights, class order or data."
+      "know of this teacher means wrong weights, class order or data." + absentOf(scores)
     : "Not scored: no boxes are cached, or there is no ground truth of these frames.";
   if (!scores) return;
   const errors = ["AP", "ATE", "ASE", "AOE", "AVE", "AAE"];
   fillTable("scores", [["class"], ...errors.map((own) => [own, right]), ["boxes", right]],
     Object.entries(scores.per_class).map(([name, own]) =>
-      [name, ...errors.map((key) => number(own[key])), own.boxes]));
+      [name, ...errors.map((key) => (own.boxes ? number(own[key]) : "–")), own.boxes]));
+}
+
+function absentOf(scores) {
+  const absent = scores.absent_classes;
+  return absent.length ? ` No box of these frames is a ${absent.join(" or a ")}: nothing was measured of ` +
+    "them, yet the means count an AP of 0 and errors of 1." : "";
 }
 
 function fillOverview() {

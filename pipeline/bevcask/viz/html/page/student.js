@@ -29,7 +29,7 @@ function fillStudent() {
   const about = DATA.student;
   byId("student-caption").textContent = `Run ${about.name}, shown ${DATA.shown_student.length} frames. Its ` +
     `channels are its own, so the teacher's map is read from them by the linear map that fits ` +
-    `${(100 * about.read).toFixed(0)} % of the teacher's variance here. Look for bright objects in the ` +
+    `${Math.round(100 * about.read)} % of the teacher's variance here. Look for bright objects in the ` +
     "difference: what is not learned yet. After alignment the energy must lie where it lies without " +
     "augmentation; cells that left the grid stay dark. Pink: the student's boxes.";
 }
