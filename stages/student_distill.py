@@ -51,7 +51,7 @@ from bevcask.training.panels import Pictures
 from bevcask.training.record import RunFolder
 from bevcask.training.spawn import run_ranks
 from bevcask.training.sync_norms import sync_norms
-from bevcask.training.teaching import Teaching, open_teaching
+from bevcask.training.teaching import Teaching, mention_cells, open_teaching
 from bevcask.training.trainer import fit
 from bevcask.verbs import DistillConfig
 from bevcask.wall_time import in_words
@@ -114,6 +114,7 @@ def _train(config: DistillConfig) -> dict[str, Any]:
     generator = _generator(config)
     teaching = open_teaching(config, method, frames, device)
     method.build(detector.describe_taps(own), teaching.specs)
+    mention_cells(method, detector.describe_taps(own), teaching.specs)
     require_denoising(method, detector)
     if PIXELS.name not in teaching.specs:
         readable_frames(teaching.frames, inputs, "dataset")

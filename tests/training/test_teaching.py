@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from bevcask.compose import compose
+from bevcask.geometry import Grid
+from bevcask.methods import build_method
 from bevcask.targets.spec import Need, TapInfo, TargetSpec
 from bevcask.training import teaching
 from bevcask.verbs import DistillConfig, ExtractConfig
@@ -56,3 +58,23 @@ def test_nothing_is_advised_where_views_change_nothing(tap: TapInfo) -> None:
 def test_no_views_are_advised_to_a_student_that_sees_frames_as_they_are() -> None:
     tap = TapInfo("image.level0", "image_feature", (6, 4, 8, 8), depends_on_images=True)
     assert advice(tap, "augment.bev_flip_x=true") == []
+
+
+@pytest.mark.parametrize(("cell", "said"), [(0.8, False), (0.4, True)])
+def test_maps_that_are_read_at_other_cells_are_named_once(
+    cell: float, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = build_method({"type": "tigdistill"})
+    (pair,) = [own for own in method.pairs() if own.student and own.kind == "dense_bev"]
+    maps = [
+        TapInfo(str(name), "dense_bev", (4, 8, 8), Grid.square(51.2, own), nonnegative=True)
+        for name, own in ((pair.student, cell), (pair.teacher, 0.8))
+    ]
+    caplog.set_level("INFO")
+    teaching.mention_cells(
+        method, {maps[0].name: maps[0]}, {maps[1].name: TargetSpec(maps[1], "uint8")}
+    )
+    fine, coarse = "256 x 256 cells of 0.4 m", "128 x 128 cells of 0.8 m"
+    told = f"{pair.student} ({fine}) for {pair.teacher} ({coarse})"
+    assert caplog.text.count(told) == said
+    assert len(caplog.messages) == said

@@ -28,10 +28,12 @@ from bevcask.data.join import cached_frames
 from bevcask.data.samples import Replay, SampleReader
 from bevcask.data.sampling import Ints
 from bevcask.errors import ConfigError, PlanError
+from bevcask.geometry import Grid
 from bevcask.methods.base import Method
+from bevcask.targets.lattice import same_cells
 from bevcask.targets.pixels import needs_pixels
 from bevcask.targets.plan import is_replayed, plan
-from bevcask.targets.spec import TargetSpec, view_key
+from bevcask.targets.spec import TapInfo, TargetSpec, view_key
 from bevcask.training.identity import check_classes, check_dataset, check_teacher
 from bevcask.training.sources import CachedTargets, OnlineTargets, SeveralSources, TargetSource
 from bevcask.verbs import DistillConfig
@@ -247,6 +249,28 @@ def _mention_approximate(specs: Mapping[str, TargetSpec]) -> None:
             "A cache extracted with store.views=K replays what happens to the images.",
             ", ".join(names),
         )
+
+
+def mention_cells(
+    method: Method, student: Mapping[str, TapInfo], specs: Mapping[str, TargetSpec]
+) -> None:
+    """Say which maps of a student are read at the cells of a target that are not their own."""
+    told = []
+    for pair in method.pairs():
+        near, target = student.get(pair.student or ""), specs.get(pair.teacher or "")
+        mine, theirs = near and near.grid, target and target.tap.grid
+        if mine and theirs and not same_cells(mine, theirs):
+            told.append(f"{pair.student} ({_cells(mine)}) for {pair.teacher} ({_cells(theirs)})")
+    if told:
+        _log.info(
+            "maps of the student are read where the cells of the teacher's lie, which are others: "
+            "%s.",
+            "; ".join(dict.fromkeys(told)),
+        )
+
+
+def _cells(grid: Grid) -> str:
+    return f"{grid.num_x} x {grid.num_y} cells of {grid.cell:g} m"
 
 
 def _replay(config: DistillConfig, caches: Caches, viewed: Sequence[str]) -> Replay:
