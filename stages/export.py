@@ -20,7 +20,8 @@ def run(config: ExportConfig) -> dict[str, Any]:
     `names=official` writes what the detector's own release reads, as `.pth` where `out` says so.
 
     Returns:
-        Paths, tensors, parameters; of a student also its step and the cache it learned from.
+        Paths, tensors, the numbers in them (running statistics of norms too); of a student also its
+        step and the cache it learned from.
 
     Raises:
         ConfigError: no output file, or a teacher without a checkpoint.
@@ -75,5 +76,5 @@ def _convert(config: ExportConfig, out: Path) -> dict[str, Any]:
         "out": str(out),
         "checkpoint": config.teacher.checkpoint,
         "tensors": len(weights),
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "numbers": sum(tensor.numel() for tensor in weights.values()),
     }

@@ -71,9 +71,10 @@ def run(config: DistillConfig) -> dict[str, Any]:
     `trainer.devices` says how many are started here.
 
     Returns:
-        Scores on the validation frames (if any), `seconds_per_step` (median), the exported
-        student, the cache it learned from. Also written to `run/metrics.json`. Nothing on a rank of
-        a launcher that is not the first.
+        Scores on the validation frames (if any), `seconds_per_step` (median), `parameters` of the
+        student and `numbers` in its file (running statistics of norms too), the exported student,
+        the cache it learned from. Also written to `run/metrics.json`. Nothing on a rank of a
+        launcher that is not the first.
 
     Raises:
         ConfigError: a wrong section, or the folder holds a run of another configuration, or one
@@ -311,6 +312,7 @@ def describe(
     return {
         "student": config.student.detector["type"],
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "numbers": sum(tensor.numel() for tensor in student.state_dict().values()),
         "adapter_parameters": sum(parameter.numel() for parameter in method.parameters()),
         "method": config.method["type"],
         "frames": len(teaching.frames),

@@ -25,8 +25,9 @@ def run(config: WeightsConfig) -> dict[str, Any]:
 
     Returns:
         `file`, `family`, `wrapped_in` (outermost first), `note` (what the file says of itself),
-        `dtypes` (tensors of each), `tensors`, `parameters`, `fits` (detector configs that take it
-        whole), `does_not_fit` (those of its family that do not, each with `because`), `next`.
+        `dtypes` (tensors of each), `tensors`, `numbers` (in them, running statistics of norms too),
+        `fits` (detector configs that take it whole), `does_not_fit` (those of its family that do
+        not, each with `because`), `next`.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds no tensors, or is a pickle of more
@@ -43,7 +44,7 @@ def run(config: WeightsConfig) -> dict[str, Any]:
         "note": note,
         "dtypes": dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         "tensors": len(tensors),
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "numbers": sum(tensor.numel() for tensor in tensors.values()),
         "fits": fits,
         "does_not_fit": {name: {"because": reason} for name, reason in others.items()},
         "next": _advice(path, is_wrapped(tensors), fits),

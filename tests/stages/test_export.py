@@ -43,7 +43,7 @@ def test_best_student_is_written_without_adapters(
     code, printed, err = call("export", str(out), f"run={run}", "--json")
     assert code == 0, err
     answer = json.loads(printed)
-    assert (answer["step"], answer["tensors"], answer["parameters"]) == (5, 2, 7)
+    assert (answer["step"], answer["tensors"], answer["numbers"]) == (5, 2, 7)
     assert answer["cache"] == "abc"
     written = load_file(out)
     assert written.keys() == {"head.weight", "count"}

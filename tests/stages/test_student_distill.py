@@ -25,6 +25,7 @@ from small_student import STUDENT
 
 Call = Callable[..., tuple[int, str, str]]
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SMALL = (
     *STUDENT,
     "trainer.warmup_steps=1",
@@ -82,6 +83,11 @@ def test_result_holds_official_scores_and_the_cache(
     assert result["cache_id"] == open_cache(str(cached_world)).id
     assert result["frames"] == 3
     assert result["adapter_parameters"] > 0
+    weights = load_file(result["weights"])
+    learned = {name: n.numel() for name, n in weights.items() if not name.endswith(STATISTICS)}
+    assert result["parameters"] == sum(learned.values())
+    assert result["numbers"] == sum(tensor.numel() for tensor in weights.values())
+    assert result["numbers"] > result["parameters"]
 
 
 def test_validates_every_n_steps_and_at_the_end(

@@ -51,7 +51,7 @@ def test_a_published_file_in_all_its_wrappings(
     counters = sum(t.ndim == 0 for t in released.values())
     assert answer["dtypes"] == {"float16": len(released) - counters, "int64": counters}
     assert answer["tensors"] == len(released)
-    assert answer["parameters"] == sum(t.numel() for t in released.values())
+    assert answer["numbers"] == sum(t.numel() for t in released.values())
     assert answer["fits"] == ["raydn_tiny"]
     assert "is missing" in answer["does_not_fit"]["raydn_r50"]["because"]
     assert answer["next"] == (

@@ -254,7 +254,7 @@ def export(
         trust_code: whether its architecture may run code that is not bevcask's.
 
     Returns:
-        The note, and the number of tensors and parameters written.
+        The note, and the number of tensors and of numbers in them, running statistics of norms too.
 
     Raises:
         CheckpointError: not a checkpoint of a bevcask training.
@@ -271,7 +271,7 @@ def export(
         "checkpoint": str(checkpoint),
         "step": saved["global_step"],
         "tensors": len(student),
-        "parameters": sum(tensor.numel() for tensor in student.values()),
+        "numbers": sum(tensor.numel() for tensor in student.values()),
         "cache": note["cache"],
     }
 
