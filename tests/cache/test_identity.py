@@ -30,9 +30,28 @@ def test_a_leaf_the_cache_lacks_is_a_difference(sealed: str) -> None:
         check_identity(open_cache(sealed), {"teacher": {"seed": 1}})
 
 
+def test_another_kind_of_teacher_is_said_without_what_follows_from_it(
+    sealed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(sealed)
+    own = cache.attributes["fingerprint"]["teacher"]
+    monkeypatch.setitem(own, "type", "native/centerpoint")
+    theirs = {"type": "native/pillarnext", "weights": "dd" * 32, "config": {"blocks": [1, 1]}}
+    with pytest.raises(CacheIdentityError) as caught:
+        check_identity(cache, {"teacher": theirs, "classes": ["car"]})
+    message = str(caught.value)
+    first, second, *more = message.split("means. ")[1].split("; ")
+    assert first == (
+        "teacher.type: expected native/pillarnext (this run), got native/centerpoint (the cache)"
+    )
+    assert second.startswith("classes")
+    assert not more
+    assert "Name the teacher" in message
+
+
 def test_many_differences_are_counted(sealed: str) -> None:
     tokens = {"selection": {"tokens": ["0" * 32] * 6}}
-    with pytest.raises(CacheIdentityError, match="and 2 leaves more") as caught:
+    with pytest.raises(CacheIdentityError, match="and 2 more differences") as caught:
         check_identity(open_cache(sealed), tokens)
     assert "selection.tokens.0: expected" in str(caught.value)
     assert "The frames of a cache are fixed" in str(caught.value)

@@ -13,6 +13,7 @@ _NUM_SHOWN = 4
 _CAUSES_FIRST = (
     "teacher", "memory", "selection", "dataset", "classes", "preprocessing", "targets",
 )  # fmt: skip
+_WHO = "teacher.type"
 _WIDTH = 64
 _ADVICE = {
     "selection": "The frames of a cache are fixed when it is created: extract this selection to "
@@ -112,6 +113,9 @@ def _compare(cache: Cache, expected: Mapping[str, Any]) -> list[tuple[str, Any, 
 
 
 def _sorted(leaves: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """Sort causes before consequences, and leave out what only says that a teacher is another."""
+    if any(leaf == _WHO for leaf, _, _ in leaves):
+        leaves = [own for own in leaves if own[0] == _WHO or not own[0].startswith("teacher.")]
     return sorted(leaves, key=lambda leaf: _rank(leaf[0].partition(".")[0]))
 
 
@@ -127,7 +131,7 @@ def _raise_on(cache: Cache, leaves: list[tuple[str, Any, Any]]) -> None:
         for leaf, expected, got in leaves[:_NUM_SHOWN]
     ]
     if len(leaves) > _NUM_SHOWN:
-        shown.append(f"and {len(leaves) - _NUM_SHOWN} leaves more")
+        shown.append(f"and {len(leaves) - _NUM_SHOWN} more differences")
     section = leaves[0][0].partition(".")[0]
     advice = _ADVICE.get(section, "Restore what changed, or extract to another URL.")
     raise CacheIdentityError(
