@@ -248,3 +248,22 @@ def test_help_states_no_default_that_val_does_not_have() -> None:
     lines = [line for line in key_help("student-distill").splitlines() if "]val." in line]
     assert not [line for line in lines if "default" in line and "trust_pickle" not in line]
     assert any("val.split=[/]  of dataset.split=train: val" in line for line in lines)
+
+
+def test_a_plug_in_of_another_package_is_a_member_of_its_group() -> None:
+    name = "my_package.module:Own"
+    words = [f"method={name}", f"teacher={name}", f"student={name}", "method.weight=2"]
+    config = compose(DistillConfig, [*words, "trust_code=true"])
+    assert config.method == {"type": name, "weight": 2}
+    assert config.teacher.type == name
+    assert config.student.detector == {"type": name}
+    with pytest.raises(ConfigError, match="trust_code=true"):
+        compose(DistillConfig, words)
+
+
+@pytest.mark.parametrize("word", ["method=Own", "method=my_package/module:Own", "method=:Own"])
+def test_how_a_plug_in_is_named_is_said_where_a_method_is_not_known(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"ending in \.yaml, or my_package\.module:Class\."):
+        compose(DistillConfig, [word])
+    with pytest.raises(ConfigError, match=r"ending in \.yaml\.$"):
+        compose(DistillConfig, ["dataset=my_package.module:Own"])

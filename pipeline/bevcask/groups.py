@@ -1,6 +1,7 @@
 """The shipped YAML groups, and the words of a command line that pick and change them."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from bevcask.errors import ConfigError
 from bevcask.registry import suggest
 
 EXPERIMENT = "experiment"
+_IN_FULL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 GROUPS = ("dataset", "teacher", "student", "method", "store", "trainer", EXPERIMENT)
+
+_PLUGINS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "method": lambda name: {"type": name},
+    "teacher": lambda name: {"type": name},
+    "student": lambda name: {"detector": {"type": name}},
+}
 
 
 def group_members(group: str) -> list[str]:
@@ -23,6 +31,8 @@ def group_members(group: str) -> list[str]:
 def load_group(group: str, name: str) -> dict[str, Any]:
     """Load one YAML of a group; a mapping with `include: GROUP/NAME` is laid over that file.
 
+    A method, teacher or detector of another package is named in full, `module:Class`, without one.
+
     Raises:
         ConfigError: no such group member or file, or the file is not a mapping.
     """
@@ -30,6 +40,8 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    if group in _PLUGINS and _IN_FULL.fullmatch(name):
+        return _PLUGINS[group](name)
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
@@ -41,10 +53,11 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     else:
         members = group_members(group)
         if name not in members:
+            full = ", or my_package.module:Class" if group in _PLUGINS else ""
             known = f"Known: {', '.join(members)}; or give" if members else "None is shipped; give"
             raise ConfigError(
                 f"{group}={name:.200}: no such {group}.{suggest(name, members)} {known} a path "
-                "ending in .yaml."
+                f"ending in .yaml{full}."
             )
         text = (resources.files("bevcask.configs") / group / f"{name}.yaml").read_text()
     try:
