@@ -1,7 +1,7 @@
 """The shipped YAML groups, and the words of a command line that pick and change them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ def group_members(group: str) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def datasets_of(versions: Iterable[str]) -> str:
+    """Return ` dataset=NAME reads VERSION.` for each version that a shipped dataset is of."""
+    shipped = {name: load_group("dataset", name) for name in group_members("dataset")}
+    names = {own["version"]: name for name, own in shipped.items() if name != "infos"}
+    return "".join(
+        f" dataset={names[version]} reads split {shipped[names[version]]['split']} of {version}."
+        for version in versions
+        if version in names
+    )
 
 
 def load_group(group: str, name: str) -> dict[str, Any]:

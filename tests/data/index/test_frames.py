@@ -315,6 +315,16 @@ def test_a_misspelt_version_suggests_the_one_that_is_there(
         select(tiny_world, "v1.0-syntetic")
 
 
+def test_where_only_other_versions_are_their_shipped_dataset_is_named(
+    tmp_path: Path, select: Select
+) -> None:
+    for version in ("v1.0-mini", "v1.0-own"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "sample.json").write_text("[]")
+    with pytest.raises(DataError, match=r"dataset=mini reads split mini_train of v1\.0-mini"):
+        select(tmp_path, "v1.0-trainval")
+
+
 def test_a_table_cut_short_is_an_error(world_copy: Path, select: Select) -> None:
     path = world_copy / "v1.0-synthetic" / "sample_data.json"
     path.write_bytes(path.read_bytes()[:-100])

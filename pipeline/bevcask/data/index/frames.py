@@ -85,7 +85,8 @@ class Frames:
             raise ConfigError(
                 f"dataset.split={dataset.split} selects none of the {len(index.scenes)} scenes in "
                 f"{index.source} ({', '.join(index.scenes[:5])}, ...). "
-                f"Splits that hold frames here: {', '.join(_filled_splits(index))}."
+                "Say dataset.split=NAME, of those that hold frames here: "
+                f"{', '.join(_filled_splits(index))}."
             )
         virtual_points = None if dataset.virtual_points is None else Path(dataset.virtual_points)
         return cls(index, rows, virtual_points, dataset.resampling)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bevcask.catalog import home
 from bevcask.errors import DataError
+from bevcask.groups import datasets_of
 from bevcask.paths import write_whole
 from bevcask.registry import suggest
 
@@ -42,7 +43,7 @@ def table_files(root: Path, version: str) -> dict[str, Path]:
         found = sorted(path.parent.name for path in root.glob("*/sample.json"))
         raise DataError(
             f"{folder}: no such folder.{suggest(version, found)} "
-            f"Versions in {root}: {', '.join(found) or 'none'}. "
+            f"Versions in {root}: {', '.join(found) or 'none'}.{datasets_of(found)} "
             "Check dataset.root and dataset.version."
         )
     files = {name: folder / f"{name}.json" for name in TABLES}
