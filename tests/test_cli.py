@@ -11,8 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bevcask import __version__
-from bevcask.cli import app
+from bevcask.cli import app, key_help
 from bevcask.evaluation.report import score_report
+from bevcask.groups import load_group
 
 VERBS = (
     "plan",
@@ -216,3 +217,11 @@ def test_a_key_said_in_another_form_is_answered(words: tuple[str, ...], message:
     code, out, err = call(*words)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {message}")
+
+
+def test_help_gives_the_defaults_of_the_groups_that_a_verb_picks() -> None:
+    steps = load_group("trainer", "default")["max_steps"]
+    assert f"trainer.max_steps=[/]   [dim](default {steps})" in key_help("student-distill")
+    line = next(own for own in key_help("teacher-extract").splitlines() if "method=" in own)
+    assert line.endswith("tigdistill [dim](default distillbev)[/]")
+    assert "{'type'" not in "".join(map(key_help, VERBS))

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -49,32 +49,37 @@ _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 def key_help(verb: str) -> str:
     """Return the keys a verb reads, from its configuration model, as help text."""
-    model = VERBS[verb].config
-    picked = [group for group in GROUPS if reads(model, group)]
+    model, picked = VERBS[verb].config, VERBS[verb].groups
+    needed = any(field.is_required() for field in model.model_fields.values())
     lines = [
-        f"[cyan]{group}=[/]NAME  one of {', '.join(members)}"
-        for group in picked
-        if (members := group_members(group))
+        f"[cyan]{group}=[/]NAME  one of {', '.join(members)}{_default(picked.get(group))}"
+        for group in GROUPS
+        if reads(model, group) and (members := group_members(group))
     ]
-    return "[bold]Keys[/]\n\n" + "\n\n".join([*lines, *_described(model)])
+    default = None if needed else compose(model, [], picked)
+    return "[bold]Keys[/]\n\n" + "\n\n".join([*lines, *_described(model, default)])
 
 
-def _described(model: Any, where: str = "") -> Iterator[str]:
-    """Yield a line a key, sections first."""
+def _described(model: Any, default: Any = None, where: str = "") -> Iterator[str]:
+    """Yield a line a key, sections first; defaults are those of a configuration if given."""
     plain = []
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        value = getattr(default, name, value)
         if section is None:
-            plain.append(_describe(f"{where}{name}", field))
+            said = escape(field.description or "")
+            plain.append(f"[cyan]{where}{name}=[/]  {said}{_default(value)}")
         else:
-            yield from _described(section, f"{where}{name}.")
+            yield from _described(section, value, f"{where}{name}.")
     yield from plain
 
 
-def _describe(key: str, field: Any) -> str:
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    shown = "" if default in (None, {}) else f" [dim](default {escape(str(default))})[/]"
-    return f"[cyan]{key}=[/]  {escape(field.description or '')}{shown}"
+def _default(value: object) -> str:
+    """Return a default in words; nothing for none, and for a plug-in's section."""
+    if value is None or isinstance(value, Mapping):
+        return ""
+    return f" [dim](default {escape(str(value))})[/]"
 
 
 def _verb(name: str) -> None:
