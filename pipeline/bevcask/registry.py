@@ -55,6 +55,7 @@ KINDS = {
     "image_feature": "bevcask.targets.map_kinds:ImageFeature",
     "image_transform": "bevcask.targets.map_kinds:ImageTransform",
 }
+_ALIKE = 0.5
 _TABLES = {
     "detector": DETECTORS,
     "teacher": TEACHERS,
@@ -64,8 +65,17 @@ _TABLES = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
+
+    Names with a dot must be alike behind the last one too: a shared `bev.` is no likeness.
+    """
+    end = name.rpartition(".")[2]
+    likely = [
+        own
+        for own in known
+        if difflib.SequenceMatcher(None, end, own.rpartition(".")[2]).ratio() >= _ALIKE
+    ]
+    near = difflib.get_close_matches(name, likely, n=1, cutoff=_ALIKE)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
