@@ -156,9 +156,9 @@ def _meaning(
         check_dataset(cache, dataset)
     except CacheIdentityError as error:
         problems.append(Problem("fingerprint/dataset", str(error)))
-    if not problems:
-        _compare_with_truth(config, cache, frames, problems, result)
-    return values.suspicions
+    if problems:
+        return values.suspicions
+    return values.suspicions + _compare_with_truth(config, cache, frames, problems, result)
 
 
 def _compare_with_truth(
@@ -167,11 +167,11 @@ def _compare_with_truth(
     frames: Frames,
     problems: list[Problem],
     result: dict[str, Any],
-) -> None:
-    """Look whether axes, grids and boxes mean what the cache declares."""
+) -> list[Problem]:
+    """Look whether axes, grids and boxes mean what the cache declares; return suspicions."""
     if not frames.has_labels:
         result["not_compared"] = "ground truth: this version has no annotations"
-        return
+        return []
     check_classes(cache)
     tokens = spread_tokens(cache, _LOOKED_AT, config.seed)
     with progress_bar("meaning", len(tokens) * len(cache.specs)) as bar:
@@ -186,6 +186,16 @@ def _compare_with_truth(
         )
         for own in found.findings
         if own.verdict == "wrong"
+    ]
+    return [
+        Problem(
+            f"{MEANING}{own.what}",
+            f"as declared fits ground truth worse than {' or '.join(own.best)}, which fit alike: "
+            "look at the other targets, or at more frames",
+            target=own.target,
+        )
+        for own in found.findings
+        if own.suspicious
     ]
 
 
@@ -307,11 +317,6 @@ def _notes(
                 f"{off}, a little everywhere: arithmetic of another device, version or precision, "
                 f"no damage. Made on {made_on or 'an unknown device'}, asked on {here}."
             )
-
-
-def _as_windows(config: VerifyConfig) -> VerifyConfig:
-    teacher = config.teacher.model_copy(update={"memory": "window", "parts": None})
-    return config.model_copy(update={"teacher": teacher})
 
 
 def _suspects(cache: Cache, suspicions: Sequence[Problem]) -> Iterator[str]:

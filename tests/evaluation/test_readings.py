@@ -36,7 +36,7 @@ def test_readings_that_are_alike_are_both_named() -> None:
     errors = {DECLARED: NOISE + 1, "one": NOISE, "other": NOISE}
     found = decide("t", "what", errors)
     assert (found.verdict, set(found.best)) == ("undecided", {"one", "other"})
-    assert "what is declared fits worse" in found.note
+    assert found.suspicious
     found = decide("t", "what", errors, graded=True)
     assert (found.verdict, set(found.best)) == ("wrong", {"one", "other"})
 

@@ -17,6 +17,7 @@ Verdict = Literal["ok", "wrong", "undecided"]
 DECLARED = "as declared"
 MARGIN = 0.05  # of the declared score: what a better reading must gain
 
+_WORSE = "what is declared fits worse, and ground truth does not tell the others apart"
 _ADVICE = "check the teacher's weights and what it is shown"
 _MEASURES: dict[str, tuple[str, Callable[[float], float]]] = {
     "axes": ("energy in true boxes is {:.2f} deviations above the rest, {:.2f}", operator.neg),
@@ -66,6 +67,11 @@ class Finding:
     note: str = ""
     meant: Any = None
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether what is declared surely fits worse, and which other reading is right is open."""
+        return self.note == _WORSE
+
 
 def undecided(target: str, what: str, note: str, boxes: int = 0) -> Finding:
     """Return that something was not judged."""
@@ -114,7 +120,7 @@ def decide(
         verdict = "ok"
     elif best != DECLARED and DECLARED not in close and gained:
         if close and not graded:
-            note = "what is declared fits worse, and ground truth does not tell the others apart"
+            note = _WORSE
         else:
             verdict = "wrong"
     note = note if verdict == "undecided" else ""

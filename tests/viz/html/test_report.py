@@ -8,6 +8,7 @@ import pytest
 
 from bevcask.cache import Cache
 from bevcask.cache.encoded import Encoded
+from bevcask.evaluation.readings import DECLARED, decide
 from bevcask.viz.html import notices
 from bevcask.viz.html.collect import change, codec_error, extremes, line, merge, spread, thinned
 from bevcask.viz.html.pages import SCRIPTS
@@ -69,6 +70,14 @@ def test_rasters_shrink_before_a_page_outgrows_its_budget(cache: Cache, tmp_path
     for budget in (BUDGET, 150_000):
         sizes[budget] = write_report(asked(cache, budget=budget), tmp_path / "r.html")["html_bytes"]
     assert sizes[150_000] <= sizes[BUDGET]
+
+
+def test_a_reading_that_is_surely_wrong_is_a_warning_where_others_fit_alike() -> None:
+    errors = {DECLARED: np.ones(20), "mirrored x": np.zeros(20), "mirrored y": np.zeros(20)}
+    found = decide("bev.neck", "axes", errors)
+    [own] = notices.of_meaning([found])
+    assert (own.severity, own.kind) == ("warning", "axes")
+    assert "worse than mirrored x or mirrored y" in own.what
 
 
 def test_a_frame_may_stand_in_a_script() -> None:

@@ -144,6 +144,17 @@ def of_meaning(findings: Sequence[Finding]) -> list[Notice]:
                     "again; bevcask verify check=meaning says more",
                 )
             )  # fmt: skip
+        elif own.suspicious:
+            found.append(
+                Notice(
+                    "warning", own.what,
+                    f"{own.what} as declared fits ground truth worse than {' or '.join(own.best)}, "
+                    "which fit alike",
+                    f"{own.target}, {own.boxes} true boxes",
+                    "look at the other targets of this teacher, and at more frames: bevcask verify "
+                    "check=meaning",
+                )
+            )  # fmt: skip
         elif own.best_score is not None and own.best_score > _NO_LOUDER.get(own.what, math.inf):
             found.append(
                 Notice(
