@@ -9,7 +9,7 @@ import pytest
 from bevcask.cli import key_help
 from bevcask.commands import VERBS
 from bevcask.compose import compose, reads, section_of, takes_text, words_for
-from bevcask.config import Config
+from bevcask.config import Config, DatasetConfig
 from bevcask.errors import ConfigError
 from bevcask.groups import GROUPS
 from bevcask.verbs import DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
@@ -187,6 +187,11 @@ def test_val_follows_the_dataset_unless_it_says_otherwise() -> None:
     assert found is not None
     assert (found.root, found.split) == ("/data/n", "val")
     assert compose(DistillConfig, ["dataset=mini"]).val is None
+    held = DistillConfig.model_validate(
+        {"dataset": DatasetConfig(root="/d"), "val": {"limit": 2}}
+    ).val
+    assert held is not None
+    assert (held.root, held.split, held.limit) == ("/d", "val", 2)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,8 @@ class DistillConfig(Config):
     @classmethod
     def _val_follows_dataset(cls, values: dict[str, Any]) -> dict[str, Any]:
         dataset, val = values.get("dataset", {}), values.get("val")
+        if isinstance(dataset, DatasetConfig):
+            dataset = dataset.model_dump()
         if not isinstance(dataset, Mapping) or not isinstance(val, Mapping):
             return values
         followed = {
