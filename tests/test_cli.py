@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from bevcask import __version__
 from bevcask.cli import app, key_help
+from bevcask.commands import VERBS as VERBS_BY_NAME
 from bevcask.evaluation.report import score_report
 from bevcask.groups import load_group
 
@@ -225,3 +226,37 @@ def test_help_gives_the_defaults_of_the_groups_that_a_verb_picks() -> None:
     line = next(own for own in key_help("teacher-extract").splitlines() if "method=" in own)
     assert line.endswith("tigdistill [dim](default distillbev)[/]")
     assert "{'type'" not in "".join(map(key_help, VERBS))
+
+
+@pytest.mark.parametrize(
+    ("verb", "word"),
+    [
+        ("teacher-extract", "teacher.checkpoint={}"),
+        ("student-distill", "teachers.lidar.checkpoint={}"),
+        ("student-distill", "student.init=catalog:bevdepth_tiny_start,{}"),
+        ("student-distill", "student.head={}"),
+        ("evaluate", "student.checkpoint={}"),
+        ("export", "student.checkpoint={}"),
+        ("verify", "teacher.checkpoint={}"),
+    ],
+)
+def test_weights_that_are_not_there_are_named_before_anything_is_read(
+    verb: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(f"bevcask.stages.{VERBS_BY_NAME[verb].stage}.run", read)
+    code, _, err = call(verb, word.format(tmp_path / "no.safetensors"))
+    assert code == 2
+    key = word.partition("=")[0]
+    assert err == (
+        f"error: {key}: {tmp_path}/no.safetensors: no such checkpoint. Give a file, or "
+        "catalog:NAME (`bevcask catalog` lists them).\n"
+    )
+
+
+def test_a_plan_can_be_made_before_there_are_weights(tmp_path: Path) -> None:
+    missing = f"teacher.checkpoint={tmp_path / 'later.pth'}"
+    assert call("plan", missing)[0] == 0
+    assert "later.pth: no such checkpoint" in call("plan", missing, "probe=4")[2]

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from bevcask.config import Config, validate
-from bevcask.errors import ConfigError, UnknownNameError
+from bevcask.errors import CheckpointError, ConfigError, UnknownNameError
 from bevcask.paths import local_path, write_whole
 from bevcask.registry import suggest
 
@@ -202,6 +202,25 @@ def is_missing(location: str) -> bool:
     """Tell whether a local path does not exist; remote URLs are not looked up."""
     path = local_path(location)
     return path is not None and not path.exists()
+
+
+def require_checkpoint(key: str, name: str) -> None:
+    """Refuse a file of weights that is not there; one in a remote store is not looked up.
+
+    Args:
+        key: the configuration key that names it, for messages.
+        name: a path, a URL, or `catalog:NAME`.
+
+    Raises:
+        CheckpointError: there is no such file.
+        UnknownNameError: the catalog has no such name.
+    """
+    path = local_path(resolve("checkpoint", name))
+    if path is not None and not path.is_file():
+        raise CheckpointError(
+            f"{key}: {path}: no such checkpoint. Give a file, or catalog:NAME (`bevcask catalog` "
+            "lists them)."
+        )
 
 
 def register_cache(url: str, cache: SealedCache, name: str) -> None:

@@ -25,7 +25,7 @@ from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
 from bevcask.results import show
 from bevcask.signals import AGAIN, GOES_ON, ending, exit_code
-from bevcask.verbs import SubmitConfig
+from bevcask.verbs import PlanConfig, SubmitConfig
 
 app = typer.Typer(
     name="bevcask",
@@ -89,6 +89,7 @@ def _verb(name: str) -> None:
     def command(words: Words = None, as_json: AsJson = False) -> None:
         def work() -> tuple[dict[str, Any], Any]:
             config = compose(verb.config, _positional(words or [], name), verb.groups)
+            _require_checkpoints(config)
             _connect(config)
             module = importlib.import_module(f"bevcask.stages.{verb.stage}")
             return module.run(config), module
@@ -99,6 +100,23 @@ def _verb(name: str) -> None:
     command.__name__ = verb.stage
     epilog = key_help(name) if {"--help", name} <= set(sys.argv) else None
     app.command(name=name, epilog=epilog, help=verb.summary, context_settings=_WORDS)(command)
+
+
+def _require_checkpoints(config: Any) -> None:
+    """Refuse weights that are named and not there, before a dataset is read for minutes."""
+    from bevcask.catalog import require_checkpoint
+
+    if isinstance(config, PlanConfig) and not (config.probe or config.time):
+        return
+    teachers = {"teacher": getattr(config, "teacher", None)}
+    teachers |= {f"teachers.{label}": own for label, own in getattr(config, "teachers", {}).items()}
+    for section, teacher in teachers.items():
+        if teacher is not None and teacher.type == "native" and teacher.checkpoint != "random":
+            require_checkpoint(f"{section}.checkpoint", teacher.checkpoint)
+    for key in ("init", "checkpoint", "head"):
+        names = getattr(getattr(config, "student", None), key, None)
+        for name in names.split(",") if names else ():
+            require_checkpoint(f"student.{key}", name)
 
 
 def _connect(config: Any) -> None:

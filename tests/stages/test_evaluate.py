@@ -113,7 +113,9 @@ def test_unnamed_dataset_is_the_one_the_cache_came_from(
     assert json.loads(out)["coverage"] == "6 of 6 frames"
 
 
-@pytest.mark.parametrize("given", [[], ["cache=x.zarr", "student.checkpoint=x.safetensors"]])
+@pytest.mark.parametrize(
+    "given", [[], ["cache=x.zarr", "student.checkpoint=catalog:bevdepth_tiny_start"]]
+)
 def test_exactly_one_thing_is_scored(given: list[str], call: Call) -> None:
     code, _, err = call("evaluate", *given)
     assert code == 2

@@ -132,7 +132,10 @@ def test_detectors_without_released_names_say_so(call: Call, tmp_path: Path) -> 
         ((), "needs a file"),
         (("out.safetensors", "run=nowhere"), "has no checkpoint"),
         (("out.safetensors", "teacher=centerpoint_tiny"), "add teacher.checkpoint=FILE"),
-        (("out.safetensors", "student.checkpoint=nowhere.ckpt"), "no such training checkpoint"),
+        (
+            ("out.safetensors", "student.checkpoint=nowhere.ckpt"),
+            "student.checkpoint: nowhere.ckpt: no such checkpoint",
+        ),
     ],
 )
 def test_what_is_missing_is_told(words: tuple[str, ...], message: str, call: Call) -> None:
