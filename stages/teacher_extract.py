@@ -35,6 +35,7 @@ from bevcask.extraction.fill import Bar, Filled, Job, fill, write_missing
 from bevcask.extraction.identity import fingerprint, frame_table, made_by
 from bevcask.extraction.views import check_views
 from bevcask.methods import build_method
+from bevcask.outputs import cache_place
 from bevcask.paths import head_of, split_url
 from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import command, hardware, pick_device
@@ -73,7 +74,7 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     """
     if config.cache is None:
         raise ConfigError("teacher-extract needs a cache URL: bevcask teacher-extract URL ...")
-    url = resolve("cache", config.cache)
+    url = cache_place(resolve("cache", config.cache))
     if config.name is not None:
         check_name(config.name, url)
     config = _shared(config)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from bevcask.cli import app
 from bevcask.errors import ConfigError
-from bevcask.outputs import output_file, output_folder
+from bevcask.outputs import cache_place, output_file, output_folder
 from cache.example import build
 
 
@@ -54,3 +54,12 @@ def test_other_places_are_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="this is a file"):
         output_folder("run", str(tmp_path / "file"))
+
+
+def test_a_cache_is_no_file(tmp_path: Path) -> None:
+    place = tmp_path / "c.zarr"
+    assert cache_place(str(place)) == str(place)
+    place.touch()
+    with pytest.raises(ConfigError, match=r"cache=.*c.zarr: expected a folder, and this is a file"):
+        cache_place(str(place))
+    assert cache_place("s3://bucket/c.zarr") == "s3://bucket/c.zarr"

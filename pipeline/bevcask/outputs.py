@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bevcask.errors import ConfigError
+from bevcask.paths import local_path
 
 _ROOT = "zarr.json"
 
@@ -40,6 +41,21 @@ def output_folder(key: str, name: str) -> Path:
         )
     _refuse_cache(key, name, path)
     return path
+
+
+def cache_place(url: str) -> str:
+    """Return the URL of a cache that a command is to fill.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+    path = local_path(url)
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConfigError(
+            f"cache={url}: expected a folder, and this is a file. Choose another place. "
+            "Nothing was written."
+        )
+    return url
 
 
 def _refuse_cache(key: str, name: str, folder: Path) -> None:
