@@ -7,6 +7,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from bevcask.processes import FORK_SERVER
+from command_words import last_of_each_key
 
 
 def start(work: Callable[..., Any], *words: object) -> BaseProcess:
@@ -22,7 +23,7 @@ def command(*words: str) -> None:
     """Do what the command line does."""
     from bevcask.cli import main
 
-    sys.argv = ["bevcask", *words]
+    sys.argv = ["bevcask", *last_of_each_key(*words)]
     main()
 
 

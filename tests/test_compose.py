@@ -1,5 +1,6 @@
 """A verb takes what it reads, and says so of everything else."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -8,11 +9,18 @@ import pytest
 
 from bevcask.cli import key_help
 from bevcask.commands import VERBS
-from bevcask.compose import compose, reads, section_of, takes_text, words_for
+from bevcask.compose import compose, reads, refuse_repeated, section_of, takes_text, words_for
 from bevcask.config import Config, DatasetConfig
 from bevcask.errors import ConfigError
 from bevcask.groups import GROUPS
-from bevcask.verbs import DistillConfig, EvaluateConfig, ExtractConfig, InspectConfig
+from bevcask.verbs import (
+    DistillConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    InspectConfig,
+    PlanConfig,
+    ReportConfig,
+)
 
 
 def test_defaults_are_a_valid_run() -> None:
@@ -272,3 +280,21 @@ def test_how_a_plug_in_is_named_is_said_where_a_method_is_not_known(word: str) -
         compose(DistillConfig, [word])
     with pytest.raises(ConfigError, match=r"ending in \.yaml\.$"):
         compose(DistillConfig, ["dataset=my_package.module:Own"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=1", "seed=2"], "seed: said more than once, seed=1 and seed=2. Say it once."),
+        (["dataset=mini", "dataset=nuscenes"], "dataset=mini and dataset=nuscenes"),
+        (["cache=a.zarr", "seed=1", "cache=b.zarr"], "cache=a.zarr and cache=b.zarr"),
+    ],
+)
+def test_a_key_is_said_once(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        refuse_repeated(PlanConfig, words)
+
+
+def test_what_is_said_again_alike_and_runs_of_a_report_are_taken() -> None:
+    refuse_repeated(PlanConfig, ["seed=1", "seed=1"])
+    refuse_repeated(ReportConfig, ["run=a", "run=b"])

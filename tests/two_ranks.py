@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from bevcask.cli import app
 from bevcask.training import module
+from command_words import last_of_each_key
 from ending import at_step
 
 Answer = tuple[int, str, str]
@@ -77,7 +78,7 @@ def _serve(rank: int, end: Connection) -> None:
             calm(patch)
             if "at_step" in said and said["at_step"][0] in (rank, "all"):
                 at_step(patch, *said["at_step"][1:])
-            answer = CliRunner().invoke(app, words)
+            answer = CliRunner().invoke(app, last_of_each_key(*words))
         err = answer.stderr
         if answer.exception is not None and not isinstance(answer.exception, SystemExit):
             err += "".join(traceback.format_exception(answer.exception))

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from bevcask import __version__
 from bevcask.commands import VERBS
-from bevcask.compose import compose, reads, section_of
+from bevcask.compose import compose, reads, refuse_repeated, section_of
 from bevcask.errors import BevcaskError, ConfigError, Stopped
 from bevcask.groups import GROUPS, group_members
 from bevcask.results import show
@@ -154,7 +154,8 @@ def _positional(words: list[str], verb: str) -> list[str]:
                 f"{said} cache={words[0]} asks what would be added to a cache, and whether its "
                 "disk has room."
             )
-        return [f"{url}={words[0]}", *words[1:]]
+        words = [f"{url}={words[0]}", *words[1:]]
+    refuse_repeated(VERBS[verb].config, words)
     return words
 
 
@@ -254,6 +255,7 @@ def submit(
             raise ConfigError(f"submit VERB ...: got {name!r}, known: {', '.join(VERBS)}.")
         verb = VERBS[name]
         compose(verb.config, _positional(rest, name), verb.groups)  # said here, not by a node
+        refuse_repeated(SubmitConfig, own)
         module = importlib.import_module("bevcask.stages.submit")
         return module.run(name, rest, compose(SubmitConfig, own).slurm, dry_run), module
 

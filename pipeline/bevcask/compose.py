@@ -74,6 +74,24 @@ def compose(
     return config
 
 
+def refuse_repeated(model: type[Config], words: Sequence[str]) -> None:
+    """Refuse keys that are given different values: nobody knows which of them was meant.
+
+    Raises:
+        ConfigError: each such key with all that is said of it.
+    """
+    said: dict[str, list[str]] = {}
+    for word in dict.fromkeys(_repeated(model, words)[0]):
+        said.setdefault(word.partition("=")[0], []).append(word)
+    lines = [
+        f"{key}: said more than once, {' and '.join(own)}. Say it once."
+        for key, own in said.items()
+        if len(own) > 1
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
 def _with_word(tree: Any, word: str) -> Any:
     """Return a tree of OmegaConf's with `key=value` laid over it, the value read as YAML."""
     from omegaconf import OmegaConf

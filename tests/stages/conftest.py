@@ -8,16 +8,20 @@ import pytest
 from typer.testing import CliRunner
 
 from bevcask.cli import app
+from command_words import last_of_each_key
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
 def call() -> Call:
-    """Run the command line in this process: words -> (exit code, stdout, stderr)."""
+    """Run the command line in this process: words -> (exit code, stdout, stderr).
+
+    A later word of a key stands in for an earlier one: fixtures give words to begin with.
+    """
 
     def run(*words: str) -> tuple[int, str, str]:
-        answer = CliRunner().invoke(app, [str(word) for word in words])
+        answer = CliRunner().invoke(app, last_of_each_key(*words))
         known = answer.exception is None or isinstance(answer.exception, SystemExit)
         assert known, answer.exception
         return answer.exit_code, answer.stdout, answer.stderr

@@ -24,6 +24,7 @@ from bevcask.cache.verify_bytes import verify
 from bevcask.errors import ClusterError, ConfigError
 from bevcask.worker import own_device, require_children, unwanted
 from cache.test_writer import different_files
+from command_words import last_of_each_key
 from slow_teacher import TYPE
 
 Call = Callable[..., tuple[int, str, str]]
@@ -208,7 +209,7 @@ def big_whole(big: list[str], call: Call, tmp_path_factory: pytest.TempPathFacto
 @contextmanager
 def running(url: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
     """An extraction of its own, which ends with the block."""
-    command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *words]
+    command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *last_of_each_key(*words)]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "100"

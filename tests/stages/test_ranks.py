@@ -18,6 +18,7 @@ import torch
 from bevcask.compose import words_for
 from bevcask.signals import exit_code
 from bevcask.verbs import ExtractConfig
+from command_words import last_of_each_key
 from ending import at_step
 from small_student import STUDENT
 from two_ranks import TwoRanks, calm
@@ -232,7 +233,7 @@ def test_official_numbers_are_those_of_one_process(
 
 
 def started(words: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "bevcask", *words, "trainer.devices=2"]
+    command = [sys.executable, "-m", "bevcask", *last_of_each_key(*words), "trainer.devices=2"]
     return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True)
 
 

@@ -13,13 +13,14 @@ import pytest
 from bevcask.cache.verify_bytes import verify
 from bevcask.signals import TRY_AGAIN
 from cache.test_writer import different_files
+from command_words import last_of_each_key
 from small_student import STUDENT
 
 PATIENCE = 30  # seconds from a signal to the end
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bevcask.cli", *map(str, words)]
+    command = [sys.executable, "-m", "bevcask.cli", *last_of_each_key(*words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
 

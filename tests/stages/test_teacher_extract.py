@@ -25,6 +25,7 @@ from bevcask.errors import ConfigError
 from bevcask.extraction import fill
 from bevcask.groups import load_group
 from bevcask.teachers import build_teacher
+from command_words import last_of_each_key
 
 TEACHER = ("teacher=centerpoint_tiny", "seed=3", "loader.num_workers=0", "loader.batch_size=2")
 
@@ -34,7 +35,7 @@ def words(world: Path, *more: str) -> list[str]:
 
 
 def call(*arguments: str) -> tuple[int, str, str]:
-    answer = CliRunner().invoke(app, list(arguments))
+    answer = CliRunner().invoke(app, last_of_each_key(*arguments))
     assert answer.exception is None or isinstance(answer.exception, SystemExit), answer.exception
     return answer.exit_code, answer.stdout, answer.stderr
 
