@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from torch import Tensor
 
 from bevcask.cache.begin import begin, stored_targets
@@ -39,6 +40,7 @@ from bevcask.outputs import cache_place
 from bevcask.paths import head_of, split_url
 from bevcask.progress import no_bar, progress_bar
 from bevcask.provenance import command, hardware, pick_device
+from bevcask.results import show
 from bevcask.scheduler import share
 from bevcask.stages.evaluate import expected_of_cache, require_honest, require_scores
 from bevcask.targets.plan import BOXES, Plan, plan
@@ -47,9 +49,11 @@ from bevcask.teachers.base import Teacher
 from bevcask.teachers.reckoning import prepare
 from bevcask.training.identity import check_dataset, spoken_of
 from bevcask.verbs import ExtractConfig
+from bevcask.viz.planned import targets_table
 from bevcask.worker import kept, one_at_a_time, own_device, require_children, unwanted
 
 _log = logging.getLogger(__name__)
+_OF_ALL = ("frames", "committed_frames", "shards_left")
 
 
 def run(config: ExtractConfig) -> dict[str, Any]:
@@ -60,9 +64,9 @@ def run(config: ExtractConfig) -> dict[str, Any]:
     (`scheduler.share`); `repair=FILE` writes listed shards again.
 
     Returns:
-        cache URL, id, frames, stored and raw bytes, `sealed`, `shards_left` (of all parts),
-        `reused` shards, the head file; with `expect.map` of a sealed cache the official scores of
-        its boxes, and `ok`, whether it is reached.
+        cache URL, id, `sealed`; of all parts `frames`, `committed_frames`, stored and raw bytes,
+        `shards_left`; `reused` shards, the head file; with `expect.map` of a sealed cache the
+        official scores of its boxes, and `ok`, whether it is reached.
 
     Raises:
         ConfigError: no cache URL, or a wrong section.
@@ -104,6 +108,15 @@ def run(config: ExtractConfig) -> dict[str, Any]:
         "wall_time": filled.wall_time,
     }
     return _expected(config, url, found)
+
+
+def render(result: dict[str, Any]) -> Group:
+    """Show what is there; of one part, which numbers are of all."""
+    if "targets" in result:
+        told = {key: value for key, value in result.items() if key != "targets"}
+        return Group(show(told), targets_table(result))
+    of_all = _OF_ALL if result.get("part") else ()
+    return show({f"{key} of all parts" if key in of_all else key: result[key] for key in result})
 
 
 def _check_expected(config: ExtractConfig, frames: Frames, teacher: Teacher) -> None:
@@ -320,6 +333,7 @@ def report(url: str, teacher: Teacher, num_frames: int, name: str | None = None)
         "cache": url,
         "id": cache.id,
         "frames": num_frames,
+        "committed_frames": sum(done for done, _ in cache.coverage.values()),
         "stored_gb": sum(cache.stored_bytes(name) for name in cache.specs) / 1e9,
         "sealed": cache.sealed,
         "head": head,

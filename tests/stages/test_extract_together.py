@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import forked
 from bevcask.cache.reader import open_cache
 from bevcask.cache.verify_bytes import verify
 from bevcask.commands import VERBS
 from bevcask.compose import words_for
+from bevcask.stages.teacher_extract import render
 from cache.test_writer import different_files
 
 Call = Callable[..., tuple[int, str, str]]
@@ -84,9 +86,21 @@ def test_two_processes_at_once_make_what_one_makes(
 
 def test_three_parts_in_turn(whole: Path, words: list[str], call: Call, tmp_path: Path) -> None:
     url = tmp_path / "three.zarr"
-    left = [extract(call, url, [*words, f"part={i}/3"])["shards_left"] for i in (3, 1, 1, 2)]
-    assert left == [4, 2, 2, 0]
+    found = [extract(call, url, [*words, f"part={i}/3"]) for i in (3, 1, 1, 2)]
+    left = [(own["shards_left"], own["committed_frames"], own["frames"]) for own in found]
+    assert left == [(4, 2, 6), (2, 4, 6), (2, 4, 6), (0, 6, 6)]
     assert different_files(whole, url) == []
+
+
+def test_a_part_says_which_numbers_are_of_all() -> None:
+    result = {"frames": 24, "committed_frames": 8, "part": "1/2", "shards_left": 2}
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(render(result))
+        console.print(render(result | {"part": None}))
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert lines[:2] == ["frames of all parts 24", "committed frames of all parts 8"]
+    assert lines[3:5] == ["shards left of all parts 2", "frames 24"]
 
 
 HOLD = """

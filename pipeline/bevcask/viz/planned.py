@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def render(result: dict[str, Any]) -> Group:
-    """Show the plan as a table with totals."""
+def targets_table(result: dict[str, Any]) -> Table:
+    """Return what is stored of each target, and its bytes before compression."""
     table = Table(title="targets (uncompressed: an upper bound)")
     told = any(row["reads"] != "none" for row in result["targets"])
     words = ["target", "kind", "shape", "codec", "region", "alignment"]
@@ -29,8 +29,13 @@ def render(result: dict[str, Any]) -> Group:
             f"{row['bytes_per_frame'] / 1e6:.3f}",
             gigabytes(row["bytes"] / 1e9),
         )
+    return table
+
+
+def render(result: dict[str, Any]) -> Group:
+    """Show the plan as a table with totals."""
     return Group(
-        table,
+        targets_table(result),
         *(render_probe(result) if "probe" in result else ()),
         f"{result['frames']:,} frames ({result['frames_from']}), "
         f"{result['teacher_passes']:,} teacher passes, "
