@@ -209,7 +209,8 @@ def big_whole(big: list[str], call: Call, tmp_path_factory: pytest.TempPathFacto
 @contextmanager
 def running(url: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
     """An extraction of its own, which ends with the block."""
-    command = [sys.executable, "-m", "bevcask.cli", "teacher-extract", str(url), *last_of_each_key(*words)]
+    given = last_of_each_key("teacher-extract", url, *words)
+    command = [sys.executable, "-m", "bevcask.cli", *given]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "100"
