@@ -55,6 +55,7 @@ class DetectorContract(ABC):
     detector: type[Detector]
     config: Config
     unsaid = 0.5
+    copies_numbers = False  # to the device in a step: foreign code may
 
     def make(self) -> Detector:
         """Build the detector with fixed weights."""
@@ -177,8 +178,8 @@ class DetectorContract(ABC):
         for _ in range(2):
             with Waits() as waits:
                 self.total(detector, detector(batch), batch)
-        assert not waits.copies
-        assert not {"linalg_inv", "inverse"} & set(waits.reads)
+        assert bool(waits.copies) == self.copies_numbers
+        assert self.copies_numbers or not {"linalg_inv", "inverse"} & set(waits.reads)
 
     def test_state_dict_round_trip(self) -> None:
         source, other = self.make(), self.make()

@@ -52,6 +52,7 @@ class TestMmdet3dDetector(CenterHeadContract):
     """mmdet3d's own CenterPoint, loss and decoding, through our contract."""
 
     detector = Mmdet3dDetector
+    copies_numbers = True
 
     @property
     def config(self) -> Mmdet3dConfig:  # type: ignore[override]
