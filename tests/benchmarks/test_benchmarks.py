@@ -87,6 +87,7 @@ def test_step_time_end_to_end(
     assert "cached / none" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_arms_get_the_same_batches_and_their_own_targets(load: Any, tmp_path: Path) -> None:
     step_time, measure = load("step_time"), load("measure")
     root = measure.make_world(tmp_path / "world", 2, 128)

@@ -142,6 +142,7 @@ def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_parts_go_on_to_the_same_bytes(
     whole: Path, words: list[str], call: Call, tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_targets_are_added_to_a_sealed_cache(
     assert extract(call, url, [*words, "method=none"])["id"] == open_cache(str(whole)).id
 
 
+@pytest.mark.slow
 def test_a_killed_addition_leaves_the_old_targets(
     boxes_only: Path, whole: Path, words: list[str], call: Call, tmp_path: Path
 ) -> None:

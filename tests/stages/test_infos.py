@@ -74,7 +74,7 @@ def _move_lidar(root: Path) -> None:
     path.write_text(json.dumps(records))
 
 
-@pytest.mark.parametrize("form", ["0.17", "1.1"])
+@pytest.mark.parametrize("form", ["0.17", pytest.param("1.1", marks=pytest.mark.slow)])
 def test_a_cache_of_infos_is_scored_against_the_tables(
     form: str,
     tiny_world: Path,

@@ -121,6 +121,7 @@ def test_a_comma_in_the_name_of_a_cache_is_no_list(cached_world: Path, tmp_path:
     assert [cache.url for cache in open_caches(str(url))] == [str(url)]
 
 
+@pytest.mark.slow
 def test_two_teachers_teach_side_by_side(
     cached_world: Path, tiny_world: Path, tmp_path: Path, call: Call
 ) -> None:

@@ -61,6 +61,7 @@ def test_cache_is_sealed_whole_and_counts_its_missing_sweeps(cache: Path, call: 
     assert opened.provenance["missing_sweeps"] > 0
 
 
+@pytest.mark.slow
 def test_picture_of_a_real_sample(
     nuscenes_root: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:

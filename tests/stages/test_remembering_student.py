@@ -154,6 +154,7 @@ def test_it_teaches_scene_by_scene(tiny_world: Path, call: Call, tmp_path: Path)
     assert (code, "memory.policy" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_window_can_be_asked_about_alone(tiny_world: Path, call: Call, tmp_path: Path) -> None:
     url = tmp_path / "window.zarr"
     taught = [*words(tiny_world, "teacher", "all"), "store.codec=float32", "store.shard_rows=2"]

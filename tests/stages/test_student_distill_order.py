@@ -99,7 +99,10 @@ def test_windows_need_a_cache(tiny_world: Path, cached_world: Path, call: Call) 
     "keys",
     [
         pytest.param(("loader.sampler=cbgs",), marks=pytest.mark.slow),
-        ("loader.sampler=cbgs", "loader.shuffle=window", "loader.window=2"),
+        pytest.param(
+            ("loader.sampler=cbgs", "loader.shuffle=window", "loader.window=2"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["cbgs", "cbgs-window"],
 )
