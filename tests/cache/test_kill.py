@@ -15,6 +15,7 @@ import pytest
 import forked
 from bevcask.cache import open_cache, verify
 from bevcask.errors import BevcaskError
+from bevcask.paths import PARTIAL
 from cache.killed import fill
 
 
@@ -88,7 +89,9 @@ def attack(tmp_path: Path, num_hits: int) -> None:
 
 def finish_and_compare(url: Path, calm: Path, *words: str) -> None:
     finish(url, *words)
-    command = ["diff", "-rq", "-x", "provenance", str(calm), str(url)]
+    left = [path for path in url.glob("leases/*") if not path.name.endswith(PARTIAL)]
+    assert not left  # one that was cut off as it was written goes when it has been silent for long
+    command = ["diff", "-rq", "-x", "provenance", "-x", "leases", str(calm), str(url)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     assert done.returncode == 0
@@ -115,7 +118,6 @@ def attack_parts(tmp_path: Path, num_kills: int) -> None:
     for one in running.values():
         forked.finish(one)
     finish_and_compare(url, calm)
-    assert not (url / "leases").exists()
 
 
 def attack_addition(tmp_path: Path, num_kills: int) -> None:

@@ -106,6 +106,7 @@ def check_picture(path: Path) -> None:
     assert len(np.unique(cameras.reshape(-1, 3), axis=0)) > 5000  # photographs, not blank panels
 
 
+@pytest.mark.slow
 def test_picture_of_the_synthetic_world(tiny_world: Path, tmp_path: Path) -> None:
     cache = cache_of(tiny_world, "v1.0-synthetic", tmp_path / "c.zarr")
     picture = tmp_path / "pictures" / "p.png"

@@ -59,6 +59,7 @@ def test_it_says_so_in_words(call: Call) -> None:
     assert "without one it is at most 1." in said
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_a_real_extraction(
     teacher_words: list[str], tmp_path: Path, call: Call
 ) -> None:

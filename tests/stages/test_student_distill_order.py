@@ -127,6 +127,7 @@ def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_order_decides_the_weights(
     tiny_world: Path, cached_world: Path, tmp_path: Path, call: Call
 ) -> None:

@@ -252,6 +252,7 @@ def test_views_that_would_be_alike_are_refused(
     assert "store.views=2 changes nothing: this teacher does not look at images" in caplog.text
 
 
+@pytest.mark.slow
 def test_codecs_of_views_are_probed_on_the_clean_frame(tiny_world: Path) -> None:
     found = {
         views: plan_stage.run(
