@@ -153,8 +153,11 @@ def constant(numbers: Any, like: Array) -> Array:
     """
     values: Any = like
     if _is_torch(values):
-        return _kept(numbers, values.dtype, values.device)  # type: ignore[no-any-return]
-    return np.asarray(numbers, dtype=values.dtype)  # type: ignore[return-value]
+        made: Array = _kept(numbers, values.dtype, values.device)
+    else:
+        plain: Any = np.asarray(numbers, dtype=values.dtype)
+        made = plain
+    return made
 
 
 @functools.lru_cache(maxsize=1024)

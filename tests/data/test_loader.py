@@ -461,9 +461,9 @@ def test_workers_of_a_collected_loader_are_told_to_go(
     source = FrameSource(SampleReader(tiny_frames, Inputs(num_sweeps=1), None, 0))
     loader = build_loader(source, in_order(2, 1), LoaderConfig(num_workers=1))
     next(iter(loader))
-    assert loader._iterator is not None  # type: ignore[attr-defined]
-    (worker,) = loader._iterator._workers  # type: ignore[attr-defined]
-    loader.itself = loader  # type: ignore[attr-defined]
+    assert loader._iterator is not None
+    (worker,) = loader._iterator._workers
+    loader.itself = loader
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 20.0)
     began = time.monotonic()
     del loader

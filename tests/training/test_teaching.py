@@ -27,7 +27,7 @@ class OneCache(list[Any]):
 def advice(tap: TapInfo, *words: str) -> list[str]:
     config = compose(DistillConfig, ["cache=c.zarr", "method=harmodistill", *words])
     method = SimpleNamespace(needs=lambda: [Need("own", tap.name, tap.kind)])
-    return teaching._how_to_add(OneCache(tap), method, config)  # type: ignore[arg-type]
+    return teaching._how_to_add(OneCache(tap), method, config)
 
 
 def test_views_are_added_by_the_command_of_the_cache_with_the_students_ranges() -> None:
